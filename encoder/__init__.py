@@ -1,0 +1,1 @@
+"""OpenVision 3: the encoder, its training, and the frozen-encoder contract that both bridges stand on."""

@@ -1,0 +1,94 @@
+"""Checkpoints that survive a kill, and the seeds that make a resumed run equal an uninterrupted one.
+
+A trainer draws everything that step `s` needs from `step_generator(seed, s)` and its data order from
+`epoch_order(seed, epoch)`, so model, optimiser and step number are the whole state: no RNG state is stored.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as serialize_tensors
+from torch import Tensor
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write `state` (tensors, numbers, strings, dicts, lists) atomically: temporary name, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read what `save` wrote, on the CPU, without running code from the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint not found: {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch each raise their own kinds for a damaged file
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        message = f"checkpoint damaged or unsafe: {path} ({reason}); delete it to start that stage again"
+        raise ValueError(message) from None
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor],
+                 metadata: Mapping[str, Any] | None = None) -> None:
+    """Write named tensors as safetensors, atomically; `metadata` values are stored as JSON."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    data = serialize_tensors(contiguous, {key: json.dumps(value) for key, value in (metadata or {}).items()})
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not valid safetensors.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"weights not found: {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except Exception as error:  # safetensors raises its own kind, not importable by name in every version
+        raise ValueError(f"weights damaged: {path} ({str(error).splitlines()[0][:120]})") from None
+
+
+def step_generator(seed: int, step: int, what: str = "") -> torch.Generator:
+    """A generator that depends on (seed, step, what) alone: step `s` draws the same after any resume."""
+    digest = hashlib.sha256(f"{seed}/{step}/{what}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def epoch_order(seed: int, epoch: int, num_samples: int) -> Tensor:
+    """The order in which epoch `epoch` visits the samples: a permutation of range(num_samples)."""
+    return torch.randperm(num_samples, generator=step_generator(seed, epoch, "order"))
+
+
+def batch_indices(seed: int, step: int, batch_size: int, num_samples: int) -> Tensor:
+    """The samples of step `step`: consecutive entries of the epochs' orders, one epoch joined to the next."""
+    start = step * batch_size
+    wanted = torch.arange(start, start + batch_size)
+    epochs = torch.div(wanted, num_samples, rounding_mode="floor")
+    orders = {int(epoch): epoch_order(seed, int(epoch), num_samples) for epoch in epochs.unique()}
+    positions = zip(epochs.tolist(), (wanted % num_samples).tolist(), strict=True)
+    return torch.stack([orders[epoch][position] for epoch, position in positions])
