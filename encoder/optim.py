@@ -1,0 +1,78 @@
+"""The optimiser of every trainer here: AdamW, warm-up and cosine, clipping, averaged weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from encoder.options import OptimConfig
+
+
+def build_adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW whose weight decay acts on kernels only (matrices of linear and convolution layers).
+
+    Embeddings, positions, class tokens, temperatures, biases and norms are not decayed.
+    Source: UCSC-VLAA/OpenVision@6c24e45 (optax mask on names ending in /kernel).
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    kernels = {id(layer.weight) for layer in layers}
+    kernels |= {id(layer.in_proj_weight) for layer in module.modules() if hasattr(layer, "in_proj_weight")}
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if id(p) in kernels], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if id(p) not in kernels], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def warmup_cosine(step: int, num_steps: int, warmup_steps: int) -> float:
+    """Factor on the peak learning rate at a step: linear warm-up times a cosine to 0.
+
+    The two are multiplied, as in OpenVision's optax chain; the first step has 1/warmup_steps of the rate,
+    not 0.
+    """
+    cosine = 0.5 * (1 + math.cos(math.pi * step / num_steps))
+    return cosine * min(1.0, (step + 1) / max(1, warmup_steps))
+
+
+def update(
+    optimiser: torch.optim.Optimizer, loss: Tensor, config: OptimConfig, step: int, num_steps: int
+) -> float:
+    """Backward, clip, step, zero the gradients; returns the norm of the gradient before clipping.
+
+    Raises: ValueError if the loss is not finite, naming the step; the weights are then those before it.
+    """
+    if not torch.isfinite(loss):
+        raise ValueError(
+            f"loss is {loss.item()} at step {step}; lower optim.lr, or go on from the last checkpoint"
+        )
+    loss.backward()
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    norm = nn.utils.clip_grad_norm_(
+        parameters, config.clip_norm if config.clip_norm is not None else math.inf
+    )
+    for group in optimiser.param_groups:
+        group["lr"] = config.lr * warmup_cosine(step, num_steps, config.warmup_steps)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return norm.item()
+
+
+@torch.no_grad()
+def average_weights(averaged: Iterable[Tensor], current: Iterable[Tensor], decay: float, step: int) -> None:
+    """averaged = d averaged + (1 - d) current, in place, with d = min(decay, (1 + step) / (10 + step)).
+
+    The smaller d of the first steps keeps the random initial weights from lingering.
+    """
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(averaged), [tensor.detach() for tensor in current], weight)
+
+
+def autocast(precision: str, device: str = "cpu") -> AbstractContextManager:
+    """bf16 mixed precision if `precision` is "bf16", else nothing."""
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
