@@ -1,0 +1,91 @@
+"""Settings of `rae_bridge` as dataclasses. No torch here, so that a plan can be made without it.
+
+Model fields carry the names that RAE's own configs use, so that those configs load as they are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from encoder.config import ConfigError, load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiTSize:
+    """Depths and widths, one entry per part: (backbone, head) is DiT-DH, (backbone,) is LightningDiT."""
+
+    hidden_size: tuple[int, ...] = (1152, 2048)
+    depth: tuple[int, ...] = (28, 2)
+    num_heads: tuple[int, ...] = (16, 16)
+    mlp_ratio: float = 4.0
+    use_qknorm: bool = False
+
+    def __post_init__(self) -> None:
+        parts = (self.hidden_size, self.depth, self.num_heads)
+        if {len(part) for part in parts} not in ({1}, {2}):
+            raise ValueError(
+                "hidden_size {}, depth {} and num_heads {} must have two entries each (backbone, head), "
+                "or one each for LightningDiT".format(*parts)
+            )
+        for width, heads in zip(self.hidden_size, self.num_heads, strict=True):
+            if width % (4 * heads):
+                raise ValueError(
+                    f"hidden_size {width} must be a multiple of 4 x num_heads = {4 * heads} "
+                    "(rotary positions split each head over two axes of channel pairs)"
+                )
+
+
+# name: backbone width, depth, heads. Source: RAE's configs/stage2; the head is 2048 x 2 with 16 heads in all.
+_BACKBONES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
+DIT_SIZES = {
+    f"DiT-{name}": DiTSize(hidden_size=(width,), depth=(depth,), num_heads=(heads,))
+    for name, (width, depth, heads) in _BACKBONES.items()
+} | {
+    f"DiTDH-{name}": DiTSize(hidden_size=(width, 2048), depth=(depth, 2), num_heads=(heads, 16))
+    for name, (width, depth, heads) in _BACKBONES.items()
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiTConfig(DiTSize):
+    """A whole model: its size, and the latents and classes it is for."""
+
+    input_size: int = 16  # tokens along each side of the latent grid
+    in_channels: int = 768  # width of a token
+    num_classes: int = 1000
+    class_dropout_prob: float = 0.1  # above 0, the label table has a null row of index num_classes
+
+    @property
+    def has_null_class(self) -> bool:
+        return self.class_dropout_prob > 0
+
+
+_RAE_FIXED = {
+    **dict.fromkeys(("use_swiglu", "use_rope", "use_rmsnorm", "use_pos_embed", "use_gembed"), True),
+    **dict.fromkeys(("wo_shift", "learn_sigma"), False),
+}
+
+
+def dit_config(source: DiTConfig | Mapping[str, Any]) -> DiTConfig:
+    """Our config, or a mapping with the parameter names of RAE's `DiTwDDTHead` or `LightningDiT`.
+
+    Raises:
+        ConfigError: an unknown name, or a variant that no released model uses (each named).
+    """
+    if isinstance(source, DiTConfig):
+        return source
+    values = dict(source)
+    for key, only in _RAE_FIXED.items():
+        if (got := values.pop(key, only)) != only:
+            raise ConfigError(
+                f"RAE config: {key}={got} is not supported, only {only} as in all released models"
+            )
+    patch_size = values.pop("patch_size", 1)
+    if patch_size not in (1, [1, 1], (1, 1)):
+        raise ConfigError(f"RAE config: patch_size={patch_size} is not supported, only 1")
+    for key in ("hidden_size", "depth"):
+        if isinstance(values.get(key), int):
+            values[key] = (values[key],)
+    if isinstance(values.get("num_heads"), int):  # RAE: one number stands for both parts
+        values["num_heads"] = (values["num_heads"],) * len(values.get("hidden_size", (0, 0)))
+    return load(DiTConfig, values, name="RAE config")

@@ -1,0 +1,184 @@
+"""RAE's two diffusion transformers: DiT-DH (a backbone and a wide, shallow head) and the plain LightningDiT.
+
+Both map (x_t, t, y) to a velocity of x_t's shape. Letters: B batch, C latent channels, h w latent grid,
+N = h * w tokens, D_e backbone width, D_d head width. State dicts are RAE's, key for key.
+Under autocast the embeddings of x_t, t and y, the residual streams and the last linear map stay fp32: they
+touch x_t and the velocity directly.
+
+Source: RAE (arXiv:2510.11690; github.com/bytetriper/RAE at a4d18c4, stage2/models). Deviations: labels are
+dropped by the trainer from its own generator, not inside the model; patch size 1, RMSNorm, SwiGLU, rotary
+and fixed positions always, since every released model has them and the other branches of the original crash.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from encoder.checkpoint import load_tensors, save_tensors
+from encoder.config import load, resolve
+from encoder.stage import write_json
+from rae_bridge.blocks import (
+    Block,
+    FinalLayer,
+    LabelEmbedding,
+    PatchEmbed,
+    RotaryEmbedding,
+    TimeEmbedding,
+    sincos_positions,
+)
+from rae_bridge.config import DiTConfig
+
+
+class DiT(nn.Module):
+    """What the two models share: condition embeddings, files. `build_dit` makes one from a config."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size[0]
+        self.pos_embed = nn.Parameter(sincos_positions(width, config.input_size)[None], requires_grad=False)
+        self.t_embedder = TimeEmbedding(width)
+        self.y_embedder = LabelEmbedding(config.num_classes, width, has_null=config.has_null_class)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; also the index of the null class, where there is one."""
+        return self.config.num_classes
+
+    def make_blocks(self, part: int) -> list[Block]:
+        """The blocks of the backbone (part 0) or of the head (part 1)."""
+        config = self.config
+        return [
+            Block(
+                config.hidden_size[part],
+                config.num_heads[part],
+                config.mlp_ratio,
+                use_qknorm=config.use_qknorm,
+            )
+            for _ in range(config.depth[part])
+        ]
+
+    def make_rope(self, part: int) -> RotaryEmbedding:
+        """The rotary tables of the backbone (part 0) or of the head (part 1)."""
+        config = self.config
+        return RotaryEmbedding(config.hidden_size[part] // config.num_heads[part], config.input_size)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write config.json and model.safetensors."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_tensors(folder / "model.safetensors", self.state_dict())
+        write_json(folder / "config.json", resolve(self.config))
+
+    @staticmethod
+    def from_pretrained(folder: Path | str) -> "DiT":
+        """Read what `save_pretrained` wrote; the class follows from the config. Eval mode, fp32, CPU.
+
+        Raises:
+            FileNotFoundError: the folder holds no such model.
+            ValueError: config and tensors do not belong together.
+        """
+        folder = Path(folder)
+        path = folder / "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"no model in {folder} (config.json is missing)")
+        model = build_dit(load(DiTConfig, json.loads(path.read_text()), name=str(path)))
+        load_strict(model, load_tensors(folder / "model.safetensors"), folder / "model.safetensors")
+        return model.eval()
+
+
+class LightningDiT(DiT):
+    """The plain DiT: one stack of blocks, conditioned per sample on t + y."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__(config)
+        width = config.hidden_size[0]
+        self.x_embedder = PatchEmbed(config.in_channels, width)
+        self.feat_rope = self.make_rope(0)
+        self.blocks = nn.ModuleList(self.make_blocks(0))
+        self.final_layer = FinalLayer(width, config.in_channels)
+        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
+            nn.init.zeros_(layer.bias)
+        for block in self.blocks:  # unlike in DiT-DH, whose Linear layers keep torch's default
+            for layer in (block.attn.qkv, block.attn.proj, block.mlp.w12, block.mlp.w3):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """x_t B C h w, t (B,) in [0, 1], y (B,) class indices -> velocity B C h w"""
+        with torch.autocast(x_t.device.type, enabled=False):
+            x = self.x_embedder(x_t) + self.pos_embed  # B N D
+            condition = (self.t_embedder(t) + self.y_embedder(y))[:, None]  # B 1 D
+        for block in self.blocks:
+            x = block(x, condition, self.feat_rope)
+        return to_grid(self.final_layer(x, condition), x_t)
+
+
+class DiTDH(DiT):
+    """The backbone reads x_t and conditions, token by token through adaLN, a head that reads x_t again."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__(config)
+        backbone_width, head_width = config.hidden_size
+        self.s_embedder = PatchEmbed(config.in_channels, backbone_width)
+        self.x_embedder = PatchEmbed(config.in_channels, head_width)
+        same = backbone_width == head_width
+        self.s_projector = nn.Identity() if same else nn.Linear(backbone_width, head_width)
+        self.enc_feat_rope = self.make_rope(0)
+        self.dec_feat_rope = self.make_rope(1)
+        self.blocks = nn.ModuleList(self.make_blocks(0) + self.make_blocks(1))
+        self.final_layer = FinalLayer(head_width, config.in_channels)
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """x_t B C h w, t (B,) in [0, 1], y (B,) class indices -> velocity B C h w"""
+        with torch.autocast(x_t.device.type, enabled=False):
+            time = self.t_embedder(t)[:, None]  # B 1 D_e
+            # Each block's adaLN begins with SiLU again, so the backbone's condition is SiLU'd twice.
+            condition = F.silu(time + self.y_embedder(y)[:, None])  # B 1 D_e
+            s = self.s_embedder(x_t) + self.pos_embed  # B N D_e
+            x = self.x_embedder(x_t)  # B N D_d; no absolute positions, only the head's rotary ones
+        num_backbone_blocks = self.config.depth[0]
+        for block in self.blocks[:num_backbone_blocks]:
+            s = block(s, condition, self.enc_feat_rope)
+        s = self.s_projector(F.silu(time + s))  # B N D_d; the class reaches the head only through s
+        for block in self.blocks[num_backbone_blocks:]:
+            x = block(x, s, self.dec_feat_rope)
+        return to_grid(self.final_layer(x, s), x_t)
+
+
+def build_dit(config: DiTConfig) -> DiT:
+    """A new model: `DiTDH` for a config with two parts, `LightningDiT` for one with one."""
+    return DiTDH(config) if len(config.hidden_size) == 2 else LightningDiT(config)
+
+
+def to_grid(tokens: Tensor, like: Tensor) -> Tensor:
+    """B N C -> B C h w, with the grid of `like`."""
+    return rearrange(tokens, "b (h w) c -> b c h w", h=like.shape[-2])
+
+
+def load_strict(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load every tensor into `model`, converted to its dtype.
+
+    Raises:
+        ValueError: the first key, in the model's order, that is missing or of another shape, else the first
+            that the model does not have.
+    """
+    expected = model.state_dict()
+    for key, tensor in expected.items():
+        if key not in state:
+            raise ValueError(f"{path}: key '{key}' is missing; the weights belong to another configuration")
+        if state[key].shape != tensor.shape:
+            raise ValueError(
+                f"{path}: key '{key}' has shape {tuple(state[key].shape)}, "
+                f"the configuration expects {tuple(tensor.shape)}"
+            )
+    unknown = [key for key in state if key not in expected]
+    if unknown:
+        raise ValueError(
+            f"{path}: key '{unknown[0]}' is not part of the configured model ({len(unknown)} such keys)"
+        )
+    model.load_state_dict(state)
