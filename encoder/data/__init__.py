@@ -1,0 +1,1 @@
+"""Data: shards of pictures with texts, and Scenes, the embedded world."""
