@@ -30,7 +30,10 @@ from encoder.data.scenes.text import relations
 
 POPE_SETTINGS = ("random", "popular", "adversarial")
 EVAL_FIRST_INDEX = 1_000_000  # the evaluation's scenes are not those of the test shards
-_POOL_STEP, _POOL_LIMIT = 1000, 60_000
+_POOL_STEP, _POOL_LIMIT = 1000, 200_000
+_FACTS_PER_SCENE = (
+    2  # Scenes-SEED asks at most so much about one picture: answers should be nearly independent
+)
 NUM_POPULAR = 5
 
 ANSWERS: dict[str, tuple[str, ...]] = {
@@ -167,8 +170,10 @@ def seed_questions(seed: int, num_per_dimension: int, split: Split = "test") -> 
     rng = random.Random(seed)
     for scenes in _pool(seed, split):
         for scene in scenes:
-            for fact in sorted(set(facts(scene)), key=lambda f: (f.topic, rng.random())):
-                if len(groups[fact.topic]) >= quota[fact.topic]:
+            wanted = [fact for fact in facts(scene) if len(groups[fact.topic]) < quota[fact.topic]]
+            wanted.sort(key=lambda fact: (len(groups[fact.topic]) / quota[fact.topic], rng.random()))
+            for fact in wanted[:_FACTS_PER_SCENE]:
+                if len(groups[fact.topic]) == quota[fact.topic]:
                     continue
                 shelf = waiting[fact.topic, fact.question]
                 shelf[fact.answer].append(scene)

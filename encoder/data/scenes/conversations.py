@@ -1,0 +1,146 @@
+"""Training texts of Scenes: LLaVA's two stages, and a text corpus that teaches a language model to read the
+world.
+
+Questions are worded and answered as lmms-eval's SEED-Bench and POPE tasks want them. Letters are drawn
+evenly, Yes and No are drawn evenly, and frequent answers are asked for less often, so that the words hold no
+prior to lean on.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections import Counter, defaultdict
+from typing import Any
+
+from encoder.data.scenes import wording
+from encoder.data.scenes.compose import Scene, make_scene, pick, pick_weighted
+from encoder.data.scenes.objects import AFFINITY, KINDS, article
+from encoder.data.scenes.questions import ANSWERS, Fact, facts
+from encoder.data.scenes.text import re_caption
+
+Turn = tuple[str, str]  # question, answer
+_RARE = {7, 9}  # dimensions that few scenes can be asked about: asked whenever they can be
+_NUM_CHOICE_TURNS = 5
+_CENSUS = 1500  # scenes that tell how frequent each answer is
+_FAVOUR = 2.5  # how much less strict than exactly even answers
+
+
+def letter_prompt(question: str, options: tuple[str, ...]) -> str:
+    """The words of lmms-eval's `seed_doc_to_text`."""
+    lines = [f"{letter}. {option}" for letter, option in zip(wording.LETTERS, options, strict=True)]
+    return "\n".join([question, *lines, wording.LETTER_PROMPT])
+
+
+def word_prompt(question: str) -> str:
+    """The words of lmms-eval's `pope_doc_to_text`."""
+    return f"{question}\n{wording.WORD_PROMPT}"
+
+
+def conversation(scene: Scene, rng: random.Random) -> list[Turn]:
+    """Six to eight short turns: five with options, one or two Yes/No, one with a free short answer;
+    sometimes a description."""
+    keep = _keep_shares()
+    kept: dict[int, dict[str, list[Fact]]] = defaultdict(lambda: defaultdict(list))
+    for fact in facts(scene):
+        if rng.random() < keep[fact.topic, fact.answer]:
+            kept[fact.dimension][fact.topic].append(fact)
+    order = sorted(kept, key=lambda dimension: (dimension not in _RARE, rng.random()))
+    chosen = [pick(rng, pick(rng, list(kept[dimension].values()))) for dimension in order]
+    # what is there is asked first: later questions name things that are there
+    turns = [presence_turn(scene, rng) for _ in range(1 + (rng.random() < 0.5))]
+    others = [choice_turn(scene, fact, rng) for fact in chosen[:_NUM_CHOICE_TURNS]]
+    if chosen:
+        fact = pick(rng, chosen[_NUM_CHOICE_TURNS:] or chosen)
+        others.append((word_prompt(fact.question), fact.answer))
+    turns += sorted(others, key=lambda _: rng.random())
+    if rng.random() < 0.12:
+        turns.append((pick(rng, wording.DESCRIBE), re_caption(scene, variant=int(rng.random() * 16))))
+    return turns
+
+
+def choice_turn(scene: Scene, fact: Fact, rng: random.Random) -> Turn:
+    """A question with four options, one right; half of the time one wrong option is true of something else
+    here."""
+    wrong = [answer for answer in ANSWERS[fact.topic] if answer != fact.answer]
+    here = sorted({other.answer for other in facts(scene) if other.topic == fact.topic} - {fact.answer})
+    options = [fact.answer]
+    if here and rng.random() < 0.5:
+        options.append(pick(rng, here))
+    while len(options) < 4:
+        option = pick(rng, wrong)
+        if option not in options:
+            options.append(option)
+    options = sorted(options, key=lambda _: rng.random())
+    return letter_prompt(fact.question, tuple(options)), wording.LETTERS[options.index(fact.answer)]
+
+
+def presence_turn(scene: Scene, rng: random.Random) -> Turn:
+    """Is it there? Yes as often as No; what is absent is as frequent as what is shown, half of it apt for
+    the place."""
+    shown = sorted({item.kind for item in scene.items})
+    if rng.random() < 0.5:
+        kind, answer = pick(rng, shown), "Yes"
+    else:
+        weights = AFFINITY[scene.place] if rng.random() < 0.5 else _kind_frequency()
+        kind = pick_weighted(rng, {name: weight for name, weight in weights.items() if name not in shown})
+        answer = "No"
+    return word_prompt(wording.POPE_QUESTION.format(a_kind=article(kind))), answer
+
+
+def pretrain_record(scene: Scene, name: str, image: str) -> dict[str, Any]:
+    """LLaVA stage 1 (`plain`): a picture and its dense caption."""
+    return _record(name, [("<image>", re_caption(scene))], image)
+
+
+def instruct_record(scene: Scene, name: str, image: str, seed: int) -> dict[str, Any]:
+    """LLaVA stage 2: a picture and several turns; the first begins with `<image>`."""
+    (question, answer), *rest = conversation(scene, random.Random(f"instruct/{seed}/{name}"))
+    return _record(name, [(f"<image>\n{question}", answer), *rest], image)
+
+
+def text_record(scene: Scene, name: str, seed: int) -> dict[str, Any]:
+    """Reading: a dense caption stands where the picture will stand, then turns; every fifth row is a caption
+    alone."""
+    rng = random.Random(f"text/{seed}/{name}")
+    caption = re_caption(scene, variant=int(rng.random() * 16))
+    if rng.random() < 0.2:
+        return {"id": name, "text": caption}
+    (question, answer), *rest = conversation(scene, rng)
+    return _record(name, [(f"{caption}\n{question}", answer), *rest], None)
+
+
+def _record(name: str, turns: list[Turn], image: str | None) -> dict[str, Any]:
+    values = []
+    for question, answer in turns:
+        values += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": name} | ({"image": image} if image else {}) | {"conversations": values}
+
+
+@functools.cache
+def _census() -> tuple[Counter[tuple[str, str]], Counter[str]]:
+    answers: Counter[tuple[str, str]] = Counter()
+    kinds: Counter[str] = Counter()
+    for index in range(_CENSUS):
+        scene = make_scene(0, index, "train")
+        answers.update((fact.topic, fact.answer) for fact in facts(scene))
+        kinds.update({item.kind for item in scene.items})
+    return answers, kinds
+
+
+@functools.cache
+def _keep_shares() -> dict[tuple[str, str], float]:
+    """With which probability a question with this answer is kept, so that a topic's answers come out nearly
+    even."""
+    counts = _census()[0]
+    shares = {}
+    for topic, answers in ANSWERS.items():
+        rarest = min(counts[topic, answer] or 1 for answer in answers)
+        for answer in answers:
+            shares[topic, answer] = min(1.0, _FAVOUR * rarest / (counts[topic, answer] or 1))
+    return shares
+
+
+@functools.cache
+def _kind_frequency() -> dict[str, float]:
+    return {kind: float(_census()[1][kind]) for kind in KINDS}

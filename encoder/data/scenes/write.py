@@ -1,0 +1,214 @@
+"""Stage `python -m encoder.data.scenes.write CONFIG OUT`: Scenes on disk, laid out as real data is.
+
+{train,val,test}/SHARD.tar (img2dataset's WebDataset layout), llava/{pretrain,instruct}.json and llava/images,
+lmms/scenes_{seed,pope}.parquet, text.jsonl, contact_sheet.png, card.json. The same config gives the same
+bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from encoder.config import resolve
+from encoder.data.scenes.compose import SCENES_VERSION, Split, make_scene
+from encoder.data.scenes.conversations import instruct_record, pretrain_record, text_record
+from encoder.data.scenes.objects import KINDS
+from encoder.data.scenes.parquet import png, write_pope, write_seed
+from encoder.data.scenes.render import render
+from encoder.data.scenes.text import org_caption, re_caption
+from encoder.options import ScenesConfig
+from encoder.stage import main, progress, sha256_file, sha256_json, write_json
+
+SHEET_COLUMNS, SHEET_ROWS, SHEET_SIZE = 8, 5, 160
+TEXT_FIRST_INDEX = 5_000_000  # scenes of the text corpus: train split, never drawn
+_CHUNK = 500  # pictures or rows a piece of work
+Done = TypeVar("Done")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of work of one process: scenes `first` to `first + count` of a split, for `path`."""
+
+    seed: int
+    size: int
+    split: Split
+    first: int
+    count: int
+    path: Path
+
+
+def run(config: ScenesConfig, out_dir: Path) -> dict[str, Any]:
+    """Write everything; files that are complete are kept. Returns the counts and the hash of all data
+    files."""
+    total = config.num_train + config.num_val + config.num_test + config.num_llava_images + config.num_text
+    done = 0
+
+    def count(pieces: Iterable[int]) -> None:
+        nonlocal done
+        for number in pieces:
+            done += number
+            progress(out_dir, done, total, "scenes")
+
+    with _mapper(config.num_workers) as mapper:
+        for split, number in (
+            ("train", config.num_train),
+            ("val", config.num_val),
+            ("test", config.num_test),
+        ):
+            count(mapper(_write_shard, _shards(config, out_dir / split, split, number)))
+        _write_llava(config, out_dir / "llava", mapper, count)
+        _write_text(config, out_dir / "text.jsonl", mapper, count)
+    lmms = out_dir / "lmms"
+    lmms.mkdir(exist_ok=True)
+    num_seed = write_seed(
+        lmms / "scenes_seed.parquet", config.seed, config.num_seed_questions, config.image_size
+    )
+    num_pope = write_pope(lmms / "scenes_pope.parquet", config.seed, config.num_pope_pairs, config.image_size)
+    contact_sheet(config.seed).save(out_dir / "contact_sheet.png")
+    counts = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
+    counts |= {"llava_images": config.num_llava_images, "text": config.num_text}
+    counts |= {"seed_questions": num_seed, "pope_questions": num_pope}
+    card = {"name": "Scenes", "version": SCENES_VERSION, "counts": counts, "classes": list(KINDS)}
+    card |= {"config": resolve(config), "sha256": _sha256_of_data(out_dir)}
+    write_json(out_dir / "card.json", card)
+    return {"counts": counts, "version": SCENES_VERSION, "sha256": card["sha256"]}
+
+
+def sample_record(split: Split, index: int, seed: int, size: int) -> tuple[str, dict[str, Any], bytes]:
+    """One sample of a shard: alt text, JSON record, PNG."""
+    scene = make_scene(seed, index, split)
+    record = {
+        "key": f"{index:09d}",
+        "width": size,
+        "height": size,
+        "org_caption": org_caption(scene),
+        "re_caption": re_caption(scene),
+        "label": scene.label,
+        "class_name": KINDS[scene.label],
+        "scene": scene.truth(),
+    }
+    return record["org_caption"], record, png(scene, size)
+
+
+def contact_sheet(seed: int, split: Split = "test") -> Image.Image:
+    """The first scenes of a split side by side."""
+    pictures = [render(make_scene(seed, i, split), SHEET_SIZE) for i in range(SHEET_COLUMNS * SHEET_ROWS)]
+    rows = [
+        np.concatenate(pictures[i : i + SHEET_COLUMNS], axis=1)
+        for i in range(0, len(pictures), SHEET_COLUMNS)
+    ]
+    return Image.fromarray(np.concatenate(rows))
+
+
+def _shards(config: ScenesConfig, folder: Path, split: Split, number: int) -> Iterator[Piece]:
+    folder.mkdir(exist_ok=True)
+    for shard, first in enumerate(range(0, number, config.shard_size)):
+        count = min(config.shard_size, number - first)
+        path = folder / f"{shard:05d}.tar"
+        yield Piece(config.seed, config.image_size, split, first, count, path)
+
+
+def _write_shard(piece: Piece) -> int:
+    """A shard and, as img2dataset does, its `_stats.json`, which says that the shard is complete."""
+    stats_path = piece.path.with_name(f"{piece.path.stem}_stats.json")
+    stats = {"version": SCENES_VERSION, "seed": piece.seed, "image_size": piece.size, "first": piece.first}
+    stats |= {"count": piece.count, "successes": piece.count}
+    if piece.path.is_file() and stats_path.is_file() and json.loads(stats_path.read_text()) == stats:
+        return piece.count
+    partial = piece.path.with_name(f".{piece.path.name}.partial")
+    with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for index in range(piece.first, piece.first + piece.count):
+            text, record, picture = sample_record(piece.split, index, piece.seed, piece.size)
+            for suffix, data in (
+                ("json", json.dumps(record).encode()),
+                ("png", picture),
+                ("txt", text.encode()),
+            ):
+                member = tarfile.TarInfo(f"{record['key']}.{suffix}")  # mtime 0: the same bytes every time
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    partial.replace(piece.path)
+    write_json(stats_path, stats)
+    return piece.count
+
+
+def _write_llava(config: ScenesConfig, folder: Path, mapper: Callable, count: Callable) -> None:
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    pieces = _pieces(config, config.num_train, config.num_llava_images, images)
+    pretrain: list[dict] = []
+    instruct: list[dict] = []
+    for plain, turns in mapper(_llava_records, pieces):
+        pretrain += plain
+        instruct += turns
+        count([len(plain)])
+    write_json(folder / "pretrain.json", pretrain)
+    write_json(folder / "instruct.json", instruct)
+
+
+def _llava_records(piece: Piece) -> tuple[list[dict], list[dict]]:
+    pretrain, instruct = [], []
+    for index in range(piece.first, piece.first + piece.count):
+        scene = make_scene(piece.seed, index, piece.split)
+        name = f"{index:09d}"
+        (piece.path / f"{name}.png").write_bytes(png(scene, piece.size))
+        image = f"images/{name}.png"
+        pretrain.append(pretrain_record(scene, name, image))
+        instruct.append(instruct_record(scene, name, image, piece.seed))
+    return pretrain, instruct
+
+
+def _write_text(config: ScenesConfig, path: Path, mapper: Callable, count: Callable) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as file:
+        for rows in mapper(_text_rows, _pieces(config, TEXT_FIRST_INDEX, config.num_text, path)):
+            file.writelines(f"{row}\n" for row in rows)
+            count([len(rows)])
+    partial.replace(path)
+
+
+def _text_rows(piece: Piece) -> list[str]:
+    indices = range(piece.first, piece.first + piece.count)
+    return [
+        json.dumps(text_record(make_scene(piece.seed, index, "train"), f"{index:09d}", piece.seed))
+        for index in indices
+    ]
+
+
+def _pieces(config: ScenesConfig, first: int, number: int, path: Path) -> Iterator[Piece]:
+    for start in range(first, first + number, _CHUNK):
+        yield Piece(config.seed, config.image_size, "train", start, min(_CHUNK, first + number - start), path)
+
+
+@contextmanager
+def _mapper(
+    num_workers: int,
+) -> Iterator[Callable[[Callable[[Piece], Done], Iterable[Piece]], Iterable[Done]]]:
+    """`map` over one process or several; results come in order."""
+    if num_workers == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+        yield pool.map
+
+
+def _sha256_of_data(out_dir: Path) -> str:
+    names = [*out_dir.glob("*/*.tar"), *out_dir.glob("llava/*.json"), *out_dir.glob("lmms/*.parquet")]
+    names.append(out_dir / "text.jsonl")
+    return sha256_json({str(path.relative_to(out_dir)): sha256_file(path) for path in names})
+
+
+if __name__ == "__main__":
+    main(ScenesConfig, run)

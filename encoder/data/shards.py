@@ -1,0 +1,194 @@
+"""Reading WebDataset shards in img2dataset's layout: KEY.png|jpg|webp, KEY.txt (alt text), KEY.json.
+
+Tar members are streamed and never extracted. A sample that cannot be used (broken picture, too many pixels,
+no text, wrong JSON, cut-off shard) is counted, named and skipped, up to a fraction of what was read; beyond
+it, reading stops.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset as wds
+from PIL import Image
+
+PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
+MAX_PIXELS = 64_000_000  # of one picture; beyond it, decoding would be an attack on memory
+_PATIENCE = 1000  # the bad fraction is judged on at least this many samples, until the end
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One picture, uint8 (H, W, 3), with its JSON record; `record["txt"]` is the alt text."""
+
+    key: str
+    pixels: np.ndarray
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BadSample:
+    shard: str
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}:{self.key}: {self.reason}"
+
+
+class TooManyBadSamples(ValueError):
+    """More samples were unusable than allowed."""
+
+
+class ShardReader:
+    """Iterates over the samples of shards in order. After (or during) a pass, `num_read` counts the good
+    ones and `bad` names the others.
+
+    `image_size`: resize every picture to this square (bicubic, antialiased); None leaves pictures as they
+    are.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Path],
+        *,
+        image_size: int | None = None,
+        max_bad_fraction: float = 0.01,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.shards = [Path(shard).resolve() for shard in shards]
+        self.image_size, self.max_bad_fraction, self.max_pixels = image_size, max_bad_fraction, max_pixels
+        self.num_read = 0
+        self.bad: list[BadSample] = []
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Raises: TooManyBadSamples, naming the first ones."""
+        self.num_read, self.bad = 0, []
+        for shard in self.shards:
+            source = wds.SimpleShardList([str(shard)])
+            for raw in wds.DataPipeline(source, wds.tarfile_to_samples(handler=self._cut_off(shard))):
+                sample = self._decode(shard, raw)
+                if sample is not None:
+                    self.num_read += 1
+                    yield sample
+        self._judge(at_least=1)
+
+    def _decode(self, shard: Path, raw: dict[str, Any]) -> Sample | None:
+        key = raw["__key__"]
+        try:
+            record = _record(raw)
+            pixels = self._pixels(raw)
+        except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            self._add_bad(shard, key, str(error))
+            return None
+        return Sample(key, pixels, record)
+
+    def _pixels(self, raw: dict[str, Any]) -> np.ndarray:
+        suffix = next((suffix for suffix in PICTURE_SUFFIXES if suffix in raw), None)
+        if suffix is None:
+            raise ValueError(f"no picture ({', '.join(PICTURE_SUFFIXES)})")
+        picture = Image.open(io.BytesIO(raw[suffix]))
+        if picture.width * picture.height > self.max_pixels:
+            raise ValueError(f"{picture.width}x{picture.height} pixels are more than {self.max_pixels}")
+        picture = picture.convert("RGB")
+        if self.image_size is not None and picture.size != (self.image_size, self.image_size):
+            picture = picture.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+        return np.asarray(picture)
+
+    def _cut_off(self, shard: Path):
+        def handler(error: Exception) -> bool:
+            if isinstance(error, FileNotFoundError):
+                return False
+            self._add_bad(shard, "*", f"shard damaged: {error.args[0] if error.args else error}")
+            return True
+
+        return handler
+
+    def _add_bad(self, shard: Path, key: str, reason: str) -> None:
+        self.bad.append(BadSample(shard.name, key, reason))
+        _log.warning("skipped %s", self.bad[-1])
+        self._judge(at_least=_PATIENCE)
+
+    def _judge(self, at_least: int) -> None:
+        num_seen = max(self.num_read + len(self.bad), at_least)
+        if len(self.bad) > self.max_bad_fraction * num_seen:
+            named = "; ".join(str(bad) for bad in self.bad[:5])
+            raise TooManyBadSamples(
+                f"{len(self.bad)} of {self.num_read + len(self.bad)} samples are unusable, more than the "
+                f"allowed {self.max_bad_fraction:.2%}: {named}"
+            )
+
+
+def _record(raw: dict[str, Any]) -> dict[str, Any]:
+    record = json.loads(raw["json"]) if "json" in raw else {}
+    if not isinstance(record, dict):
+        raise ValueError(f"JSON is not an object: {str(record)[:40]}")
+    text = raw.get("txt", b"").decode("utf-8").strip()
+    if not text and not any(record.get(name) for name in ("org_caption", "re_caption", "caption")):
+        raise ValueError("no text")
+    return record | {"txt": text}
+
+
+def find_shards(folder: Path | str, split: str | None = None) -> list[Path]:
+    """The `.tar` files of `folder/split`, in order.
+
+    Raises: FileNotFoundError when there are none, with the command that writes some.
+    """
+    place = Path(folder) if split is None else Path(folder) / split
+    shards = sorted(place.glob("*.tar"))
+    if not shards:
+        raise FileNotFoundError(
+            f"no shards (*.tar) in {place}; write some: python -m encoder.data.scenes.write CONFIG {folder}"
+        )
+    return shards
+
+
+def read_samples(
+    source: Path | str | Sequence[Path],
+    split: str | None = None,
+    *,
+    image_size: int | None = None,
+    max_bad_fraction: float = 0.01,
+) -> Iterator[Sample]:
+    """Samples of a folder's shards, or of the shards given, in order. See `ShardReader` for what is
+    raised."""
+    shards = find_shards(source, split) if isinstance(source, Path | str) else list(source)
+    return iter(ShardReader(shards, image_size=image_size, max_bad_fraction=max_bad_fraction))
+
+
+def load_images(
+    folder: Path | str,
+    split: str,
+    limit: int | None = None,
+    *,
+    image_size: int | None = None,
+    max_bad_fraction: float = 0.01,
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """The first `limit` pictures of a split in memory: uint8 (N, H, W, 3), and their records.
+
+    Raises: FileNotFoundError without shards; ValueError when there is no picture or pictures differ in size.
+    """
+    pixels: list[np.ndarray] = []
+    records: list[dict[str, Any]] = []
+    if limit is None or limit > 0:
+        for sample in read_samples(folder, split, image_size=image_size, max_bad_fraction=max_bad_fraction):
+            if pixels and sample.pixels.shape != pixels[0].shape:
+                raise ValueError(
+                    f"picture {sample.key} is {sample.pixels.shape[:2]}, the first {pixels[0].shape[:2]}; "
+                    "give image_size to bring all to one size"
+                )
+            pixels.append(sample.pixels)
+            records.append({"key": sample.key} | sample.record)
+            if len(pixels) == limit:
+                break
+    if not pixels:
+        raise ValueError(f"no usable picture in {Path(folder) / split}")
+    return np.stack(pixels), records
