@@ -44,6 +44,158 @@ class VaeShape:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ViTShape:
+    """A vision tower. B: 12 layers of 768, L: 24 of 1024 (UCSC-VLAA/OpenVision@6c24e45, vit.py)."""
+
+    image_size: int  # side of the inputs: latents (256 px / 8 = 32) for OpenVision 3, pixels for CLIP
+    patch_size: int = 2
+    in_channels: int = 16
+    width: int = 768
+    layers: int = 12
+    head_width: int = 64
+    mlp_width: int | None = None  # None: 4 x width
+    embed_dim: int = 768  # of the pooled, contrastive feature
+
+    def __post_init__(self):
+        if self.image_size % self.patch_size:
+            sizes = f"image_size {self.image_size}, patch_size {self.patch_size}"
+            raise ValueError(f"{sizes}: the first must be a multiple of the second")
+        if self.width % self.head_width:
+            raise ValueError(f"width {self.width} must be a multiple of head_width {self.head_width}")
+
+    @property
+    def grid(self) -> int:
+        """Tokens on a side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def mlp_hidden(self) -> int:
+        return 4 * self.width if self.mlp_width is None else self.mlp_width
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderShape:
+    """The ViT decoder; the paper chooses B/1 (Sec. 5.3, Fig. 6): 12 layers of 768."""
+
+    in_width: int = 768  # of z_u
+    width: int = 768
+    layers: int = 12
+    head_width: int = 64
+    patch_size: int = 2  # latents a token side: the encoder's patch
+    out_channels: int = 16
+
+    def __post_init__(self):
+        if self.width % self.head_width:
+            raise ValueError(f"width {self.width} must be a multiple of head_width {self.head_width}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextShape:
+    """The text encoder. OpenVision 1's beside a B tower (12 x 512); OpenVision 3 gives no sizes."""
+
+    tokenizer: str = "scenes"  # "scenes", or a BERT vocab.txt or the folder it lies in
+    context_length: int = 80
+    width: int = 512
+    layers: int = 12
+    head_width: int = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionerShape:
+    """The caption decoder (autoregressive). OpenVision 1's beside a B tower; OpenVision 3 gives no sizes."""
+
+    context_length: int = 128
+    width: int = 512
+    layers: int = 12
+    head_width: int = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenVision3Shape:
+    """The four towers of OpenVision 3; weights without text towers have neither text nor captioner."""
+
+    encoder: ViTShape
+    decoder: DecoderShape
+    text: TextShape | None = None
+    captioner: CaptionerShape | None = None
+
+    def __post_init__(self):
+        if self.decoder.in_width != self.encoder.width:
+            widths = f"decoder.in_width {self.decoder.in_width}, encoder.width {self.encoder.width}"
+            raise ValueError(f"{widths}: the decoder reads z_u, so they must be equal")
+        if (self.text is None) != (self.captioner is None):
+            raise ValueError("give both text and captioner, or neither")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipShape:
+    """The CLIP baseline: the same vision tower on pixels, and a text encoder."""
+
+    encoder: ViTShape
+    text: TextShape | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectiveConfig:
+    """omega_rec (pixel_l1 + beta latent_l1 + perceptual_weight P) + omega_und (caption + alpha contrastive).
+
+    Source: arXiv:2601.15369v2, Eqs. 3-6 and Table 1.
+    """
+
+    omega_rec: float = 0.5
+    omega_und: float = 1.0
+    beta: float = 0.4
+    alpha: float = 1.0
+    # lambda: 0 in pre-training, 0.5 in fine-tuning, on LPIPS
+    perceptual_weight: float = 0.0
+    # sigma ~ U[0, tau]. The paper gives no value; this is what RAE trains its decoders with
+    # (bytetriper/RAE@a4d18c4, noise_tau). z_u has no fixed scale: the log shows tau over its deviation
+    tau: float = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Stage `encoder.train`: OpenVision 3, or the CLIP baseline on equal terms: same samples, same order."""
+
+    data: str  # folder with {train,val,test}/*.tar
+    num_steps: int
+    batch_size: int
+    optim: OptimConfig
+    openvision3: OpenVision3Shape | None = None
+    clip: ClipShape | None = None
+    vae: str | None = None  # OpenVision 3 only: folder or hub id
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    # Part of each batch that is decoded to pixels for the pixel and perceptual terms; 1 is exact, less is the
+    # same in expectation and cheaper (the frozen VAE decoder dominates the step)
+    pixel_fraction: float = 1.0
+    perceptual: Literal["lite1", "lpips"] = "lite1"
+    perceptual_from: float = 0.0  # fraction of the steps after which the perceptual term joins
+    # alt: the alt text only; alt_and_sentence: also one random sentence of the dense caption, losses averaged
+    # (OpenVision 1; OpenVision 3 does not say)
+    contrastive_texts: Literal["alt", "alt_and_sentence"] = "alt_and_sentence"
+    contrastive_chunk: int | None = None  # rows of similarities held at a time; None: all
+    precision: Precision = "fp32"
+    train_limit: int | None = None  # samples held in memory; None: all
+    eval_split: Literal["val", "test"] = "val"
+    eval_limit: int = 1000
+    eval_steps: int = 2000
+    seed: int = 0
+    log_steps: int = 50
+    checkpoint_steps: int = 500
+
+    def __post_init__(self):
+        if (self.openvision3 is None) == (self.clip is None):
+            raise ValueError("give exactly one of openvision3 and clip")
+        if self.openvision3 is not None and self.vae is None:
+            raise ValueError("openvision3 needs vae: a folder or hub id")
+        shape = self.openvision3 or self.clip
+        if shape.text is None:
+            raise ValueError("training needs text towers: give text (and captioner for openvision3)")
+        if not 0 < self.pixel_fraction <= 1:
+            raise ValueError(f"pixel_fraction {self.pixel_fraction} must be over 0, at most 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainVaeConfig:
     """Stage `encoder.train_vae`: train the demo's VAE from scratch on a folder of shards."""
 

@@ -18,9 +18,10 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from encoder import checkpoint
+from encoder.batch import to_pixels
 from encoder.card import write_card
-from encoder.data.shards import load_images
 from encoder.config import ROOT
+from encoder.data.shards import load_images
 from encoder.evaluate import psnr
 from encoder.losses import PerceptualLoss
 from encoder.optim import autocast, average_weights, build_adamw, update
@@ -47,11 +48,6 @@ def build_codec(shape: VaeShape) -> AutoencoderKL:
         scaling_factor=1.0,
         shift_factor=0.0,
     )
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """uint8 images (B H W 3) -> pixels (B 3 H W, float32 in [0, 1])."""
-    return images.permute(0, 3, 1, 2).float() / 255
 
 
 def kl_to_standard_normal(posterior: DiagonalGaussianDistribution) -> Tensor:

@@ -1,0 +1,60 @@
+"""Our own weights folders: config.json (model name and shape) and model.safetensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from encoder.checkpoint import load_tensors, save_tensors
+from encoder.config import ROOT, load, resolve
+from encoder.stage import write_json
+
+Model = TypeVar("Model", bound=nn.Module)
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def write_pretrained(
+    folder: Path | str, name: str, shape: Any, state: dict[str, Tensor], dtype: torch.dtype
+) -> None:
+    """Write a model's shape and its tensors, floating ones as `dtype`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
+    save_tensors(folder / WEIGHTS, stored, {"model": name})
+    write_json(folder / CONFIG, {"model": name, "shape": resolve(shape)})
+
+
+def read_config(folder: Path | str) -> dict:
+    """The config.json of a weights folder; relative folders are relative to the repository root.
+
+    Raises: FileNotFoundError without one; ValueError if it is not JSON.
+    """
+    path = ROOT / folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"weights folder lacks {CONFIG}: {path.parent}")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+
+
+def load_pretrained(cls: type[Model], folder: Path | str, name: str, shape_class: type) -> Model:
+    """Build `cls(shape)` from a weights folder, in float32; every tensor must fit.
+
+    Raises: FileNotFoundError, ValueError (damaged, of another model, or tensors that do not fit the shape).
+    """
+    config = read_config(folder)
+    if config.get("model") != name:
+        raise ValueError(f"{folder} holds model {config.get('model')!r}, not {name!r}")
+    model = cls(load(shape_class, config["shape"], name=f"{folder}/{CONFIG}"))
+    tensors = load_tensors(ROOT / folder / WEIGHTS)
+    try:
+        model.load_state_dict({key: value.float() for key, value in tensors.items()}, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(line.strip() for line in str(error).splitlines()[1:3])
+        raise ValueError(f"{folder}: weights do not fit config.json: {reason}") from None
+    return model
