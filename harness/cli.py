@@ -1,0 +1,117 @@
+"""The command line. No torch here: `--help`, `--list` and `--plan` answer at once, wrong input before any
+work."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from encoder.stage import BAD_INPUT, INTERRUPTED, make_writable
+from harness import leaderboard, tables
+from harness.config import ALL, Options, Preset, chosen_suites, parse
+from harness.display import Display
+from harness.encoders import resolve_encoder
+from harness.launch import Launcher, Outcome
+from harness.lock import FolderBusyError, hold
+from harness.plan import print_choices, print_plan
+from harness.results import Identity, collect
+from harness.stages import Graph
+from harness.suites import plan_suite
+from harness.suites.request import Request, SuitePlan
+
+FAILED = 1
+USAGE = """\
+python harness/run.py [--list | --plan] [key=value ...]
+
+  suite=understanding|generation|all   what to measure (all)
+  preset=demo                          sizes of everything: configs/presets (demo: a laptop CPU, no download)
+  encoders=[ov3-demo,clip-demo]        which frozen encoders: names of configs/encoders, a folder, or
+                                       module:my_module:MyEncoder, timm:<model>, ... (the preset's)
+  seed=0  device=cpu|cuda  launch=local  runs_dir=runs  results_dir=results
+  a.b=value                            a value of the preset, e.g. rae.train.num_steps=100
+
+  --list   suites, presets, encoders and tasks
+  --plan   the stages: cached or not, how long
+
+The same command again, after a crash, a kill or Ctrl-C, goes on where it was.
+Exit code: 0 all done, 1 something could not be run (the table says what), 2 wrong input, 130 interrupted.
+"""
+
+
+def main(words: Sequence[str]) -> int:
+    """Do what the words say; returns the exit code."""
+    flags = [word for word in words if word.startswith("-")]
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    try:
+        if {"--help", "-h"} & set(flags):
+            print(USAGE, end="")
+            return 0
+        if unknown := [flag for flag in flags if flag not in ("--list", "--plan")]:
+            raise ValueError(f"unknown flag '{unknown[0]}'; valid: --help, --list, --plan")
+        options, preset = parse([word for word in words if word not in flags])
+        if "--list" in flags:
+            print_choices(console)
+            return 0
+        graph = Graph(options.runs_dir.resolve())
+        plans = make_plans(graph, options, preset)
+        if "--plan" in flags:
+            print_plan(graph, preset.jobs, console)
+            return 0
+        return run(graph, plans, options, preset, console)
+    except KeyboardInterrupt:
+        print("interrupted; what was complete stays, the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, OSError, FolderBusyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def make_plans(graph: Graph, options: Options, preset: Preset) -> list[SuitePlan]:
+    """The chosen suites' stages added to `graph`; the other suites are planned too, so that every section is
+    checked."""
+    names = options.encoders or preset.encoders
+    device = options.device or preset.device
+
+    def request(suite, into: Graph) -> Request:
+        encoders = [resolve_encoder(name) for name in dict.fromkeys([*names, *suite.controls])]
+        return Request(
+            graph=into, preset=preset, suite=suite, encoders=encoders, seed=options.seed, device=device
+        )
+
+    chosen = chosen_suites(options.suite)
+    plans = [plan_suite(request(suite, graph)) for suite in chosen]
+    for suite in chosen_suites(ALL):
+        if suite not in chosen:
+            plan_suite(request(suite, Graph(graph.runs_dir)))
+    return plans
+
+
+def run(graph: Graph, plans: list[SuitePlan], options: Options, preset: Preset, console: Console) -> int:
+    """Run the graph, write and show the leaderboards; returns the exit code."""
+    make_writable(options.runs_dir)
+    make_writable(options.results_dir)
+    with hold(graph.runs_dir) as lock:
+        display = Display(graph, preset.jobs, console)
+        outcomes = Launcher(
+            graph=graph, jobs=preset.jobs, threads=preset.threads, lock=lock, display=display
+        ).run()
+    files = [path for plan in plans for path in _report(plan, outcomes, options, console)]
+    console.print(
+        "\nfiles:", *(f"  {_shown(path)}" for path in files), sep="\n", highlight=False, soft_wrap=True
+    )
+    return 0 if all(outcome.is_complete for outcome in outcomes.values()) else FAILED
+
+
+def _report(plan: SuitePlan, outcomes: dict[Path, Outcome], options: Options, console: Console) -> list[Path]:
+    folder = options.results_dir.resolve() / options.preset / plan.suite.name
+    identity = Identity(suite=plan.suite.name, preset=options.preset, seed=options.seed)
+    rows = [collect(row, outcomes, folder, identity) for row in plan.rows]
+    board = leaderboard.build(plan.suite, options.preset, rows, folder)
+    files = leaderboard.write(board, plan.suite, folder)
+    tables.show(board, plan.suite, console)
+    return files + plan.draw(folder, board)
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,159 @@
+"""What the command line means: the fixed names, the preset and the suites, read strictly before anything
+runs. No torch here.
+
+A preset holds one section of values per stage; each section is checked against its stage's own dataclass
+when the graph is built (`stage_config`), with the paths between stages filled in by the harness.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from encoder.config import ROOT, ConfigError, choose, load, nearest
+
+CONFIGS = ROOT / "configs"
+ALL = "all"  # suite=all: every suite
+Config = TypeVar("Config")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The fixed names of the command line."""
+
+    suite: str = ALL
+    preset: str = "demo"
+    encoders: list[str] | None = None  # None: the preset's
+    seed: int = 0  # of training, sampling and bootstrap; the data has its own in the preset
+    device: Literal["cpu", "cuda"] | None = None  # None: the preset's
+    launch: Literal["local"] = "local"
+    runs_dir: Path = ROOT / "runs"
+    results_dir: Path = ROOT / "results"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LlavaSections:
+    """Values for the stages of `llava_bridge`."""
+
+    language_model: str  # folder of a causal language model with its tokenizer
+    task_dir: str = "harness/tasks"
+    tasks: dict[str, str]  # lmms-eval task -> parquet file below the data folder
+    align: dict[str, Any]  # LLaVA-1.5 stage 1: llava_bridge.config.LlavaConfig
+    instruct: dict[str, Any]  # LLaVA-1.5 stage 2: llava_bridge.config.LlavaConfig
+    evaluate: dict[str, Any]  # llava_bridge.config.EvaluateConfig
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RaeSections:
+    """Values for the stages of `rae_bridge`."""
+
+    train: dict[str, Any]
+    sample: dict[str, Any]
+    reconstruct: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """One size of everything: `configs/presets/<name>.yaml`."""
+
+    description: str
+    encoders: list[str]
+    device: Literal["cpu", "cuda"] = "cpu"
+    jobs: int = 1  # stages that run at the same time
+    threads: int = 1  # of each stage; part of what makes a run repeatable
+    scenes: dict[str, Any]  # encoder.options.ScenesConfig
+    tokens: dict[str, Any]  # encoder.options.TokensConfig
+    llava: LlavaSections
+    rae: RaeSections
+    reference: dict[str, Any]  # ReferenceConfig
+    score: dict[str, Any]  # ScoreConfig
+    seconds: dict[str, float]  # estimated wall time of each stage, by its folder's name
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1 or self.threads < 1:
+            raise ValueError(f"jobs and threads must be at least 1, got {self.jobs} and {self.threads}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SuiteConfig:
+    """What a suite shows: `configs/suites/<name>.yaml`."""
+
+    name: str
+    title: str
+    description: str
+    controls: list[str] = dataclasses.field(
+        default_factory=list
+    )  # encoders that are always measured beside those named
+    headline: list[str]  # the main table's columns
+    details: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # more tables: title -> keys
+    appendix: dict[str, list[str]] = dataclasses.field(
+        default_factory=dict
+    )  # in the files, not on the terminal
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every key of every table."""
+        tables = [self.headline, *self.details.values(), *self.appendix.values()]
+        return tuple(dict.fromkeys(key for table in tables for key in table))
+
+
+def parse(words: Sequence[str]) -> tuple[Options, Preset]:
+    """Options and preset from `key=value` words.
+
+    Raises:
+        ConfigError: anything that cannot be meant, named with its nearest valid form.
+    """
+    fixed = [field.name for field in dataclasses.fields(Options)]
+    sections = [field.name for field in dataclasses.fields(Preset)]
+    option_words, overrides = [], []
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if not equals:
+            raise ConfigError(f"cannot read '{word}'; write key=value{nearest(key, [*fixed, *sections])}")
+        if key in fixed:
+            option_words.append(word)
+        elif key.split(".")[0] in sections:
+            overrides.append(word)
+        else:
+            raise ConfigError(
+                f"unknown key '{key}'{nearest(key, [*fixed, *sections])}; "
+                f"valid: {', '.join(fixed)}, and the preset's {', '.join(sections)}"
+            )
+    options = load(Options, None, option_words, name="command line")
+    chosen_suites(options.suite)
+    preset = load(Preset, choose(presets(), options.preset, "preset"), overrides)
+    return options, preset
+
+
+def presets() -> dict[str, Path]:
+    """The presets' files by name."""
+    return {path.stem: path for path in sorted(CONFIGS.glob("presets/*.yaml"))}
+
+
+def suites() -> dict[str, Path]:
+    """The suites' files by name."""
+    return {path.stem: path for path in sorted(CONFIGS.glob("suites/*.yaml"))}
+
+
+def chosen_suites(name: str) -> list[SuiteConfig]:
+    """The suites that `suite=<name>` means.
+
+    Raises:
+        ConfigError: there is no such suite.
+    """
+    files = suites()
+    if name != ALL:
+        choose({**files, ALL: None}, name, "suite")
+    return [load(SuiteConfig, files[key]) for key in (files if name == ALL else [name])]
+
+
+def stage_config(cls: type[Config], section: Mapping[str, Any], name: str, **filled: Any) -> Config:
+    """A stage's config from a preset's section and what the harness fills in (paths, seed, device).
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, or a key in the section that the harness fills in.
+    """
+    taken = [key for key in section if key in filled]
+    if taken:
+        raise ConfigError(f"{name}: '{taken[0]}' is filled in by the harness; remove it")
+    return load(cls, {**section, **filled}, name=name)

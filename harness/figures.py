@@ -1,0 +1,118 @@
+"""Figures: reconstructions and samples side by side, scores per question kind. Pictures are shown as they
+are, never chosen."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+matplotlib.use("Agg")
+
+DPI = 150
+_GAP_PX = 2
+_PALETTE = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+)  # Okabe and Ito: told apart by all
+_CONTROL = "#888888"
+
+
+def reconstructions(path: Path, sets: Mapping[str, np.ndarray], num_pictures: int = 12) -> Path:
+    """One row per set (originals first), the same evenly spaced pictures in each; sets hold N H W 3 uint8."""
+    num = len(next(iter(sets.values())))
+    chosen = np.linspace(0, num - 1, min(num_pictures, num)).astype(int)
+    figure = Figure(figsize=(0.9 * len(chosen) + 1.2, 0.95 * len(sets)), dpi=DPI)
+    for i, (name, pictures) in enumerate(sets.items()):
+        axes = figure.add_axes((0.12, 1 - (i + 1) / len(sets), 0.88, 1 / len(sets)))
+        _show(axes, _tile(pictures[chosen][None]))
+        figure.text(0.11, 1 - (i + 0.5) / len(sets), name, ha="right", va="center", fontsize=9)
+    return _save(figure, path)
+
+
+def samples(
+    path: Path,
+    sets: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    class_names: Mapping[int, str],
+    per_class: int = 6,
+) -> Path:
+    """One block per set (pictures N H W 3 uint8, labels N), one row per class: the first pictures of each
+    class."""
+    num_classes = len(class_names)
+    figure = Figure(figsize=(0.45 * per_class * len(sets) + 1.6, 0.45 * num_classes + 0.5), dpi=DPI)
+    left, top = 0.12, 1 - 0.35 / figure.get_figheight()
+    width = (1 - left) / len(sets)
+    for i, (name, (pictures, labels)) in enumerate(sets.items()):
+        size = pictures.shape[1:]
+        grid = np.full((num_classes, per_class, *size), 255, dtype=np.uint8)
+        for row, label in enumerate(class_names):
+            found = pictures[labels == label][:per_class]
+            grid[row, : len(found)] = found
+        axes = figure.add_axes((left + i * width, 0.0, 0.97 * width, top))
+        _show(axes, _tile(grid), aspect="auto")
+        axes.set_title(name, fontsize=10)
+    for row, name in enumerate(class_names.values()):
+        figure.text(
+            left - 0.01, top * (1 - (row + 0.5) / num_classes), name, ha="right", va="center", fontsize=8
+        )
+    return _save(figure, path)
+
+
+def dots(path: Path, rows: Sequence[Mapping], keys: Sequence[str], *, chance: float, title: str) -> Path:
+    """One line per key, a dot per leaderboard row with its standard error, and chance as a dashed line;
+    values in %."""
+    figure = Figure(figsize=(7.5, 0.42 * len(keys) + 1.3), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    measured = [row["encoder"] for row in rows if row["kind"] == "measured"]
+    for i, row in enumerate(rows):
+        offset = 0.18 * (i - (len(rows) - 1) / 2)
+        found = [(j, row["metrics"][key]) for j, key in enumerate(keys) if key in row["metrics"]]
+        is_measured = row["encoder"] in measured
+        axes.errorbar(
+            [metric["value"] for _, metric in found],
+            [j + offset for j, _ in found],
+            xerr=[metric["stderr"] or 0.0 for _, metric in found],
+            fmt="o" if is_measured else "x",
+            markersize=5,
+            color=_PALETTE[measured.index(row["encoder"]) % len(_PALETTE)] if is_measured else _CONTROL,
+            elinewidth=1,
+            capsize=2,
+            label=row["encoder"],
+        )
+    axes.axvline(chance, color=_CONTROL, linestyle="--", linewidth=1)
+    axes.text(chance, -0.75, " chance", color=_CONTROL, fontsize=8, va="center")
+    axes.set(
+        yticks=range(len(keys)),
+        yticklabels=[key.split("/", 1)[-1] for key in keys],
+        xlim=(0, 100),
+        ylim=(len(keys) - 0.4, -1.0),
+        xlabel="correct answers, % (± one standard error)",
+    )
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.grid(axis="x", color="#e5e5e5")
+    axes.set_axisbelow(True)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(rows), fontsize=8, frameon=False)
+    return _save(figure, path)
+
+
+def _tile(grid: np.ndarray) -> np.ndarray:
+    """Pictures in rows and columns (R C H W 3) as one picture with white gaps."""
+    padded = np.pad(grid, ((0, 0), (0, 0), (0, _GAP_PX), (0, _GAP_PX), (0, 0)), constant_values=255)
+    return np.concatenate([np.concatenate(list(row), axis=1) for row in padded], axis=0)
+
+
+def _show(axes: Axes, picture: np.ndarray, aspect: str = "equal") -> None:
+    axes.imshow(picture, interpolation="nearest", aspect=aspect)
+    axes.axis("off")
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, facecolor="white")
+    return path

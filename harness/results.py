@@ -1,0 +1,129 @@
+"""Result files: one JSON per number, with all that it came from. The tables are rendered from these files
+and nothing else.
+
+They lie in `results/<preset>/<suite>/values/<encoder>/seed<seed>/<key>.json`, and are rewritten only when
+their stage is another.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from encoder.stage import sha256_json, write_json
+from harness.launch import LAUNCH, Outcome
+from harness.metrics.config import Metric
+from harness.stages import Stage, hash_files
+
+Kind = Literal["measured", "blind", "floor", "published"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The numbers of a row that one stage gives, as {"metrics": {key: fields of Metric}} in its result."""
+
+    stage: Stage
+    keys: tuple[str, ...]  # what it gives when it completes
+    checkpoint: tuple[Path, ...] = ()  # what was scored: files or folders
+    data: tuple[Path, ...] = ()  # what it was scored on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of a leaderboard, before its numbers are there."""
+
+    encoder: str
+    kind: Kind
+    source: str  # what the encoder id stands for
+    parts: tuple[Part, ...]
+    undefined: Mapping[str, str]  # keys that this row cannot have, and why
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What every result file of a run has in common."""
+
+    suite: str
+    preset: str
+    seed: int
+
+
+def collect(row: Row, outcomes: Mapping[Path, Outcome], folder: Path, identity: Identity) -> dict:
+    """Write the result files of a row; returns the row as the leaderboard wants it, its numbers given as
+    file names.
+
+    `folder` is the suite's own results folder; file names are relative to it.
+    """
+    files: dict[str, str] = {}
+    not_run = dict(row.undefined)
+    for part in row.parts:
+        outcome = outcomes[part.stage.folder]
+        if not outcome.is_complete:
+            not_run |= dict.fromkeys(part.keys, outcome.reason)
+            continue
+        done = part.stage.done()
+        metrics = {key: Metric(**metric) for key, metric in done["result"]["metrics"].items()}
+        for key in part.keys:
+            if key not in metrics:
+                not_run[key] = f"{part.stage.label} did not give it"
+        facts = None
+        for key, metric in metrics.items():
+            path = (
+                folder / "values" / slug(row.encoder) / f"seed{identity.seed}" / f"{slug(key, keep='/')}.json"
+            )
+            if _fingerprint(path) != part.stage.fingerprint:
+                facts = facts or _facts(part, done)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                content = {"key": key, "encoder": row.encoder, "kind": row.kind, "source": row.source}
+                content |= {name: _finite(value) for name, value in asdict(metric).items()}
+                write_json(path, {**content, **asdict(identity), **facts})
+            files[key] = str(path.relative_to(folder))
+    return {
+        "encoder": row.encoder,
+        "kind": row.kind,
+        "source": row.source,
+        "files": files,
+        "not_run": not_run,
+    }
+
+
+def slug(name: str, keep: str = "") -> str:
+    """A name as part of a path: everything but letters, digits, dots, dashes (and `keep`) becomes an
+    underscore.
+    """
+    return re.sub(rf"[^\w.\-{keep}]+", "_", name).strip(".") or "_"
+
+
+def _facts(part: Part, done: Mapping) -> dict:
+    launched = json.loads((part.stage.folder / LAUNCH).read_text())
+    return {
+        "fingerprint": part.stage.fingerprint,
+        "stage": launched["stage"],
+        "config_hash": launched["config_hash"],
+        "checkpoint_hash": _hash(part.checkpoint),
+        "data_hash": _hash(part.data),
+        "packages": launched["packages"],
+        "commit": launched["commit"],
+        "hardware": launched["hardware"],
+        "wall_seconds": done["seconds"],
+        "date": launched["date"],
+    }
+
+
+def _hash(paths: tuple[Path, ...]) -> str | None:
+    """One hash over the contents of files and folders, whatever they are called; None for none."""
+    return sha256_json(list(hash_files(paths).values())) if paths else None
+
+
+def _fingerprint(path: Path) -> str | None:
+    try:
+        return json.loads(path.read_text()).get("fingerprint")
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

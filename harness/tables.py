@@ -1,0 +1,172 @@
+"""Tables of a leaderboard, for the terminal and as Markdown: arrows point to better, the best measured value
+is bold, what was not run says so, published rows stand apart.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.config import SuiteConfig
+
+NOT_RUN = "not run"
+_ARROWS = {True: " ↑", False: " ↓", None: ""}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A table before it has a look: text cells, and the places (line, column) of the best ones."""
+
+    title: str
+    header: list[str]
+    lines: list[list[str]]
+    best: set[tuple[int, int]]
+    is_published: bool = False
+
+
+def grids(board: Mapping, suite: SuiteConfig, *, with_appendix: bool) -> Iterator[Grid]:
+    """The suite's tables: the headline has a line per encoder; the longer ones turn that round."""
+    own = [row for row in board["rows"] if row["kind"] != "published"]
+    yield _by_encoder(suite.title, own, suite.headline)
+    for title, keys in {**suite.details, **(suite.appendix if with_appendix else {})}.items():
+        yield _by_key(title, own, keys)
+    sources = dict.fromkeys(row["source"] for row in board["rows"] if row["kind"] == "published")
+    for source in sources:
+        rows = [row for row in board["rows"] if row["source"] == source]
+        yield _by_encoder(source, rows, keys_of(rows), is_published=True)
+
+
+def show(board: Mapping, suite: SuiteConfig, console: Console) -> None:
+    """Print the tables, the appendix left to the files."""
+    for grid in grids(board, suite, with_appendix=False):
+        title = f"published, not measured here: {grid.title}" if grid.is_published else grid.title
+        style = "dim" if grid.is_published else ""
+        table = Table(title=escape(title), title_justify="left", title_style=style or "bold", style=style)
+        for i, heading in enumerate(grid.header):
+            table.add_column(escape(heading), justify="right" if i else "left")
+        for i, line in enumerate(grid.lines):
+            cells = [
+                f"[bold]{escape(text)}[/]" if (i, j) in grid.best else escape(text)
+                for j, text in enumerate(line)
+            ]
+            table.add_row(*cells, style=style)
+        console.print(table)
+
+
+def markdown(board: Mapping, suite: SuiteConfig) -> str:
+    """The whole leaderboard as Markdown."""
+    lines = [
+        f"# {suite.title}",
+        "",
+        suite.description,
+        "",
+        f"Preset `{board['preset']}`, commit `{board['commit']}`, {board['date']}. Best measured value in "
+        "bold; ± is one standard error over the pictures or questions.",
+        "",
+    ]
+    published_heading = [
+        "## Published",
+        "",
+        "Printed in papers, not measured here: other data, other sizes.",
+        "",
+    ]
+    for grid in grids(board, suite, with_appendix=True):
+        if grid.is_published:
+            lines += published_heading
+            published_heading = []
+        lines += [f"{'###' if grid.is_published else '##'} {grid.title}", "", *_markdown_lines(grid), ""]
+    reasons = list(_reasons(board))
+    return "\n".join([*lines, *(["## Not run", "", *reasons, ""] if reasons else [])])
+
+
+def keys_of(rows: Sequence[Mapping]) -> list[str]:
+    """All keys of the rows, in the order in which they first appear."""
+    return list(dict.fromkeys(key for row in rows for key in (*row["metrics"], *row["not_run"])))
+
+
+def _by_encoder(
+    title: str, rows: Sequence[Mapping], keys: Sequence[str], *, is_published: bool = False
+) -> Grid:
+    columns = [_Column(rows, key) for key in keys]
+    lines = [[row["encoder"], *(column.cell(row) for column in columns)] for row in rows]
+    best = {(i, j + 1) for j, column in enumerate(columns) for i in column.best() if not is_published}
+    return Grid(
+        title=title,
+        header=["encoder", *(column.heading for column in columns)],
+        lines=lines,
+        best=best,
+        is_published=is_published,
+    )
+
+
+def _by_key(title: str, rows: Sequence[Mapping], keys: Sequence[str]) -> Grid:
+    columns = [_Column(rows, key) for key in keys]
+    lines = [[column.heading, *(column.cell(row) for row in rows)] for column in columns]
+    best = {(j, i + 1) for j, column in enumerate(columns) for i in column.best()}
+    return Grid(title=title, header=["", *(row["encoder"] for row in rows)], lines=lines, best=best)
+
+
+class _Column:
+    """One key over all rows: its heading, its digits, its winner."""
+
+    def __init__(self, rows: Sequence[Mapping], key: str) -> None:
+        self.rows, self.key = rows, key
+        self.metrics = [row["metrics"].get(key) for row in rows]
+        self.known = [metric for metric in self.metrics if metric and metric["value"] is not None]
+
+    @property
+    def heading(self) -> str:
+        """The key with its unit and an arrow that points to better."""
+        metric = next(filter(None, self.metrics), {"unit": "", "higher_is_better": None})
+        return " ".join(filter(None, [self.key, metric["unit"]])) + _ARROWS[metric["higher_is_better"]]
+
+    def cell(self, row: Mapping) -> str:
+        """Value and standard error, or why there is none."""
+        if self.key in row["not_run"]:
+            return NOT_RUN
+        metric = row["metrics"].get(self.key)
+        if metric is None or metric["value"] is None:
+            return "undefined" if metric else ""
+        digits = self._digits()
+        stderr = "" if metric["stderr"] is None else f" ± {metric['stderr']:.{digits}f}"
+        return f"{metric['value']:.{digits}f}{stderr}"
+
+    def best(self) -> list[int]:
+        """The lines of the best measured value; none where fewer than two compete or there is no better."""
+        values = [
+            (metric["value"] if metric["higher_is_better"] else -metric["value"], i)
+            for i, metric in enumerate(self.metrics)
+            if self.rows[i]["kind"] == "measured"
+            and metric in self.known
+            and metric["higher_is_better"] is not None
+        ]
+        return [i for value, i in values if value == max(values)[0]] if len(values) > 1 else []
+
+    def _digits(self) -> int:
+        """One decimal for percentages and points, two for dB and large numbers, four for shares and small
+        ones."""
+        if self.known and self.known[0]["unit"] in ("%", "points"):
+            return 1
+        return 2 if any(metric["unit"] or abs(metric["value"]) >= 10 for metric in self.known) else 4
+
+
+def _markdown_lines(grid: Grid) -> Iterator[str]:
+    yield f"| {' | '.join(grid.header)} |"
+    yield f"|---|{'---:|' * (len(grid.header) - 1)}"
+    for i, line in enumerate(grid.lines):
+        cells = [
+            f"**{text}**" if (i, j) in grid.best else text.replace("|", r"\|") for j, text in enumerate(line)
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _reasons(board: Mapping) -> Iterator[str]:
+    """One line per encoder and reason, with the keys that it took."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in board["rows"]:
+        for key, reason in row["not_run"].items():
+            groups.setdefault((row["encoder"], reason), []).append(key)
+    for (encoder, reason), keys in groups.items():
+        yield f"- {encoder}: {', '.join(keys)}: {reason}"
