@@ -68,10 +68,6 @@ class ViTShape:
         """Tokens on a side."""
         return self.image_size // self.patch_size
 
-    @property
-    def mlp_hidden(self) -> int:
-        return 4 * self.width if self.mlp_width is None else self.mlp_width
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderShape:

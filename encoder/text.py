@@ -17,7 +17,6 @@ class TextEncoder(nn.Module):
 
     Bidirectional, without a padding mask; the feature is read at the last place, where [CLS] stands.
     Source: UCSC-VLAA/OpenVision@6c24e45, text_transformer.py; OpenVision 3 "generally follows OpenVision".
-    Deviation: every matrix starts at std 0.02, as in the vision tower (there: width^-0.5 and less).
     """
 
     def __init__(self, shape: TextShape, vocab_size: int, embed_dim: int):
@@ -25,7 +24,7 @@ class TextEncoder(nn.Module):
         self.shape = shape
         self.token_embedding = nn.Embedding(vocab_size, shape.width)
         self.positional_embedding = nn.Parameter(torch.randn(shape.context_length, shape.width) * 0.01)
-        self.transformer = Transformer(shape.width, shape.layers, shape.head_width, 4 * shape.width, "tanh")
+        self.transformer = Transformer(shape.width, shape.layers, shape.head_width, is_text=True)
         self.ln_final = nn.LayerNorm(shape.width, eps=EPS)
         self.head = nn.Linear(shape.width, embed_dim, bias=False)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
@@ -51,7 +50,7 @@ class Captioner(nn.Module):
         self.image_proj = nn.Linear(image_width, shape.width, bias=False)
         self.token_embedding = nn.Embedding(vocab_size, shape.width)
         self.positional_embedding = nn.Parameter(torch.randn(shape.context_length, shape.width) * 0.01)
-        self.transformer = Transformer(shape.width, shape.layers, shape.head_width, 4 * shape.width, "tanh")
+        self.transformer = Transformer(shape.width, shape.layers, shape.head_width, is_text=True)
         self.ln_final = nn.LayerNorm(shape.width, eps=EPS)
         self.head = nn.Linear(shape.width, vocab_size, bias=False)
         nn.init.normal_(self.image_proj.weight, std=image_width**-0.5)
