@@ -1,13 +1,15 @@
-"""Settings of `rae_bridge` as dataclasses. No torch here, so that a plan can be made without it.
+"""The configurations of this package's models and stages. No torch here: the command line reads them.
 
-Model fields carry the names that RAE's own configs use, so that those configs load as they are.
+Relative paths are relative to the repository root. Model fields carry RAE's own names, so that its configs
+load as they are.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from encoder.config import ConfigError, load
+from encoder.options import Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,3 +91,49 @@ def dit_config(source: DiTConfig | Mapping[str, Any]) -> DiTConfig:
     if isinstance(values.get("num_heads"), int):  # RAE: one number stands for both parts
         values["num_heads"] = (values["num_heads"],) * len(values.get("hidden_size", (0, 0)))
     return load(DiTConfig, values, name="RAE config")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiTOptimConfig:
+    """AdamW at a constant rate, then a linear fall, then constant again. Defaults: RAE's, for batch 1024."""
+
+    lr: float = 2e-4
+    final_lr: float = 2e-5
+    decay_steps: tuple[int, int] | None = None  # the fall's first and last step; RAE: epochs 40 and 800
+    warmup_steps: int = 0  # linear; RAE has none
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if self.decay_steps is not None and not self.decay_steps[0] < self.decay_steps[1]:
+            raise ValueError(f"decay_steps {self.decay_steps} must be (first, last) with first < last")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainDiTConfig:
+    """Stage `rae_bridge.train`: a diffusion transformer on the cached tokens of one frozen encoder."""
+
+    tokens: str  # folder written by `encoder.tokens`
+    num_classes: int
+    num_steps: int
+    batch_size: int = 1024
+    micro_batch_size: int | None = None  # of one forward pass; None: no accumulation
+    size: DiTSize = field(default_factory=DiTSize)
+    class_dropout_prob: float = 0.1
+    statistics: str | None = None  # a statistics file (ours or RAE's); None: exact ones of these tokens
+    time_distribution: Literal["logit_normal", "uniform"] = "logit_normal"
+    shift: float | None = None  # None: sqrt(latent numbers / 4096), at least 1
+    optim: DiTOptimConfig = field(default_factory=DiTOptimConfig)
+    ema_decay: float = 0.9995  # RAE's; a ramp keeps the first random weights out
+    precision: Precision = "fp32"
+    device: str = "cpu"
+    seed: int = 0
+    log_steps: int = 20
+    checkpoint_steps: int = 500
+
+    def __post_init__(self) -> None:
+        if self.batch_size % (self.micro_batch_size or self.batch_size):
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}"
+            )

@@ -1,0 +1,175 @@
+"""Training of the diffusion transformer: its step against formulas, resume, averages, and that it learns."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from encoder import checkpoint
+from encoder.optim import average_weights
+from rae_bridge import train as stage
+from rae_bridge.config import DiTOptimConfig, DiTSize, TrainDiTConfig
+from rae_bridge.dit import DiT
+from rae_bridge.latents import LatentStatistics, to_latents
+
+NUM, CLASSES = 40, 4
+SIZE = DiTSize(hidden_size=(32, 32), depth=(1, 1), num_heads=(2, 2))
+
+
+@pytest.fixture
+def config(tmp_path) -> TrainDiTConfig:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(NUM) % CLASSES
+    tokens = torch.randn(NUM, 4, 8, generator=generator) * 3 + labels[:, None, None]
+    checkpoint.save_tensors(tmp_path / "tokens.safetensors", {"tokens": tokens.half(), "labels": labels})
+    optim = DiTOptimConfig(lr=1e-3)
+    return TrainDiTConfig(
+        tokens=str(tmp_path), num_classes=CLASSES, num_steps=6, batch_size=8, size=SIZE, optim=optim,
+        checkpoint_steps=3, log_steps=2,
+    )  # fmt: skip
+
+
+def batch_of(config, step=0, num=8):
+    latents = torch.randn(num, 8, 2, 2, generator=torch.Generator().manual_seed(1))
+    return latents, stage.draw_batch(latents, torch.arange(num) % CLASSES, config, 1.0, step)
+
+
+def test_a_batch_is_the_linear_path_and_depends_on_seed_and_step_alone(config):
+    latents, batch = batch_of(config)
+    noise = batch.target + latents
+    t = batch.t[:, None, None, None]
+    torch.testing.assert_close(batch.x_t, (1 - t) * latents + t * noise)
+    assert noise.std() == pytest.approx(1, abs=0.1) and noise.mean() == pytest.approx(0, abs=0.1)
+    again = batch_of(config)[1]
+    assert torch.equal(batch.x_t, again.x_t) and torch.equal(batch.y, again.y)
+    assert not torch.equal(batch.x_t, batch_of(config, step=1)[1].x_t)
+    assert not torch.equal(batch.x_t, batch_of(replace(config, seed=1))[1].x_t)
+
+
+def test_times_are_shifted_and_labels_dropped_at_their_rate(config):
+    latents = torch.zeros(20_000, 1, 1, 1)
+    y = torch.zeros(20_000, dtype=torch.long)
+    batch = stage.draw_batch(latents, y, config, 6.9282, 0)
+    assert batch.t.mean() == pytest.approx(0.837, abs=5e-3)
+    assert (batch.y == CLASSES).float().mean() == pytest.approx(0.1, abs=0.01)
+    kept = stage.draw_batch(latents, y, replace(config, class_dropout_prob=0.0), 6.9282, 0)
+    assert not kept.y.any()
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch(config):
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"net": torch.nn.Conv2d(8, 8, 1)}).double()
+    forward = lambda x_t, t, y: model["net"](x_t) * t[:, None, None, None]  # noqa: E731
+    model.forward = forward
+    _, batch = batch_of(config)
+    batch = stage.FlowBatch(batch.x_t.double(), batch.t.double(), batch.y, batch.target.double())
+    expected = (forward(batch.x_t, batch.t, batch.y) - batch.target).square().mean()
+    gradient = torch.autograd.grad(expected, model["net"].weight)[0]
+    for micro in (None, 4, 2, 1):
+        model.zero_grad()
+        loss = stage.accumulate_gradients(model, batch, replace(config, micro_batch_size=micro))
+        assert loss == pytest.approx(expected.item(), rel=1e-12)
+        torch.testing.assert_close(model["net"].weight.grad, gradient)
+
+
+def test_the_rate_warms_up_stays_falls_and_stays():
+    optim = DiTOptimConfig(lr=2e-4, final_lr=2e-5, decay_steps=(40, 800), warmup_steps=4)
+    rates = {step: stage.learning_rate(optim, step) for step in (0, 3, 39, 40, 420, 800, 1400)}
+    assert rates == pytest.approx({0: 5e-5, 3: 2e-4, 39: 2e-4, 40: 2e-4, 420: 1.1e-4, 800: 2e-5, 1400: 2e-5})
+    assert stage.learning_rate(DiTOptimConfig(), 10**6) == 2e-4
+
+
+def test_the_average_follows_its_formula_and_leaves_frozen_tensors(config):
+    model = stage.build_model(config, stage.TokenCache.load(config_path(config)))
+    averaged = stage.build_model(config, stage.TokenCache.load(config_path(config)))
+    expected = averaged.t_embedder.mlp[0].weight.clone()
+    for step in range(3):
+        model.t_embedder.mlp[0].weight.data.add_(1.0)
+        average_weights(averaged.parameters(), model.parameters(), 0.15, step)
+        decay = min(0.15, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * model.t_embedder.mlp[0].weight
+    torch.testing.assert_close(averaged.t_embedder.mlp[0].weight, expected)
+    assert torch.equal(averaged.pos_embed, model.pos_embed) and torch.equal(
+        averaged.t_embedder.W, model.t_embedder.W
+    )
+
+
+def config_path(config):
+    return stage.ROOT / config.tokens
+
+
+def test_a_killed_run_goes_on_to_the_same_last_bit(config, tmp_path, monkeypatch):
+    whole = stage.train(config, folder(tmp_path, "whole"))
+    original = stage.train_step
+
+    def killed(model, optimiser, batch, config, step):
+        if step == 4:
+            raise KeyboardInterrupt
+        return original(model, optimiser, batch, config, step)
+
+    cut = folder(tmp_path, "cut")
+    monkeypatch.setattr(stage, "train_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stage.train(config, cut)
+    assert checkpoint.load(cut / "checkpoint.pt")["step"] == 3
+    monkeypatch.setattr(stage, "train_step", original)
+    resumed = stage.train(config, cut)
+    assert resumed["loss"] == whole["loss"]
+    first, second = (checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("whole", "cut"))
+    for part in ("model", "averaged"):
+        assert all(torch.equal(tensor, second[part][key]) for key, tensor in first[part].items())
+    for index, moments in first["optimiser"]["state"].items():
+        assert torch.equal(moments["exp_avg_sq"], second["optimiser"]["state"][index]["exp_avg_sq"])
+
+
+def folder(tmp_path, name):
+    (tmp_path / name).mkdir()
+    return tmp_path / name
+
+
+def test_the_weights_folder_holds_the_averaged_model_its_statistics_and_its_shift(config, tmp_path):
+    out_dir = folder(tmp_path, "out")
+    result = stage.train(replace(config, num_steps=3), out_dir)
+    averaged = checkpoint.load(out_dir / "checkpoint.pt")["averaged"]
+    model = DiT.from_pretrained(out_dir / "weights")
+    assert all(torch.equal(tensor, averaged[key]) for key, tensor in model.state_dict().items())
+    cache = stage.TokenCache.load(config_path(config))
+    statistics = LatentStatistics.load(out_dir / "weights" / "latent_stats.pt")
+    torch.testing.assert_close(statistics.mean, to_latents(cache.tokens.double(), 2).mean(0).float())
+    assert result["shift"] == 1.0  # 32 numbers are fewer than 4096: no shift towards data
+    assert (out_dir / "weights" / "flow.json").is_file() and (out_dir / "log.jsonl").is_file()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_one_picture_overfits(config, tmp_path, precision):
+    tokens = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0)).expand(NUM, 4, 8)
+    labels = torch.zeros(NUM, dtype=torch.long)
+    checkpoint.save_tensors(tmp_path / "tokens.safetensors", {"tokens": tokens, "labels": labels})
+    LatentStatistics(None, None).save(tmp_path / "stats.pt")
+    optim = DiTOptimConfig(lr=3e-3)
+    config = replace(config, statistics=str(tmp_path / "stats.pt"), precision=precision, optim=optim)
+    config = replace(config, num_steps=200, batch_size=32, ema_decay=0.9, checkpoint_steps=200, log_steps=99)
+    # an untrained model predicts 0: its loss is the power of noise - latents, about 2
+    assert stage.train(config, folder(tmp_path, "out"))["loss"] < 0.1
+
+
+def test_wrong_input_is_refused_before_any_step(config, tmp_path):
+    with pytest.raises(ValueError, match="num_classes 2: the tokens have a label 3"):
+        stage.train(replace(config, num_classes=2), tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        stage.train(replace(config, tokens=str(tmp_path / "nowhere")), tmp_path)
+    with pytest.raises(ValueError, match="multiple of micro_batch_size 3"):
+        replace(config, micro_batch_size=3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_weights_untouched(config):
+    cache = stage.TokenCache.load(config_path(config))
+    model = stage.build_model(config, cache)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    _, batch = batch_of(config)
+    batch.target[0] = math.inf
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1.0)
+    with pytest.raises(ValueError, match="at step 7"):
+        stage.train_step(model, optimiser, batch, config, 7)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
