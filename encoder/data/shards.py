@@ -79,6 +79,8 @@ class ShardReader:
                 if sample is not None:
                     self.num_read += 1
                     yield sample
+            if not _is_whole(shard):
+                self._add_bad(shard, "*", "shard cut off: what follows its last sample is lost")
         self._judge(at_least=1)
 
     def _decode(self, shard: Path, raw: dict[str, Any]) -> Sample | None:
@@ -106,7 +108,7 @@ class ShardReader:
     def _cut_off(self, shard: Path):
         def handler(error: Exception) -> bool:
             if isinstance(error, FileNotFoundError):
-                return False
+                raise FileNotFoundError(f"shard not found: {shard}") from None
             self._add_bad(shard, "*", f"shard damaged: {error.args[0] if error.args else error}")
             return True
 
@@ -127,8 +129,17 @@ class ShardReader:
             )
 
 
+def _is_whole(shard: Path) -> bool:
+    """Whether a tar file ends as tar files end, with 1024 zeros. A cut between two members raises nothing."""
+    with shard.open("rb") as file:
+        file.seek(max(0, shard.stat().st_size - 1024))
+        return file.read() == bytes(1024)
+
+
 def _record(raw: dict[str, Any]) -> dict[str, Any]:
-    record = json.loads(raw["json"]) if "json" in raw else {}
+    if "json" not in raw:
+        raise ValueError("no JSON")
+    record = json.loads(raw["json"])
     if not isinstance(record, dict):
         raise ValueError(f"JSON is not an object: {str(record)[:40]}")
     text = raw.get("txt", b"").decode("utf-8").strip()
