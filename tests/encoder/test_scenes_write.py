@@ -162,7 +162,8 @@ def test_pictures_are_png_files(world):
     [("image_size=32", "64 to 512"), ("shard_size=0", "shard_size"), ("num_trian=3", "num_train")],
 )
 def test_wrong_configs_are_refused(override, message):
-    values = {"image_size": 64} | dict.fromkeys(("num_train", "num_val", "num_test", "num_llava_images", "num_text"), 1)  # fmt: skip
+    names = ("num_train", "num_val", "num_test", "num_llava_images", "num_text")
+    values = {"image_size": 64} | dict.fromkeys(names, 1)
     values |= {"num_seed_questions": 4, "num_pope_pairs": 1}
     with pytest.raises(ConfigError, match=message):
         load(ScenesConfig, values, [override])
