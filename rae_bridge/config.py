@@ -93,6 +93,74 @@ def dit_config(source: DiTConfig | Mapping[str, Any]) -> DiTConfig:
     return load(DiTConfig, values, name="RAE config")
 
 
+def _pop_fixed(values: dict[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` without the keys of `fixed`, each of which must have its one supported value."""
+    for key, only in fixed.items():
+        if (got := values.pop(key, only)) != only:
+            raise ConfigError(
+                f"RAE config: {key}={got} is not supported, only {only} as in all released models"
+            )
+    return values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderConfig:
+    """The pixel decoder. Defaults: RAE's ViT-XL for 256 px on 16 x 16 tokens of width 768.
+
+    Field names are those of RAE's decoder configs (transformers' ViT-MAE).
+    """
+
+    hidden_size: int = 768  # width of the encoder's tokens
+    image_size: int = 256  # pixels on a side of what it draws
+    patch_size: int = 16  # pixels on a side that one token draws
+    decoder_hidden_size: int = 1152
+    decoder_num_hidden_layers: int = 28
+    decoder_num_attention_heads: int = 16
+    decoder_intermediate_size: int = 4096
+    layer_norm_eps: float = 1e-12
+    # what the encoder's own preprocessing subtracts and divides by (ImageNet's here)
+    image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}"
+            )
+        if self.decoder_hidden_size % (4 * self.decoder_num_attention_heads):
+            raise ValueError(
+                f"decoder_hidden_size {self.decoder_hidden_size} must be a multiple of 4 x "
+                f"decoder_num_attention_heads = {4 * self.decoder_num_attention_heads}"
+            )
+
+    @property
+    def grid(self) -> int:
+        """Tokens on a side."""
+        return self.image_size // self.patch_size
+
+
+_MAE_FIXED = {"hidden_act": "gelu", "qkv_bias": True, "num_channels": 3, "hidden_dropout_prob": 0.0}
+_MAE_FIXED |= {"attention_probs_dropout_prob": 0.0}
+# what ViT-MAE's config says of its own encoder, its training and its file
+_MAE_UNUSED = ("_name_or_path", "architectures", "initializer_range", "intermediate_size", "mask_ratio")
+_MAE_UNUSED += ("model_type", "norm_pix_loss", "num_attention_heads", "num_hidden_layers", "torch_dtype")
+_MAE_UNUSED += ("transformers_version", "dtype")
+
+
+def decoder_config(source: DecoderConfig | Mapping[str, Any]) -> DecoderConfig:
+    """Our config, or a mapping with the names of RAE's decoder configs.
+
+    RAE's own files leave hidden_size, patch_size and image_size to the encoder: the mapping must set them.
+
+    Raises:
+        ConfigError: an unknown name, or a variant that RAE does not have (each named).
+    """
+    if isinstance(source, DecoderConfig):
+        return source
+    values = {key: value for key, value in source.items() if key not in _MAE_UNUSED}
+    return load(DecoderConfig, _pop_fixed(values, _MAE_FIXED), name="RAE decoder config")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiTOptimConfig:
     """AdamW at a constant rate, then a linear fall, then constant again. Defaults: RAE's, for batch 1024."""

@@ -10,7 +10,6 @@ dropped by the trainer from its own generator, not inside the model; patch size 
 and fixed positions always, since every released model has them and the other branches of the original crash.
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -18,9 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from encoder.checkpoint import load_tensors, save_tensors
-from encoder.config import load, resolve
-from encoder.stage import write_json
+from encoder.pretrained import load_pretrained, write_pretrained
 from rae_bridge.blocks import (
     Block,
     FinalLayer,
@@ -68,27 +65,18 @@ class DiT(nn.Module):
         return RotaryEmbedding(config.hidden_size[part] // config.num_heads[part], config.input_size)
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write config.json and model.safetensors."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(folder / "model.safetensors", self.state_dict())
-        write_json(folder / "config.json", resolve(self.config))
+        """Write config.json and model.safetensors, in fp32."""
+        write_pretrained(folder, "dit", self.config, self.state_dict(), torch.float32)
 
     @staticmethod
     def from_pretrained(folder: Path | str) -> "DiT":
         """Read what `save_pretrained` wrote; the class follows from the config. Eval mode, fp32, CPU.
 
         Raises:
-            FileNotFoundError: the folder holds no such model.
-            ValueError: config and tensors do not belong together.
+            FileNotFoundError: without the files.
+            ValueError: damaged, of another model, or tensors that do not fit config.json.
         """
-        folder = Path(folder)
-        path = folder / "config.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"no model in {folder} (config.json is missing)")
-        model = build_dit(load(DiTConfig, json.loads(path.read_text()), name=str(path)))
-        load_strict(model, load_tensors(folder / "model.safetensors"), folder / "model.safetensors")
-        return model.eval()
+        return load_pretrained(build_dit, folder, "dit", DiTConfig).eval()
 
 
 class LightningDiT(DiT):
@@ -158,27 +146,3 @@ def build_dit(config: DiTConfig) -> DiT:
 def to_grid(tokens: Tensor, like: Tensor) -> Tensor:
     """B N C -> B C h w, with the grid of `like`."""
     return rearrange(tokens, "b (h w) c -> b c h w", h=like.shape[-2])
-
-
-def load_strict(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Load every tensor into `model`, converted to its dtype.
-
-    Raises:
-        ValueError: the first key, in the model's order, that is missing or of another shape, else the first
-            that the model does not have.
-    """
-    expected = model.state_dict()
-    for key, tensor in expected.items():
-        if key not in state:
-            raise ValueError(f"{path}: key '{key}' is missing; the weights belong to another configuration")
-        if state[key].shape != tensor.shape:
-            raise ValueError(
-                f"{path}: key '{key}' has shape {tuple(state[key].shape)}, "
-                f"the configuration expects {tuple(tensor.shape)}"
-            )
-    unknown = [key for key in state if key not in expected]
-    if unknown:
-        raise ValueError(
-            f"{path}: key '{unknown[0]}' is not part of the configured model ({len(unknown)} such keys)"
-        )
-    model.load_state_dict(state)

@@ -104,5 +104,5 @@ def test_save_pretrained_then_from_pretrained_is_the_same_model(tmp_path):
         again = DiT.from_pretrained(tmp_path)
         assert isinstance(again, kind) and again.config == config
         assert equal(again, model.state_dict())
-    with pytest.raises(FileNotFoundError, match="is missing"):
+    with pytest.raises(FileNotFoundError, match="folder lacks"):
         DiT.from_pretrained(tmp_path / "nowhere")
