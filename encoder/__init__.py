@@ -1,1 +1,17 @@
 """OpenVision 3: the encoder, its training, and the frozen-encoder contract that both bridges stand on."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from encoder.frozen import FrozenEncoder, load_encoder
+
+__all__ = ["FrozenEncoder", "load_encoder"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs torch only when it is asked for: the command line imports this package too."""
+    if name in __all__:
+        from encoder import frozen
+
+        return getattr(frozen, name)
+    raise AttributeError(f"module 'encoder' has no attribute '{name}'")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Precision = Literal["fp32", "bf16"]
+Features = Literal["last", "penultimate", "last_norm"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +190,42 @@ class TrainConfig:
             raise ValueError("training needs text towers: give text (and captioner for openvision3)")
         if not 0 < self.pixel_fraction <= 1:
             raise ValueError(f"pixel_fraction {self.pixel_fraction} must be over 0, at most 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureChoice:
+    """Which features each bridge sees: see `encoder.frozen.FrozenEncoder`."""
+
+    understanding: Features = "last"
+    generation: Features = "last"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderConfig:
+    """configs/encoders/<name>.yaml: a frozen encoder by name."""
+
+    name: str
+    source: str  # what `load_encoder` takes
+    vae: str | None = None  # OpenVision 3's VAE: folder or hub id
+    image_size: int | None = None  # px; for clip: and vae: sources that leave it open
+    features: FeatureChoice = field(default_factory=FeatureChoice)
+    # How tokens become pixels: "own", a folder that rae_bridge.train_decoder wrote, or nothing
+    decoder: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokensConfig:
+    """Stage `encoder.tokens`: the tokens of every picture, once, for both bridges."""
+
+    encoder: str  # what `load_encoder` takes
+    data: str  # folder of shards; or, with `records`, the folder that picture names are relative to
+    records: list[str] = field(default_factory=list)  # LLaVA JSON files whose pictures are wanted
+    vae: str | None = None  # over the encoder's own
+    features: Features = "last"
+    split: Literal["train", "val", "test"] = "train"  # of shards
+    limit: int | None = None
+    dtype: Literal["fp16", "fp32"] = "fp16"
+    batch_size: int = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

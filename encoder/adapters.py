@@ -1,0 +1,254 @@
+"""What can be a frozen encoder: OpenVision 3, our CLIP, releases, towers of transformers and timm, a VAE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from encoder.clip import Clip
+from encoder.config import choose
+from encoder.frozen import FrozenEncoder
+from encoder.model import OpenVision3
+from encoder.pretrained import read_config
+from encoder.release import CONFIG as RELEASE_CONFIG
+from encoder.release import WEIGHTS as RELEASE_WEIGHTS
+from encoder.release import load_release
+from encoder.vae import FrozenVAE, load_vae
+from encoder.vit import ViTDecoder, ViTEncoder
+
+VAE_DOWNSAMPLE = 8  # of FLUX's VAE, where none is named to ask
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # `clip.normalise`: [0, 1] -> [-1, 1]
+
+
+class FrozenOpenVision3(FrozenEncoder):
+    """OpenVision 3: pixels -> VAE -> z_u; z_u -> ViT decoder -> VAE -> pixels, on `last` features only."""
+
+    def __init__(
+        self,
+        encoder: ViTEncoder,
+        decoder: ViTDecoder | None,
+        vae: FrozenVAE | None,
+        name: str,
+        features: str | None,
+    ):
+        shape = encoder.shape
+        downsample = vae.downsample if vae is not None else VAE_DOWNSAMPLE
+        size, grid = shape.image_size * downsample, (shape.grid, shape.grid)
+        super().__init__(name=name, image_size=size, grid=grid, width=shape.width, features=features)
+        if vae is not None and vae.channels != shape.in_channels:
+            channels = f"{name} takes {shape.in_channels}-channel latents"
+            raise ValueError(f"{channels}, VAE {vae.name} has {vae.channels}")
+        self.encoder, self.decoder, self.vae = encoder, decoder, vae
+
+    @property
+    def can_decode(self) -> bool:
+        return self.features == "last" and self.decoder is not None and self.vae is not None
+
+    def _settings(self) -> dict:
+        shift = self.vae.offset if self.vae is not None else None
+        return super()._settings() | {"vae_offset": shift, "vae_scale": self.vae and self.vae.scale}
+
+    def _tokens(self, inputs: Tensor) -> Tensor:
+        if self.vae is None:
+            raise ValueError(f"{self.name} has no VAE: name one with vae=..., or use encode_latents")
+        return self._encode(self.vae.encode(inputs).to(inputs))
+
+    def _encode(self, z_vae: Tensor) -> Tensor:
+        return self.encoder.tokens(z_vae, skip_last=int(self.features == "penultimate"))
+
+    @torch.no_grad()
+    def encode_latents(self, z_vae: Tensor) -> Tensor:
+        """z_vae (B C h w, scaled latents) -> z_u (B N D, float32): skips the VAE, for cached latents."""
+        with torch.autocast(z_vae.device.type, enabled=False):
+            return self._select(self._encode(z_vae.to(self._like())))
+
+    def _decode(self, z_u: Tensor) -> Tensor:
+        return self.vae.decode(self.decoder(z_u, self.grid))
+
+
+class FrozenTower(FrozenEncoder):
+    """A ViTEncoder on pixels: our CLIP baseline, or a released OpenVision 1 tower."""
+
+    def __init__(self, encoder: ViTEncoder, name: str, features: str | None, mean: tuple, std: tuple):
+        shape = encoder.shape
+        sizes = {"image_size": shape.image_size, "grid": (shape.grid, shape.grid), "width": shape.width}
+        super().__init__(name=name, **sizes, features=features, mean=mean, std=std)
+        self.encoder = encoder
+
+    def _tokens(self, inputs: Tensor) -> Tensor:
+        return self.encoder.tokens(inputs, skip_last=int(self.features == "penultimate"))
+
+
+class FrozenTransformers(FrozenEncoder):
+    """A vision tower of transformers: CLIP, SigLIP (2), DINOv2. Patch tokens only, before the final norm."""
+
+    def __init__(
+        self, model: nn.Module, name: str, features: str | None, image_size: int, mean: tuple, std: tuple
+    ):
+        config = model.config
+        side = image_size // config.patch_size
+        sizes = {"image_size": image_size, "grid": (side, side), "width": config.hidden_size}
+        super().__init__(name=name, **sizes, features=features, mean=mean, std=std)
+        self.model = model
+        # The stack of blocks is the longest list of modules. Its outputs are read by hooks: what a model
+        # calls hidden_states[-1] is normalised in some towers and raw in others.
+        lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+        self._blocks = [max(lists, key=len)]  # in a list, so that it is not registered twice
+
+    def _tokens(self, inputs: Tensor) -> Tensor:
+        block = self._blocks[0][-2 if self.features == "penultimate" else -1]
+        seen: list[Tensor] = []
+        hook = block.register_forward_hook(
+            lambda _module, _inputs, output: seen.append(output[0] if isinstance(output, tuple) else output)
+        )
+        try:
+            self.model(pixel_values=inputs)
+        finally:
+            hook.remove()
+        return seen[0][:, -self.num_tokens :]  # class and register tokens come first
+
+
+class FrozenTimm(FrozenEncoder):
+    """Any timm model that gives intermediate features; its last map as tokens, before the final norm."""
+
+    def __init__(self, model: nn.Module, name: str, features: str | None):
+        from timm.data import resolve_model_data_config
+
+        data = resolve_model_data_config(model)
+        size = data["input_size"][-1]
+        with torch.no_grad():
+            feature_map = _last_map(model.eval(), torch.zeros(1, 3, size, size), 1)
+        width, *grid = feature_map.shape[1:]
+        super().__init__(
+            name=name, image_size=size, grid=tuple(grid), width=width, features=features,
+            mean=data["mean"], std=data["std"],
+        )  # fmt: skip
+        self.model = model
+
+    def _tokens(self, inputs: Tensor) -> Tensor:
+        maps = _last_map(self.model, inputs, 2 if self.features == "penultimate" else 1)
+        if maps.shape[1:] != (self.width, *self.grid):
+            raise ValueError(f"{self.name}: its penultimate map is of another size; use features=last")
+        return rearrange(maps, "B D h w -> B (h w) D")
+
+
+def _last_map(model: nn.Module, inputs: Tensor, from_end: int) -> Tensor:
+    """The feature map (B D h w) `from_end` stages from the end, before the final norm."""
+    maps = model.forward_intermediates(
+        inputs, indices=from_end, norm=False, output_fmt="NCHW", intermediates_only=True
+    )
+    return maps[0]
+
+
+class FrozenVaeEncoder(FrozenEncoder):
+    """The VAE alone: one token a latent place."""
+
+    supported = ("last",)
+
+    def __init__(self, vae: FrozenVAE, features: str | None, image_size: int):
+        side = image_size // vae.downsample
+        sizes = {"image_size": image_size, "grid": (side, side), "width": vae.channels}
+        super().__init__(name=f"vae:{vae.name}", **sizes, features=features)
+        self.vae = vae
+
+    @property
+    def can_decode(self) -> bool:
+        return True
+
+    def _settings(self) -> dict:
+        return super()._settings() | {"vae_offset": self.vae.offset, "vae_scale": self.vae.scale}
+
+    def _tokens(self, inputs: Tensor) -> Tensor:
+        return rearrange(self.vae.encode(inputs), "B C h w -> B (h w) C")
+
+    def _decode(self, z_u: Tensor) -> Tensor:
+        return self.vae.decode(rearrange(z_u, "B (h w) C -> B C h w", h=self.grid[0]))
+
+
+def from_folder(
+    folder: Path, vae: str | Path | None, features: str | None, name: str | None = None
+) -> FrozenEncoder:
+    """An encoder from a folder: ours (config.json names the model) or a release (open_clip_config.json)."""
+    name = name or folder.name
+    if (folder / RELEASE_CONFIG).is_file():
+        return _from_release(folder, vae, features, name)
+    model = read_config(folder).get("model")
+    return choose(MODELS, str(model), f"model in {folder}")(folder, vae, features, name)
+
+
+def _openvision3(folder: Path, vae: str | Path | None, features: str | None, name: str) -> FrozenEncoder:
+    model = OpenVision3.from_pretrained(folder)
+    codec = load_vae(vae) if vae is not None else None
+    return FrozenOpenVision3(model.encoder, model.decoder, codec, name, features)
+
+
+def _clip(folder: Path, vae: str | Path | None, features: str | None, name: str) -> FrozenEncoder:
+    return FrozenTower(Clip.from_pretrained(folder).encoder, name, features, CLIP_MEAN, CLIP_STD)
+
+
+def _from_release(folder: Path, vae: str | Path | None, features: str | None, name: str) -> FrozenEncoder:
+    vit = load_release(folder)
+    if vit.shape.in_channels == 3:  # OpenVision 1 and 2
+        return FrozenTower(vit, name, features, IMAGENET_MEAN, IMAGENET_STD)
+    codec = load_vae(vae) if vae is not None else None
+    return FrozenOpenVision3(vit, None, codec, name, features)
+
+
+def download_release(repository: str) -> Path:
+    """The folder of a hub repository in the release format (from the cache, if it is there)."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=[RELEASE_CONFIG, RELEASE_WEIGHTS]))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(f"no folder {repository}, and not to be had from the hub: {reason}") from None
+
+
+def _transformers(source: str, features: str | None, image_size: int | None) -> FrozenEncoder:
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPVisionModel, SiglipVisionModel
+
+    classes = {
+        "clip": CLIPVisionModel,
+        "clip_vision_model": CLIPVisionModel,
+        "siglip": SiglipVisionModel,
+        "siglip_vision_model": SiglipVisionModel,
+        "dinov2": AutoModel,
+        "dinov2_with_registers": AutoModel,
+    }
+    try:
+        kind = AutoConfig.from_pretrained(source).model_type
+        cls = choose(classes, kind, f"model type of {source}")
+        model = cls.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+        processor = AutoImageProcessor.from_pretrained(source)
+    except OSError as error:
+        raise FileNotFoundError(f"clip:{source} is not to be had: {str(error).splitlines()[0]}") from None
+    crop = getattr(processor, "crop_size", None) or processor.size
+    size = image_size or crop.get("height") or crop["shortest_edge"]
+    name = f"clip:{Path(source).name}"
+    return FrozenTransformers(model, name, features, size, processor.image_mean, processor.image_std)
+
+
+def _timm(source: str, features: str | None, image_size: int | None) -> FrozenEncoder:
+    import timm
+
+    try:
+        model = timm.create_model(source, pretrained=True, num_classes=0)
+    except RuntimeError as error:
+        raise ValueError(f"timm:{source}: {str(error).splitlines()[0]}") from None
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(f"timm:{source} weights are not to be had: {reason}") from None
+    return FrozenTimm(model, f"timm:{source}", features)
+
+
+def _vae(source: str, features: str | None, image_size: int | None) -> FrozenEncoder:
+    return FrozenVaeEncoder(load_vae(source), features, image_size or 256)
+
+
+MODELS = {"openvision3": _openvision3, "clip": _clip}
+SCHEMES = {"clip": _transformers, "timm": _timm, "vae": _vae}

@@ -1,0 +1,223 @@
+"""The frozen-encoder contract that both bridges stand on, and the loader of everything that fulfils it.
+
+Pixels are in [0, 1]; resizing and normalisation happen inside and nowhere else. Adapters: `adapters.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from encoder.config import ROOT, choose, load, nearest
+from encoder.options import EncoderConfig
+from encoder.stage import sha256_json
+
+NORM_EPS = 1e-6
+
+
+class FrozenEncoder(nn.Module):
+    """pixels -> z_u by frozen weights. Subclasses build `self` and implement `_tokens` (and `_decode`).
+
+    Attributes: name; image_size (px, square); grid (rows, columns of tokens); width (D); features.
+    features: `last` (the last block's output, before any final norm), `penultimate` (one block earlier), or
+    `last_norm` (the last block's output, layer-normalised without gain and bias, as RAE feeds its DiT).
+    """
+
+    supported: ClassVar[tuple[str, ...]] = ("last", "penultimate", "last_norm")
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        image_size: int,
+        grid: tuple[int, int],
+        width: int,
+        features: str | None = None,
+        mean: tuple[float, ...] = (0.0, 0.0, 0.0),
+        std: tuple[float, ...] = (1.0, 1.0, 1.0),
+    ):
+        super().__init__()
+        self.name, self.image_size, self.grid, self.width = name, image_size, grid, width
+        self.features = features or "last"
+        choose(dict.fromkeys(self.supported), self.features, f"features of {name}")
+        self.mean, self.std = tuple(mean), tuple(std)
+        self._fingerprint: str | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def can_decode(self) -> bool:
+        return False
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex sha256 of the weights, the preprocessing and `features`; taken once, as loaded."""
+        if self._fingerprint is None:
+            self._fingerprint = self._digest()
+        return self._fingerprint
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(memoryview(raw.numpy()))
+        return sha256_json({"weights": digest.hexdigest(), **self._settings()})
+
+    def _settings(self) -> dict:
+        """What besides weights decides the features."""
+        return {
+            "adapter": type(self).__name__,
+            "image_size": self.image_size,
+            "mean": self.mean,
+            "std": self.std,
+            "resize": "bicubic, antialiased",
+            "features": self.features,
+        }
+
+    def freeze(self) -> FrozenEncoder:
+        """Eval mode, no weight gradients, fingerprint taken; nothing undoes it."""
+        self.requires_grad_(False)
+        self.train(False)
+        self._fingerprint = self._digest()
+        return self
+
+    def train(self, mode: bool = True) -> FrozenEncoder:
+        """Stay in eval mode whatever the owner calls."""
+        return super().train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> FrozenEncoder:
+        """Stay frozen whatever the owner calls."""
+        return super().requires_grad_(False)
+
+    def _like(self) -> Tensor:
+        """A tensor that tells where the weights are and of which kind."""
+        return next(iter((*self.parameters(), *self.buffers())))
+
+    def _prepare(self, pixels: Tensor) -> Tensor:
+        if pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise ValueError(f"{self.name}: pixels must be B 3 H W, got {tuple(pixels.shape)}")
+        if not pixels.is_floating_point():
+            raise ValueError(f"{self.name}: pixels must be floats in [0, 1], got {pixels.dtype}")
+        size = (self.image_size, self.image_size)
+        pixels = pixels.float()
+        if pixels.shape[2:] != size:
+            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
+        mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        return ((pixels - mean) / std).to(self._like())
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """pixels (B 3 H W, floats in [0, 1], any size) -> z_u (B N D, float32).
+
+        Raises: ValueError for another shape or integer pixels.
+        """
+        inputs = self._prepare(pixels)
+        with torch.autocast(inputs.device.type, enabled=False):  # a caller's would change the features
+            return self._select(self._tokens(inputs))
+
+    def _select(self, tokens: Tensor) -> Tensor:
+        tokens = tokens.float()
+        if self.features == "last_norm":
+            return F.layer_norm(tokens, tokens.shape[-1:], eps=NORM_EPS)
+        return tokens
+
+    def _tokens(self, inputs: Tensor) -> Tensor:
+        """Prepared inputs -> tokens (B N D), of the last block or (`penultimate`) the one before."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def decode(self, z_u: Tensor) -> Tensor:
+        """z_u (B N D) -> pixels (B 3 image_size image_size, float32, clamped to [0, 1]).
+
+        Raises: ValueError if this encoder cannot decode, or z_u is not B N D of its sizes.
+        """
+        if not self.can_decode:
+            raise ValueError(f"{self.name} with features '{self.features}' has no decoder")
+        if z_u.ndim != 3 or z_u.shape[1:] != (self.num_tokens, self.width):
+            raise ValueError(f"z_u must be B {self.num_tokens} {self.width}, got {tuple(z_u.shape)}")
+        with torch.autocast(z_u.device.type, enabled=False):
+            return self._decode(z_u.to(self._like())).float().clamp(0, 1)
+
+    def _decode(self, z_u: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class BlindEncoder(FrozenEncoder):
+    """Zeros, whatever the picture: the control row that shows what words alone can answer."""
+
+    def __init__(self, *, features: str | None = None, vae: str | None = None):
+        super().__init__(name="blind", image_size=64, grid=(4, 4), width=192, features=features)
+        self.register_buffer("zero", torch.zeros(1))  # tells the device and the kind, as weights would
+
+    def _tokens(self, inputs: Tensor) -> Tensor:
+        return inputs.new_zeros(len(inputs), self.num_tokens, self.width)
+
+
+def load_encoder(
+    source: str | Path,
+    *,
+    vae: str | Path | None = None,
+    features: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> FrozenEncoder:
+    """Load a frozen encoder.
+
+    source: a name under configs/encoders; a folder written by `save_pretrained` or in the release format; a
+    hub id of a release; `clip:<hub id or folder>` (CLIP, SigLIP 2, DINOv2), `timm:<model>`, `vae:<hub id or
+    folder>`, `module:<module>:<Class>`. `vae` names OpenVision 3's VAE (without one, only `encode_latents`
+    works); `features` defaults to `last`, `dtype` to float32.
+
+    Raises: FileNotFoundError, ValueError: no such source, or one that does not fit, in one line.
+    """
+    source = str(source)
+    path = ROOT / "configs" / "encoders" / f"{source}.yaml"
+    name, image_size = None, None
+    if path.is_file():
+        config = load(EncoderConfig, path)
+        name, source, image_size = config.name, config.source, config.image_size
+        vae = vae if vae is not None else config.vae
+    encoder = _build(source, vae, features, image_size)
+    encoder.name = name or encoder.name
+    return encoder.freeze().to(device=device, dtype=dtype or torch.float32)
+
+
+def _build(
+    source: str, vae: str | Path | None, features: str | None, image_size: int | None
+) -> FrozenEncoder:
+    from encoder import adapters  # here: it builds on this module, and brings large libraries
+
+    scheme, colon, rest = source.partition(":")
+    if scheme == "module" and colon:
+        return _instance(rest, vae, features)
+    if colon and not Path(source).exists():
+        return choose(adapters.SCHEMES, scheme, "kind of encoder")(rest, features, image_size)
+    folder = next((path for path in (Path(source), ROOT / source) if path.is_dir()), None)
+    if folder is not None:
+        return adapters.from_folder(folder, vae, features)
+    if source.count("/") == 1 and not source.startswith((".", "/")):
+        return adapters.from_folder(adapters.download_release(source), vae, features, name=source)
+    names = sorted(path.stem for path in (ROOT / "configs" / "encoders").glob("*.yaml"))
+    known = f"neither a folder nor one of {', '.join(names)}"
+    raise FileNotFoundError(f"no encoder '{source}'{nearest(source, names)}: {known}")
+
+
+def _instance(source: str, vae: str | Path | None, features: str | None) -> FrozenEncoder:
+    """`package.module:Class`, built as Class(features=..., vae=...)."""
+    module_name, _, class_name = source.partition(":")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"module:{source}: {error}; write module:package.module:Class") from None
+    if not (isinstance(cls, type) and issubclass(cls, FrozenEncoder)):
+        raise ValueError(f"module:{source} is no FrozenEncoder class")
+    return cls(features=features, vae=vae)

@@ -1,0 +1,151 @@
+"""Released OpenVision checkpoints, in and out: open_clip_config.json + open_clip_pytorch_model.bin.
+
+Sizes come from the config and the tensors, never from a table of names. What the config does not say is what
+open_clip's CLIPVisionCfg says, because that is what the official loader builds from it.
+Source: UCSC-VLAA/OpenVision@6c24e45, src/convert_upload/open_clip.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from encoder.config import nearest
+from encoder.options import ViTShape
+from encoder.stage import write_json
+from encoder.vit import ViTEncoder
+
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_pytorch_model.bin"
+
+# Keys of vision_cfg that shape the tower, with CLIPVisionCfg's defaults.
+DEFAULTS = {
+    "layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16, "image_size": 224,
+    "in_channels": 3, "no_ln_pre": False, "pool_type": "tok", "final_ln_after_pool": False,
+    "output_tokens": False, "ls_init_value": None, "attentional_pool": False, "act_kwargs": None,
+    "timm_model_name": None,
+}  # fmt: skip
+# Keys that change nothing in a loaded tower: eps is 1e-6 in the code, positions are stored in the file.
+IGNORED = ("norm_kwargs", "pos_embed_type", "patch_dropout", "timm_model_pretrained", "block_type", "qk_norm")
+# Keys that this tower has in one value only, and what another value would mean.
+REQUIRED = {
+    "no_ln_pre": (True, "the tower has no norm before its blocks"),
+    "pool_type": ("avg", "pooling is the mean of the patch tokens"),
+    "final_ln_after_pool": (True, "else the tokens come out after the final norm, not before it"),
+    "ls_init_value": (None, "the blocks have no layer scale"),
+    "attentional_pool": (False, "pooling is the mean of the patch tokens"),
+    "timm_model_name": (None, "the tower is OpenVision's own"),
+}
+
+
+def load_release(folder: Path | str) -> ViTEncoder:
+    """The vision tower of a release folder (OpenVision 3, or a 3-channel OpenVision 1), float32, eval mode.
+
+    Raises: FileNotFoundError if a file is missing; ValueError for a config key or value that does not fit,
+        or a tensor that is missing, unknown or of another shape.
+    """
+    folder = Path(folder)
+    config = _read_config(folder / CONFIG)
+    tensors = _read_tensors(folder / WEIGHTS)
+    shape = _shape(config, tensors, folder)
+    vit = ViTEncoder(shape)
+    _check_tensors(vit.state_dict(), tensors, folder)
+    vit.load_state_dict(tensors, strict=True)
+    return vit.eval()
+
+
+def export_release(vit: ViTEncoder, folder: Path | str) -> None:
+    """Write a tower as the official loader wants it: fp32 tensors under bare keys, and its config."""
+    folder, shape = Path(folder), vit.shape
+    folder.mkdir(parents=True, exist_ok=True)
+    state = vit.state_dict()
+    first = ("class_embedding", "positional_embedding", "proj")  # the order in the released files
+    ordered = {name: state[name] for name in (*first, *(name for name in state if name not in first))}
+    tensors = {name: value.detach().float().cpu().contiguous() for name, value in ordered.items()}
+    temporary = folder / f".{WEIGHTS}.{os.getpid()}.tmp"
+    torch.save(tensors, temporary)
+    temporary.replace(folder / WEIGHTS)
+    vision = {
+        "image_size": shape.image_size, "patch_size": shape.patch_size, "in_channels": shape.in_channels,
+        "layers": shape.layers, "width": shape.width, "head_width": shape.head_width,
+        "mlp_ratio": vit.transformer.resblocks[0].mlp.c_fc.out_features / shape.width,
+        "no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True, "output_tokens": True,
+    }  # fmt: skip
+    write_json(folder / CONFIG, {"model_cfg": {"embed_dim": shape.embed_dim, "vision_cfg": vision}})
+
+
+def _read_config(path: Path) -> dict:
+    """vision_cfg with defaults filled in; a key or value that this tower cannot have is an error."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no {CONFIG} in {path.parent}: not a release folder")
+    try:
+        config = json.loads(path.read_text())["model_cfg"]["vision_cfg"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: no model_cfg.vision_cfg in it ({error})") from None
+    for key in config:
+        if key not in DEFAULTS and key not in IGNORED:
+            raise ValueError(f"{path}: unknown vision_cfg key '{key}'{nearest(key, DEFAULTS)}")
+    config = DEFAULTS | config
+    for key, (value, meaning) in REQUIRED.items():
+        if config[key] != value:
+            raise ValueError(f"{path}: {key} is {config[key]!r}, must be {value!r}: {meaning}")
+    if (config["act_kwargs"] or {}).get("approximate", "none") != "none":
+        raise ValueError(f"{path}: act_kwargs {config['act_kwargs']}: the vision tower's GELU is exact")
+    sides = config["image_size"] if isinstance(config["image_size"], list) else [config["image_size"]]
+    if len(set(sides)) != 1:
+        raise ValueError(f"{path}: image_size {sides} must be square")
+    return config | {"image_size": sides[0]}
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tower's tensors in float32; a nested state_dict, `module.` and `visual.` are unwrapped."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no {WEIGHTS} in {path.parent}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch each raise their own kinds for a damaged file
+        raise ValueError(f"{path} is damaged or unsafe: {str(error).splitlines()[0][:120]}") from None
+    state = state.get("state_dict", state)
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    if any(name.startswith("visual.") for name in state):
+        state = {name[7:]: value for name, value in state.items() if name.startswith("visual.")}
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def _shape(config: dict, tensors: dict[str, Tensor], folder: Path) -> ViTShape:
+    needed = ("conv1.weight", "proj", "positional_embedding", "transformer.resblocks.0.mlp.c_fc.weight")
+    for name in needed:
+        if name not in tensors:
+            raise ValueError(f"{folder / WEIGHTS}: tensor '{name}' is missing")
+    channels = tensors["conv1.weight"].shape[1]
+    if channels != config["in_channels"]:
+        raise ValueError(
+            f"{folder / CONFIG}: in_channels is {config['in_channels']} (3 if not given), conv1.weight has "
+            f"{channels}; set vision_cfg.in_channels to {channels}"
+        )
+    return ViTShape(
+        image_size=config["image_size"],
+        patch_size=config["patch_size"],
+        in_channels=channels,
+        width=config["width"],
+        layers=config["layers"],
+        head_width=config["head_width"],
+        mlp_width=tensors[needed[-1]].shape[0],
+        embed_dim=tensors["proj"].shape[-1],
+    )
+
+
+def _check_tensors(expected: dict[str, Tensor], tensors: dict[str, Tensor], folder: Path) -> None:
+    path = folder / WEIGHTS
+    for name in tensors:
+        if name not in expected:
+            raise ValueError(f"{path}: unknown tensor '{name}'{nearest(name, expected)}")
+    for name, value in expected.items():
+        if name not in tensors:
+            raise ValueError(f"{path}: tensor '{name}' is missing")
+        if tensors[name].shape != value.shape:
+            got, wanted = tuple(tensors[name].shape), tuple(value.shape)
+            raise ValueError(f"{path}: tensor '{name}' is {got}, {CONFIG} asks for {wanted}")

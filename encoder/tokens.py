@@ -1,0 +1,142 @@
+"""Stage: the frozen tokens of every picture, computed once for both bridges.
+
+`python -m encoder.tokens <config.yaml> <out_dir>` writes tokens.safetensors ("tokens" M N D; "labels" M, -1
+where there is none) and index.json (keys in the same order, the encoder's fingerprint, what was skipped).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from encoder.batch import to_pixels
+from encoder.checkpoint import save_tensors
+from encoder.config import ROOT
+from encoder.data.shards import MAX_PIXELS, ShardReader, find_shards
+from encoder.frozen import FrozenEncoder, load_encoder
+from encoder.options import TokensConfig
+from encoder.stage import main, progress, write_json
+
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+MAX_BAD_FRACTION = 0.01
+Picture = tuple[str, np.ndarray, int]  # key, uint8 H W 3, label
+
+
+def picture_names(records: list[str]) -> list[str]:
+    """Names of the pictures of LLaVA JSON (or JSON lines) files, each once, in order; relative to ROOT.
+
+    Raises: FileNotFoundError; ValueError if a file is not JSON.
+    """
+    names: dict[str, None] = {}
+    for path in (ROOT / record for record in records):
+        if not path.is_file():
+            raise FileNotFoundError(f"LLaVA records not found: {path}")
+        text = path.read_text()
+        try:
+            if path.suffix == ".jsonl":
+                rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            else:
+                rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from None
+        for row in rows:
+            images = row.get("image") or []
+            names.update(dict.fromkeys([images] if isinstance(images, str) else images))
+    return list(names)
+
+
+def read_files(folder: Path, names: list[str], skipped: list[str]) -> Iterator[Picture]:
+    """Pictures of one folder by name; an unreadable one goes to `skipped`.
+
+    Raises: ValueError once more than MAX_BAD_FRACTION of all names were skipped.
+    """
+    for name in names:
+        try:
+            with Image.open(folder / name) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise ValueError(f"{picture.width}x{picture.height} pixels")
+                pixels = np.array(picture.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            skipped.append(f"{name}: {error}")
+            if len(skipped) > MAX_BAD_FRACTION * len(names):
+                named = "; ".join(skipped[:5])
+                raise ValueError(f"too many unreadable pictures in {folder}: {named}") from None
+            continue
+        yield name, pixels, -1
+
+
+def read_shards(reader: ShardReader) -> Iterator[Picture]:
+    """Pictures of shards, with their class where the record has one."""
+    for sample in reader:
+        yield sample.key, sample.pixels, int(sample.record.get("label", -1))
+
+
+def batches(pictures: Iterator[Picture], batch_size: int) -> Iterator[list[Picture]]:
+    """Consecutive pictures of equal size, at most `batch_size`."""
+    held: list[Picture] = []
+    for picture in pictures:
+        if held and (len(held) == batch_size or picture[1].shape != held[0][1].shape):
+            yield held
+            held = []
+        held.append(picture)
+    if held:
+        yield held
+
+
+def encode_batch(encoder: FrozenEncoder, pictures: list[Picture], dtype: torch.dtype) -> Tensor:
+    """Pictures of equal size -> tokens (B N D) as `dtype`.
+
+    Raises: ValueError if a token does not fit the type.
+    """
+    images = torch.as_tensor(np.stack([pixels for _, pixels, _ in pictures]))
+    tokens = encoder.encode(to_pixels(images)).to(dtype)
+    if not torch.isfinite(tokens).all():
+        raise ValueError(f"tokens of {encoder.name} near {pictures[0][0]} overflow {dtype}; set dtype=fp32")
+    return tokens
+
+
+def run(config: TokensConfig, out_dir: Path) -> dict:
+    """Encode, write, and return the counts."""
+    torch.set_flush_denormal(True)
+    encoder = load_encoder(config.encoder, vae=config.vae, features=config.features)
+    skipped: list[str] = []
+    reader = None
+    if config.records:
+        names = picture_names(config.records)[: config.limit]
+        pictures, total = read_files(ROOT / config.data, names, skipped), len(names)
+    else:
+        reader = ShardReader(find_shards(ROOT / config.data, config.split), max_bad_fraction=MAX_BAD_FRACTION)
+        pictures, total = read_shards(reader), config.limit or 0
+    keys: list[str] = []
+    labels: list[int] = []
+    tokens: list[Tensor] = []
+    for batch in batches(pictures, config.batch_size):
+        if config.limit is not None:
+            batch = batch[: config.limit - len(keys)]
+        keys += [key for key, _, _ in batch]
+        labels += [label for _, _, label in batch]
+        tokens.append(encode_batch(encoder, batch, DTYPES[config.dtype]))
+        progress(out_dir, len(keys), max(total, len(keys)), "pictures")
+        if len(keys) == config.limit:
+            break
+    if not keys:
+        raise ValueError(f"no usable picture in {config.data}")
+    skipped += [str(bad) for bad in reader.bad] if reader else []
+    tensors = {"tokens": torch.cat(tokens), "labels": torch.tensor(labels)}
+    save_tensors(out_dir / "tokens.safetensors", tensors)
+    about = {
+        "encoder": encoder.name, "fingerprint": encoder.fingerprint, "features": encoder.features,
+        "grid": list(encoder.grid), "width": encoder.width, "can_decode": encoder.can_decode,
+    }  # fmt: skip
+    write_json(out_dir / "index.json", {**about, "skipped": skipped, "keys": keys})
+    return {**about, "num_pictures": len(keys), "num_skipped": len(skipped)}
+
+
+if __name__ == "__main__":
+    main(TokensConfig, run)
