@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from encoder.data.scenes.pen import RGB, Fill, Point, mix
@@ -14,11 +15,13 @@ _SUN = (255, 246, 200)
 
 
 class Backdrop:
-    """A square canvas of `size` pixels addressed in fractions, with soft gradients."""
+    """A square canvas addressed in fractions, `factor` times as large as the picture of `pixels` that it
+    becomes."""
 
-    def __init__(self, size: int, horizon: float, rng: random.Random) -> None:
-        self.size, self.horizon, self.rng = size, horizon, rng
-        self.image = Image.new("RGB", (size, size))
+    def __init__(self, pixels: int, factor: int, horizon: float, rng: random.Random) -> None:
+        self.pixels, self.size = pixels, pixels * factor
+        self.horizon, self.rng = horizon, rng
+        self.image = Image.new("RGB", (self.size, self.size))
         self.draw = ImageDraw.Draw(self.image, "RGBA")
 
     def between(self, low: float, high: float) -> float:
@@ -28,20 +31,22 @@ class Backdrop:
         """Fills the canvas with `colors` from top to bottom; `glow` is a soft light (x, y, radius,
         colour)."""
         n = 16
-        cells = []
+        rows = []
         for row in range(n):
             place = (row + 0.5) / n * (len(colors) - 1)
             below = min(int(place), len(colors) - 2)
-            color = mix(colors[below], colors[below + 1], place - below)
-            for column in range(n):
-                if glow is None:
-                    cells.append(color)
-                    continue
-                distance = math.hypot((column + 0.5) / n - glow[0], (row + 0.5) / n - glow[1]) / glow[2]
-                cells.append(mix(color, glow[3], 0.85 * math.exp(-distance * distance * 2)))
-        small = Image.new("RGB", (n, n))
-        small.putdata(cells)
-        self.image.paste(small.resize((self.size, self.size), Image.Resampling.BICUBIC))
+            rows.append(mix(colors[below], colors[below + 1], place - below))
+        cells = np.repeat(np.array(rows, float)[:, None], n, axis=1)
+        if glow is not None:
+            x, y, radius, color = glow
+            across = [math.exp(-2 * (((i + 0.5) / n - x) / radius) ** 2) for i in range(n)]
+            down = [math.exp(-2 * (((i + 0.5) / n - y) / radius) ** 2) for i in range(n)]
+            cells += 0.85 * np.outer(down, across)[..., None] * (np.array(color) - cells)
+        # smooth at the picture's own size, then enlarged by repetition: averaging down gives the same again
+        smooth = Image.fromarray(cells.astype(np.uint8)).resize(
+            (self.pixels, self.pixels), Image.Resampling.BICUBIC
+        )
+        self.image.paste(smooth.resize((self.size, self.size), Image.Resampling.NEAREST))
 
     def land(self, points: Sequence[Point], near: RGB, far: RGB) -> None:
         """A stretch of ground below the line `points` (left to right), from `far` at its top to `near` at
@@ -52,7 +57,8 @@ class Backdrop:
             return
         strip = Image.new("RGB", (1, 8))
         strip.putdata([mix(far, near, i / 7) for i in range(8)])
-        strip = strip.resize((self.size, self.size - first), Image.Resampling.BILINEAR)
+        strip = strip.resize((1, self.size - first), Image.Resampling.BILINEAR)
+        strip = strip.resize((self.size, self.size - first), Image.Resampling.NEAREST)
         mask = Image.new("L", strip.size)
         outline = [(x * self.size, y * self.size - first) for x, y in points]
         outline += [(self.size, self.size - first), (0, self.size - first)]
@@ -231,4 +237,3 @@ DRAW_PLACE: dict[str, Callable[[Backdrop], None]] = {
     "room": _room,
     "sea": _sea,
 }
-SHADOWED = frozenset(PLACE for PLACE in DRAW_PLACE if PLACE not in ("sea",))

@@ -26,7 +26,7 @@ def render(scene: Scene, size: int) -> np.ndarray:
     Raises: ValueError for a size outside 64..512.
     """
     factor = _oversampling(size)
-    canvas = Backdrop(size * factor, scene.horizon, random.Random(scene.backdrop))
+    canvas = Backdrop(size, factor, scene.horizon, random.Random(scene.backdrop))
     DRAW_PLACE[scene.place](canvas)
     for thing in _back_to_front(scene):
         if isinstance(thing, Item) and _stands(scene, thing):
@@ -43,7 +43,7 @@ def visible_fraction(scene: Scene, number: int, size: int = 128) -> float:
     target = scene.items[number]
     counts = []
     for things in ([target], _back_to_front(scene)):
-        canvas = Backdrop(size, scene.horizon, random.Random(0))
+        canvas = Backdrop(size, 1, scene.horizon, random.Random(0))
         for thing in things:
             _draw(canvas, scene, thing, (255, 255, 255) if thing is target else (1, 1, 1))
         counts.append(np.count_nonzero(np.asarray(canvas.image)[..., 0] > 128))
