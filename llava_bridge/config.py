@@ -1,0 +1,108 @@
+"""The configurations of this package's stages. No torch here: the command line reads them.
+
+Relative paths are relative to the repository root.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from encoder.options import OptimConfig, Precision
+
+Attention = Literal["eager", "sdpa"]  # on a CPU, eager is the faster of the two below about 200 tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaShape:
+    """Sizes of the demo's Llama."""
+
+    width: int = 256
+    depth: int = 6
+    num_heads: int = 4
+    mlp_width: int = 688
+    max_length: int = 512  # tokens, pictures' included
+
+    def __post_init__(self):
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} must be a multiple of num_heads {self.num_heads}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainLlmConfig:
+    """Stage `llava_bridge.train_llm`: train the demo's Llama on text alone, from scratch."""
+
+    corpus: list[str]  # JSONL files of {id, conversations} and {id, text} rows
+    num_steps: int
+    batch_size: int = 32
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=1.5e-3, warmup_steps=200, betas=(0.9, 0.98))
+    )
+    shape: LlamaShape = field(default_factory=LlamaShape)
+    precision: Precision = "bf16"
+    attention: Attention = "eager"
+    num_held_out: int = 1000  # last rows of the corpus: scored, not trained on
+    seed: int = 0
+    log_steps: int = 50
+    checkpoint_steps: int = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlavaConfig:
+    """Stage `llava_bridge.train`: one of LLaVA-1.5's two stages over one frozen encoder.
+
+    Stage 1 trains the projector on captions (`plain`), stage 2 projector and language model on
+    conversations (`vicuna_v1`).
+    """
+
+    stage: Literal[1, 2]
+    encoder: str  # what `encoder.load_encoder` takes
+    features: str | None = (
+        None  # what the language model sees of the encoder; None: the encoder's own default
+    )
+    data: list[str]  # LLaVA JSON or JSONL files
+    image_root: str | None = None  # folder of the pictures; needed when there are no cached tokens
+    tokens: str | None = (
+        None  # folder written by `encoder.tokens` for these pictures; None: the tower runs at every step
+    )
+    # stage 1: folder of a causal language model with its tokenizer; stage 2: the folder that stage 1 wrote
+    init: str
+    num_epochs: float = 1.0
+    batch_size: int  # of one optimiser step, all processes and accumulated micro-batches together
+    micro_batch_size: int | None = None  # of one forward pass on one process; None: no accumulation
+    learning_rate: float  # LLaVA-1.5: 1e-3 in stage 1, 2e-5 in stage 2; peak of a cosine
+    warmup_fraction: float = 0.03
+    weight_decay: float = 0.0
+    max_length: int = 2048  # tokens, pictures' included
+    precision: Precision = "bf16"
+    attention: Attention = "sdpa"
+    gradient_checkpointing: bool = False
+    deepspeed: str | None = "configs/deepspeed/zero2.json"  # None: transformers' Trainer alone
+    max_missing_fraction: float = 0.0  # of the pictures; beyond it the run stops before the first step
+    seed: int = 0
+    log_steps: int = 10
+    checkpoint_steps: int = 200
+
+    def __post_init__(self):
+        if self.tokens is None and self.image_root is None:
+            raise ValueError("give tokens (cached visual tokens) or image_root (pictures for the live tower)")
+        if self.batch_size % (self.micro_batch_size or self.batch_size):
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """Stage `llava_bridge.evaluate`: lmms-eval scores of one model folder."""
+
+    model: str  # folder that AutoModelForImageTextToText loads
+    tasks: dict[
+        str, str | None
+    ]  # lmms-eval task -> its parquet file; None: the data set that the task's YAML names
+    task_dir: str  # folder of lmms-eval task YAMLs
+    batch_size: int = 64
+    max_new_tokens: int = 16
+    precision: Precision = "fp32"
+    device: str = "cpu"
+    attention: Attention = "sdpa"
+    limit: int | None = None  # questions per task; None: all
+    seed: int = 0  # of the bootstrap behind the standard errors

@@ -1,0 +1,179 @@
+"""Stage: score one model folder with lmms-eval's own evaluator.
+
+`python -m llava_bridge.evaluate <config.yaml> <out_dir>` writes out_dir/results.json (each metric's value,
+standard error and count) and out_dir/samples.jsonl (every answer, so that two models can be compared
+question by question). One process for each evaluation: lmms-eval keeps totals in module globals. The
+evaluator runs inside out_dir, where it writes what it likes.
+
+Heavy imports are inside the functions: huggingface_hub reads its offline switches when it is first imported.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from encoder.config import ROOT
+from encoder.stage import main, progress, write_json
+from llava_bridge.config import EvaluateConfig
+
+_CACHE = "datasets"  # lmms-eval's copy of the parquet files, removed at the end
+
+
+def go_offline(cache_dir: Path) -> None:
+    """No look-ups by datasets or the hub client; their caches go to `cache_dir`."""
+    os.environ.update(
+        HF_HUB_OFFLINE="1",
+        HF_DATASETS_OFFLINE="1",
+        TRANSFORMERS_OFFLINE="1",
+        HF_UPDATE_DOWNLOAD_COUNTS="0",
+        LMMS_EVAL_DATASETS_CACHE=str(cache_dir),
+        HF_DATASETS_CACHE=str(cache_dir),
+    )
+
+
+def load_tasks(config: EvaluateConfig) -> list:
+    """lmms-eval's task objects, with their parquet files filled in.
+
+    Raises:
+        ValueError: no YAML defines a task; names those there are.
+        FileNotFoundError: a parquet file is missing.
+    """
+    from lmms_eval.tasks import TaskManager, get_task_dict
+
+    manager = TaskManager("ERROR", include_path=str(ROOT / config.task_dir), include_defaults=False)
+    wanted = []
+    for name, parquet in config.tasks.items():
+        if name not in manager.all_tasks:
+            raise ValueError(
+                f"unknown task '{name}'; {config.task_dir} defines {', '.join(sorted(manager.all_tasks))}"
+            )
+        if parquet is not None and not (ROOT / parquet).is_file():
+            raise FileNotFoundError(f"data of task '{name}' not found: {ROOT / parquet}")
+        files = (
+            {"dataset_kwargs": {"data_files": {"test": str(ROOT / parquet)}}} if parquet is not None else {}
+        )
+        wanted.append({"task": name, **files})
+    return list(get_task_dict(wanted, manager).values())
+
+
+def read_metrics(tasks: Sequence, results: Mapping, seed: int) -> dict[str, dict[str, Any]]:
+    """{key: {value, stderr, unit, higher_is_better, num_samples}} of every metric of our tasks, in percent.
+
+    lmms-eval gives a mean its standard error over groups; a ratio such as F1 gets one by drawing groups
+    again.
+    """
+    from llava_bridge.answers import accuracy, bootstrap_stderr
+
+    metrics = {}
+    for task in tasks:
+        name = task.config.task
+        samples = results["samples"][name]
+        for key, aggregate in task.aggregation().items():
+            items = [sample[key] for sample in samples if key in sample]
+            if not items:
+                continue  # no question of this dimension or setting
+            value = results["results"][name][f"{key},none"]
+            stderr = results["results"][name].get(f"{key}_stderr_clustered,none")
+            if aggregate.__name__ != accuracy.__name__ or not isinstance(stderr, float):
+                stderr = bootstrap_stderr(items, aggregate, seed)
+            metrics[key] = {
+                "value": 100 * float(value),
+                "stderr": 100 * float(stderr),
+                "unit": "%",
+                "higher_is_better": task.higher_is_better()[key],
+                "num_samples": len(items),
+            }
+    return metrics
+
+
+def write_samples(path: Path, tasks: Sequence, results: Mapping) -> None:
+    """One line for each question: task, question_id, group, answer, response, prediction, is_correct."""
+    with path.open("w") as file:
+        for task in tasks:
+            main_metric = next(iter(task.aggregation()))
+            for sample in results["samples"][task.config.task]:
+                item = sample[main_metric]
+                row = {
+                    "task": task.config.task,
+                    "question_id": item["question_id"],
+                    "group": item["group"],
+                    "answer": item["answer"],
+                    "response": sample["filtered_resps"][0],
+                    "prediction": item["prediction"],
+                    "is_correct": bool(item["score"]),
+                }
+                file.write(json.dumps(row) + "\n")
+
+
+def evaluate(config: EvaluateConfig, out_dir: Path) -> dict:
+    # ---- setup
+    out_dir = out_dir.resolve()
+    model_dir = (ROOT / config.model).resolve()
+    if all(parquet is not None for parquet in config.tasks.values()):
+        go_offline(out_dir / _CACHE)
+    os.chdir(out_dir)
+    import lmms_eval
+    import torch
+    import transformers
+    from lmms_eval.evaluator import simple_evaluate
+    from loguru import logger
+
+    import llava_bridge.hf  # noqa: F401 - registers our tower
+    from llava_bridge.lmms import LlavaLmms
+    from llava_bridge.model import load
+
+    logger.remove()
+
+    # ---- model, tasks
+    torch.set_flush_denormal(True)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.precision]
+    model, processor = load(model_dir, config.attention, dtype)
+    tasks = load_tasks(config)
+    answerer = LlavaLmms(
+        model.to(config.device),
+        processor,
+        batch_size=config.batch_size,
+        max_new_tokens=config.max_new_tokens,
+        report=lambda done, total: progress(out_dir, done, total, "questions"),
+    )
+
+    # ---- evaluate
+    results = simple_evaluate(
+        model=answerer,
+        tasks=tasks,
+        batch_size=config.batch_size,
+        limit=config.limit,
+        bootstrap_iters=0,
+        log_samples=True,
+        verbosity="ERROR",
+        process_docs_parallel=1,
+    )
+    metrics = read_metrics(tasks, results, config.seed)
+
+    # ---- write
+    write_samples(out_dir / "samples.jsonl", tasks, results)
+    shutil.rmtree(out_dir / _CACHE, ignore_errors=True)
+    vision = model.config.vision_config
+    summary = {
+        "metrics": metrics,
+        "prompt": "vicuna_v1",
+        "generation": "greedy",
+        "precision": config.precision,
+        "num_image_tokens": model.config.image_seq_length,
+        "image_size": vision.image_size,
+        "num_pictures_encoded": answerer.pictures.num_encoded,
+        "encoder": getattr(vision, "source", vision.model_type),
+        "features": getattr(vision, "features", None),
+        "lmms_eval": lmms_eval.__version__ if hasattr(lmms_eval, "__version__") else "0.7.3",
+        "transformers": transformers.__version__,
+        "num_llm_parameters": sum(p.numel() for p in model.model.language_model.parameters()),
+    }
+    write_json(out_dir / "results.json", summary)
+    return summary
+
+
+if __name__ == "__main__":
+    main(EvaluateConfig, evaluate)

@@ -1,0 +1,224 @@
+"""A LLaVA model as lmms-eval's model object: batched greedy generation with left padding and a key-value
+cache.
+
+Each distinct picture is encoded and projected once and handed over as `mm_encoder_outputs`, since
+benchmarks ask several questions of one picture.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from lmms_eval.api.instance import GenerationResult, Instance
+from lmms_eval.api.model import lmms
+from PIL.Image import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from llava_bridge.prompt import IGNORE, Encoded, Segment, question_prompt, tokenise
+
+DEFAULT_UNTIL = ("\n\n",)  # lmms-eval's own default
+
+
+class PictureCache:
+    """Projected tokens of pictures by content, the least recently used dropped beyond `limit_bytes`."""
+
+    def __init__(self, model: LlavaForConditionalGeneration, image_processor, limit_bytes: int):
+        self.model = model
+        self.image_processor = image_processor
+        self.limit_bytes = limit_bytes
+        self.num_bytes = 0
+        self.num_encoded = 0
+        self.features: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    @torch.inference_mode()
+    def lookup(self, pictures: Sequence[Image]) -> list[Tensor]:
+        """Image features (N D_llm) of each picture; those not seen before are encoded in one batch."""
+        keys = [
+            hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).digest() for picture in pictures
+        ]
+        new = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self.features}
+        if new:
+            pixels = self.image_processor(list(new.values()), return_tensors="pt")["pixel_values"]
+            pixels = pixels.to(self.model.device, self.model.dtype if pixels.is_floating_point() else None)
+            encoded = self.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+            self.features.update(zip(new, encoded, strict=True))
+            self.num_encoded += len(new)
+            self.num_bytes += sum(feature.nbytes for feature in encoded)
+        found = [self.features[key] for key in keys]
+        for key in keys:
+            self.features.move_to_end(key)
+        while self.num_bytes > self.limit_bytes and len(self.features) > 1:
+            self.num_bytes -= self.features.popitem(last=False)[1].nbytes
+        return found
+
+
+class LlavaLmms(lmms):
+    """lmms-eval's "simple" interface over a LLaVA model and its processor."""
+
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        processor: LlavaProcessor,
+        *,
+        batch_size: int = 16,
+        max_new_tokens: int = 128,
+        cache_bytes: int = 2 << 30,
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ):
+        super().__init__()
+        self.model = model.eval()
+        self.tokenizer = processor.tokenizer
+        self.pictures = PictureCache(model, processor.image_processor, cache_bytes)
+        self.batch_size = batch_size
+        self.max_new_tokens = max_new_tokens
+        self.report = report
+
+    def clean(self) -> None:
+        """Keep the model: lmms-eval deletes it after each evaluation, which would forbid a second one."""
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Greedy answers, in the order of the requests."""
+        answers = [""] * len(requests)
+        done = 0
+        for rows, options in self._batches(
+            requests, [_generation_options(r.args[1], self.max_new_tokens) for r in requests]
+        ):
+            visuals = [self._visuals(*requests[row].args[2:6]) for row in rows]
+            prompts = [
+                question_prompt(requests[row].args[0], len(seen))
+                for row, seen in zip(rows, visuals, strict=True)
+            ]
+            texts = self._generate(prompts, visuals, options[0])
+            for row, text in zip(rows, texts, strict=True):
+                answers[row] = _cut(text, options[1])
+            done += len(rows)
+            self.report(done, len(requests))
+        return answers
+
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
+        """(mean loss of the continuation's tokens, whether greedy decoding gives them), for each request.
+
+        lmms-eval 0.7.3 takes the smallest value as the choice, so a loss, and turns bare tuples into
+        strings, so wrapped.
+        """
+        scores: list = [None] * len(requests)
+        done = 0
+        for rows, _ in self._batches(requests, [None] * len(requests)):
+            encoded, visuals = [], []
+            for row in rows:
+                context, target, doc_to_visual, doc_id, task, split = requests[row].args
+                target = target if isinstance(target, str) else target(self.task_dict[task][split][doc_id])
+                visuals.append(self._visuals(doc_to_visual, doc_id, task, split))
+                prompt = question_prompt(context, len(visuals[-1]))
+                encoded.append(
+                    ([Segment(prompt, False), Segment(f" {str(target).strip()}", True)], visuals[-1])
+                )
+            for row, score in zip(rows, self._score(encoded), strict=True):
+                scores[row] = GenerationResult(text=score)
+            done += len(rows)
+            self.report(done, len(requests))
+        return scores
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Not offered: each question here stands alone.
+
+        Raises:
+            ValueError: always, naming the task.
+        """
+        raise ValueError(
+            f"task {requests[0].args[5]} asks in several rounds, which this model object does not do"
+        )
+
+    def _batches(self, requests: Sequence[Instance], options: Sequence) -> Iterator[tuple[list[int], object]]:
+        """Rows of requests with equal options, the longest first (a batch too large for memory fails at
+        once)."""
+        for wanted in dict.fromkeys(options):
+            rows = [row for row in range(len(requests)) if options[row] == wanted]
+            rows.sort(key=lambda row: -len(requests[row].args[0]))
+            for start in range(0, len(rows), self.batch_size):
+                yield rows[start : start + self.batch_size], wanted
+
+    def _visuals(self, doc_to_visual: Callable, doc_id: int, task: str, split: str) -> list[Image]:
+        return list(doc_to_visual(self.task_dict[task][split][doc_id]))
+
+    def _tokenise(
+        self, segments: Sequence[Sequence[Segment]], features: Sequence[Sequence[Tensor]]
+    ) -> list[Encoded]:
+        num_image_tokens = next((feature.shape[0] for row in features for feature in row), 0)
+        return tokenise(segments, self.tokenizer, num_image_tokens)
+
+    def _inputs(
+        self, samples: Sequence[Encoded], features: Sequence[Sequence[Tensor]], padding_side: str
+    ) -> dict:
+        rows = [torch.from_numpy(sample.input_ids).long() for sample in samples]
+        pad = self.tokenizer.pad_token_id
+        inputs = {
+            "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad, padding_side=padding_side),
+            "attention_mask": pad_sequence(
+                [torch.ones_like(row) for row in rows], batch_first=True, padding_side=padding_side
+            ),
+        }
+        inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+        flat = [feature for row in features for feature in row]
+        if flat:
+            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=flat)}
+        return inputs
+
+    def _features(self, visuals: Sequence[Sequence[Image]]) -> list[list[Tensor]]:
+        flat = self.pictures.lookup([picture for row in visuals for picture in row])
+        return [[flat.pop(0) for _ in row] for row in visuals]
+
+    @torch.inference_mode()
+    def _generate(
+        self, prompts: Sequence[str], visuals: Sequence[Sequence[Image]], max_new_tokens: int
+    ) -> list[str]:
+        features = self._features(visuals)
+        samples = self._tokenise([[Segment(prompt, False)] for prompt in prompts], features)
+        inputs = self._inputs(samples, features, "left")
+        output = self.model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        new_ids = output[:, inputs["input_ids"].shape[1] :]
+        return self.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
+
+    @torch.inference_mode()
+    def _score(self, batch: Sequence[tuple[list[Segment], list[Image]]]) -> list[tuple[float, bool]]:
+        features = self._features([visuals for _, visuals in batch])
+        samples = self._tokenise([segments for segments, _ in batch], features)
+        logits = self.model(**self._inputs(samples, features, "right")).logits.float()
+        scores = []
+        for sample, row in zip(samples, logits, strict=True):
+            labels = torch.from_numpy(sample.labels[1:]).long().to(row.device)
+            is_scored = labels != IGNORE
+            kept, targets = row[: len(labels)][is_scored], labels[is_scored]
+            loss = torch.nn.functional.cross_entropy(kept, targets).item()
+            scores.append((loss, bool((kept.argmax(-1) == targets).all())))
+        return scores
+
+
+def _generation_options(options: dict, max_new_tokens: int) -> tuple[int, tuple[str, ...]]:
+    """(max_new_tokens, stop strings) of a task's generation_kwargs; the rest (image_aspect_ratio, top_p
+    ...) is not generate's.
+
+    Raises:
+        ValueError: the task wants sampling or beams; answers here are greedy.
+    """
+    if (options.get("do_sample") and options.get("temperature", 1.0) > 0) or options.get("num_beams", 1) != 1:
+        raise ValueError(f"this model object answers greedily; the task asks for {options}")
+    until = options.get("until", DEFAULT_UNTIL)
+    return options.get("max_new_tokens", max_new_tokens), (until,) if isinstance(until, str) else tuple(until)
+
+
+def _cut(text: str, until: Sequence[str]) -> str:
+    for stop in until:
+        text = text.split(stop)[0] if stop else text
+    return text.strip()

@@ -1,0 +1,161 @@
+"""LLaVA assembled: a frozen tower, an untrained projector and a language model; saved as a folder that
+transformers loads."""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+from transformers import LlavaConfig as LlavaShape
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from encoder.frozen import load_encoder
+from llava_bridge.hf import UnitImageProcessor
+from llava_bridge.prompt import IMAGE
+from llava_bridge.tower import FrozenTowerConfig
+
+
+class LlavaOverTokens(LlavaForConditionalGeneration):
+    """LLaVA that also takes `image_tokens`, cached tower outputs, and runs the projector on them live.
+
+    A forward argument, not a call around the model, so that DeepSpeed and DDP see one graph. A batch
+    without a picture placeholder takes its pictures times zero, so that every process of a run reduces the
+    same gradients.
+    """
+
+    @classmethod
+    def adopt(cls, model: LlavaForConditionalGeneration) -> "LlavaOverTokens":
+        """The same model, under this class. (Its own `from_pretrained` would not know LLaVA's key names on
+        disk.)"""
+        model.__class__ = cls
+        return model
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_tokens: Tensor | None = None,
+        mm_encoder_outputs: dict | None = None,
+        **kwargs,
+    ):
+        """image_tokens: M N D, one row for each picture of the batch in order; the rest as the parent's."""
+        if image_tokens is None and pixel_values is not None and self.training:
+            image_tokens, pixel_values = self.model.vision_tower(pixel_values).last_hidden_state, None
+        if image_tokens is None:
+            return super().forward(
+                input_ids=input_ids,
+                pixel_values=pixel_values,
+                mm_encoder_outputs=mm_encoder_outputs,
+                **kwargs,
+            )
+        projector = self.model.multi_modal_projector
+        features = projector(image_tokens.to(projector.linear_1.weight.dtype))  # M N D_llm
+        if (input_ids == self.config.image_token_index).any():
+            pictures = {"image": BaseModelOutputWithPooling(pooler_output=list(features))}
+            return super().forward(input_ids=input_ids, mm_encoder_outputs=pictures, **kwargs)
+        output = super().forward(input_ids=input_ids, **kwargs)
+        output.loss = output.loss + 0.0 * features.sum()
+        return output
+
+
+def build(
+    encoder: str, features: str | None, llm: Path, attention: str, seed: int
+) -> tuple[LlavaOverTokens, LlavaProcessor]:
+    """LLaVA over an encoder and a causal language model's folder; the projector is drawn from `seed`.
+
+    Raises:
+        ValueError: the processor would make another number of placeholders than the tower gives tokens.
+    """
+    tower_config = FrozenTowerConfig.describe(load_encoder(encoder, features=features), encoder, features)
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    is_new = tokenizer.convert_tokens_to_ids(IMAGE) in (None, tokenizer.unk_token_id)
+    if is_new:
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
+    if len(tokenizer) > language_model.config.vocab_size:
+        language_model.resize_token_embeddings(len(tokenizer))
+    config = LlavaShape(
+        vision_config=tower_config,
+        text_config=language_model.config,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        image_seq_length=tower_config.num_tokens,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        tie_word_embeddings=language_model.config.tie_word_embeddings,
+    )
+    torch.manual_seed(seed)
+    model = LlavaOverTokens._from_config(
+        config, attn_implementation={"text_config": attention, "vision_config": "sdpa"}
+    )
+    model.model.language_model.load_state_dict(language_model.model.state_dict())
+    model.lm_head.load_state_dict(language_model.lm_head.state_dict())
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    processor = build_processor(tower_config, tokenizer)
+    check_token_count(processor, tower_config)
+    return model, processor
+
+
+def build_processor(tower: FrozenTowerConfig, tokenizer) -> LlavaProcessor:
+    """A processor that writes one placeholder for each of the tower's tokens."""
+    num_patches = (tower.image_size // tower.patch_size) ** 2
+    return LlavaProcessor(
+        UnitImageProcessor(tower.image_size),
+        tokenizer,
+        patch_size=tower.patch_size,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=tower.num_tokens - num_patches,
+    )
+
+
+def check_token_count(processor: LlavaProcessor, tower: FrozenTowerConfig) -> None:
+    """Compare the placeholders that the processor writes with the tokens that the tower gives, before any
+    training.
+
+    Raises:
+        ValueError: they differ.
+    """
+    size = processor.image_processor.image_size
+    count = (size // processor.patch_size) ** 2 + processor.num_additional_image_tokens
+    count -= processor.vision_feature_select_strategy == "default"
+    if count != tower.num_tokens:
+        raise ValueError(
+            f"the processor writes {count} picture placeholders, the tower '{tower.source}' gives "
+            f"{tower.num_tokens} tokens; mend patch_size, num_additional_image_tokens or "
+            "vision_feature_select_strategy"
+        )
+
+
+def load(
+    folder: Path, attention: str, dtype: torch.dtype
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Any llava-shaped folder, ours or one in llava-hf's layout, and its processor.
+
+    Raises:
+        FileNotFoundError: the folder holds no model.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"no LLaVA model in {folder}; run its training stage first")
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=dtype, attn_implementation={"text_config": attention, "vision_config": "sdpa"}
+    )
+    return model.eval(), AutoProcessor.from_pretrained(folder)
+
+
+def save(model: LlavaOverTokens, processor: LlavaProcessor, folder: Path) -> None:
+    """Write the folder as a plain `LlavaForConditionalGeneration`: `image_tokens` is a matter of training
+    alone."""
+    plain = copy.copy(model)
+    plain.__class__ = LlavaForConditionalGeneration
+    plain.save_pretrained(folder)
+    processor.save_pretrained(folder)

@@ -1,0 +1,96 @@
+"""A `FrozenEncoder` as the vision tower of transformers' `LlavaForConditionalGeneration`.
+
+The tower takes pixels in [0, 1], resized and normalised by the encoder itself, and gives z_u (B N D). It is
+frozen for good: no mode switch wakes it, no graph is built through it, and a change of the model's dtype
+leaves its weights as they are.
+"""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from encoder.frozen import FrozenEncoder, load_encoder
+
+
+class FrozenTowerConfig(PreTrainedConfig):
+    """What the tower is made from, and the sizes that LLaVA and its processor ask for."""
+
+    model_type = "frozen_encoder_tower"
+    # what `load_encoder` takes; it gives the architecture, a saved model's weights come from its own file
+    source: str = ""
+    features: str | None = None
+    fingerprint: str = ""
+    image_size: int = 0  # pixels
+    patch_size: int = 0  # pixels a visual token covers, one way
+    num_tokens: int = 0
+    hidden_size: int = 0
+    num_hidden_layers: int = 1  # one feature map is offered
+
+    @classmethod
+    def describe(cls, encoder: FrozenEncoder, source: str, features: str | None) -> "FrozenTowerConfig":
+        """The configuration of a tower around this encoder."""
+        return cls(
+            source=source,
+            features=features,
+            fingerprint=encoder.fingerprint,
+            image_size=encoder.image_size,
+            patch_size=encoder.image_size // encoder.grid[1],
+            num_tokens=encoder.num_tokens,
+            hidden_size=encoder.width,
+        )
+
+
+class FrozenTower(PreTrainedModel):
+    """Pixels (B 3 H W in [0, 1]) -> z_u (B N D) as `last_hidden_state` and the only entry of
+    `hidden_states`."""
+
+    config_class = FrozenTowerConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _keep_in_fp32_modules_strict = ["encoder"]  # noqa: RUF012 - transformers' own attribute
+
+    def __init__(self, config: FrozenTowerConfig):
+        super().__init__(config)
+        with torch.device("cpu"):  # from_pretrained builds on the meta device, where reading files is useless
+            self.encoder = load_encoder(
+                config.source, features=config.features, device="cpu", dtype=torch.float32
+            )
+        self.encoder.eval().requires_grad_(False)
+        for module in self.encoder.modules():
+            module._is_hf_initialized = True  # else LLaVA's post_init draws these weights anew, silently
+            module._non_persistent_buffers_set.clear()  # else from_pretrained leaves random memory in them
+        # An empty tensor that follows every change of the model's dtype: what z_u is cast to.
+        self.register_buffer("output_like", torch.zeros(1))
+        self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Nothing here is drawn at random."""
+
+    def _apply(self, fn, recurse: bool = True):
+        """Moves reach the encoder, changes of dtype do not: its features would drift from the ones that
+        were cached."""
+
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.dtype != tensor.dtype else moved
+
+        self.encoder._apply(keep_dtype, recurse)
+        self.output_like = fn(self.output_like)
+        return self
+
+    def train(self, mode: bool = True) -> "FrozenTower":
+        """Stays frozen and in evaluation mode whatever its owner calls (from_pretrained, which makes new
+        parameters, calls it too)."""
+        self.encoder.requires_grad_(False)
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """pixel_values (B 3 H W in [0, 1]) -> z_u (B N D) in the model's dtype."""
+        z_u = self.encoder.encode(pixel_values.float()).to(self.output_like.dtype)  # B N D
+        return BaseModelOutputWithPooling(
+            last_hidden_state=z_u, pooler_output=z_u.mean(1), hidden_states=(z_u,)
+        )

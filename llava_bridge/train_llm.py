@@ -1,0 +1,171 @@
+"""Stage: train the demo's small Llama from scratch, on text alone.
+
+`python -m llava_bridge.train_llm <config.yaml> <out_dir>` writes out_dir/weights (fp16 safetensors,
+tokenizer, card.yaml). The corpus gives it captions and reading: a picture's caption takes the picture's
+place in the first question, so stage 2 only has to teach it to read the picture instead. The prompt format
+is stage 2's own (`vicuna_v1`), the loss is on answers and captions.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from encoder import checkpoint
+from encoder.card import write_card
+from encoder.config import ROOT
+from encoder.data.scenes.text import VOCABULARY
+from encoder.optim import autocast, build_adamw, update
+from encoder.stage import main, progress, sha256_json
+from llava_bridge.config import LlamaShape, TrainLlmConfig
+from llava_bridge.data import DataReport, LlavaDataset, collate, read_records, training_order
+from llava_bridge.prompt import IGNORE, encode_conversations
+from llava_bridge.tokenizer import build_tokenizer, count_unknown
+
+
+def build_llama(shape: LlamaShape, tokenizer: PreTrainedTokenizerBase, attention: str) -> LlamaForCausalLM:
+    """A Llama with random weights for this tokenizer."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=shape.width,
+            num_hidden_layers=shape.depth,
+            num_attention_heads=shape.num_heads,
+            num_key_value_heads=shape.num_heads,
+            intermediate_size=shape.mlp_width,
+            max_position_embeddings=shape.max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            attn_implementation=attention,
+        )
+    )
+
+
+def read_corpus(config: TrainLlmConfig, tokenizer: PreTrainedTokenizerBase) -> LlavaDataset:
+    """Every row of the corpus, tokenised in its own template: conversations in `vicuna_v1`, bare text in
+    `plain`."""
+    records = read_records([ROOT / path for path in config.corpus])
+    texts = [turn["value"] for record in records for turn in record["conversations"]]
+    num_unknown, num_tokens = count_unknown(tokenizer, texts)
+    if num_unknown:
+        raise ValueError(
+            f"{num_unknown} of the corpus's {num_tokens} tokens are not in the vocabulary; "
+            "add their words to encoder.data.scenes.text.VOCABULARY"
+        )
+    encoded: list = [None] * len(records)
+    for template, is_text in (("vicuna_v1", False), ("plain", True)):
+        rows = [i for i, record in enumerate(records) if ("text" in record) == is_text]
+        samples = (
+            encode_conversations([records[i] for i in rows], template, tokenizer, 0, config.shape.max_length)
+            if rows
+            else []
+        )
+        for i, sample in zip(rows, samples, strict=True):
+            encoded[i] = sample
+    report = DataReport(len(records), len(records), 0, [], sha256_json(records))
+    return LlavaDataset(encoded, [None] * len(records), report)
+
+
+def train_step(model: LlamaForCausalLM, batch: dict[str, Tensor], precision: str) -> Tensor:
+    """Mean loss over the batch's supervised tokens."""
+    with autocast(precision, model.device.type):
+        return model(**batch).loss
+
+
+@torch.no_grad()
+def evaluate(
+    model: LlamaForCausalLM, dataset: LlavaDataset, rows: list[int], config: TrainLlmConfig
+) -> dict[str, float]:
+    """Loss per supervised token, and the share of them that greedy decoding gets right, on the given rows."""
+    loss_sum, num_right, num_tokens = 0.0, 0, 0
+    for start in range(0, len(rows), config.batch_size):
+        batch = collate(
+            [dataset[i] for i in rows[start : start + config.batch_size]], None, model.config.pad_token_id
+        )
+        with autocast(config.precision, model.device.type):
+            output = model(**batch)
+        targets = batch["labels"][:, 1:]
+        is_supervised = targets != IGNORE
+        count = is_supervised.sum().item()
+        loss_sum += output.loss.item() * count
+        num_right += (output.logits[:, :-1].argmax(-1) == targets)[is_supervised].sum().item()
+        num_tokens += count
+    return {"loss": loss_sum / num_tokens, "token_accuracy": num_right / num_tokens, "num_tokens": num_tokens}
+
+
+def train(config: TrainLlmConfig, out_dir: Path) -> dict:
+    # ---- data
+    tokenizer = build_tokenizer(VOCABULARY)
+    dataset = read_corpus(config, tokenizer)
+    num_train = len(dataset) - config.num_held_out
+    if num_train <= 0:
+        raise ValueError(
+            f"num_held_out {config.num_held_out} leaves none of the corpus's {len(dataset)} rows to train on"
+        )
+    order = training_order(dataset.lengths[:num_train], config.batch_size, config.num_steps, config.seed)
+
+    # ---- model, optimiser
+    torch.manual_seed(config.seed)
+    torch.set_flush_denormal(True)  # denormal numbers slow a CPU many times over
+    model = build_llama(config.shape, tokenizer, config.attention)
+    optimiser = build_adamw(model, config.optim)
+
+    # ---- resume
+    path, first_step, seconds = out_dir / "checkpoint.pt", 0, 0.0
+    if path.is_file():
+        state = checkpoint.load(path)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        first_step, seconds = state["step"], state["seconds"]
+    started = time.monotonic() - seconds
+
+    # ---- loop
+    for step in range(first_step, config.num_steps):
+        rows = order[step * config.batch_size : (step + 1) * config.batch_size]
+        batch = collate([dataset[i] for i in rows], None, tokenizer.pad_token_id)
+        loss = train_step(model, batch, config.precision)
+        grad_norm = update(optimiser, loss, config.optim, step, config.num_steps)
+        done = step + 1
+        if done % config.log_steps == 0 or done == config.num_steps:
+            rate = (done - first_step) * config.batch_size / (time.monotonic() - started - seconds)
+            progress(
+                out_dir,
+                done,
+                config.num_steps,
+                loss=loss.item(),
+                grad_norm=grad_norm,
+                samples_per_second=rate,
+            )
+        if done % config.checkpoint_steps == 0 or done == config.num_steps:
+            checkpoint.save(
+                path,
+                {
+                    "step": done,
+                    "seconds": time.monotonic() - started,
+                    "model": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                },
+            )
+
+    # ---- evaluate, export
+    seconds = time.monotonic() - started
+    scores = evaluate(model.eval(), dataset, list(range(num_train, len(dataset))), config)
+    weights = out_dir / "weights"
+    model.half().save_pretrained(weights)
+    tokenizer.save_pretrained(weights)
+    write_card(
+        weights,
+        what="a small Llama that speaks Scenes",
+        stage="llava_bridge.train_llm",
+        config=config,
+        seconds=seconds,
+        scores=scores,
+    )
+    return scores
+
+
+if __name__ == "__main__":
+    main(TrainLlmConfig, train)

@@ -1,0 +1,119 @@
+"""Both stages under ZeRO-2: losses of the plain Trainer, exact resume, and only the stage's parts change."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import llava_bridge.train as stage
+from encoder.checkpoint import load_tensors
+from llava_bridge.config import LlavaConfig
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def align(llava_data, llm) -> LlavaConfig:
+    return LlavaConfig(
+        stage=1,
+        encoder="tiny",
+        data=[str(llava_data / "train.json")],
+        tokens=str(llava_data),
+        init=str(llm),
+        batch_size=4,
+        learning_rate=1e-2,
+        log_steps=1,
+        checkpoint_steps=3,
+        precision="fp32",
+        attention="eager",
+    )
+
+
+def losses(folder: Path) -> list[float]:
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in {row["steps"]: row for row in rows}.values()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_tensors(folder / "weights" / "model.safetensors")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_each_stage_changes_only_its_parts(align, tmp_path, precision):
+    align = replace(align, precision=precision)
+    result = stage.train(align, tmp_path / "align")
+    assert result["deepspeed"] == {"zero_stage": 2, "backend": "gloo"}
+    assert result["trained"] == ["projector"]
+    instruct = replace(align, stage=2, init=str(tmp_path / "align" / "weights"))
+    stage.train(instruct, tmp_path / "instruct")
+    first, second = weights(tmp_path / "align"), weights(tmp_path / "instruct")
+    changed = {name.split(".")[0] for name in first if not torch.equal(first[name], second[name])}
+    assert changed == {"language_model", "multi_modal_projector"}
+    towers = {name: tensor for name, tensor in second.items() if name.startswith("vision_tower.encoder")}
+    assert all(
+        tensor.dtype == torch.float32 for tensor in towers.values()
+    )  # DeepSpeed would have rounded them
+    assert (towers["vision_tower.encoder.patches.bias"] == torch.tensor(0.123)).all()
+
+
+def test_stage_1_leaves_the_language_model_as_it_was(align, tmp_path, llm):
+    stage.train(align, tmp_path)
+    before, after = load_tensors(llm / "model.safetensors"), weights(tmp_path)
+    for name, tensor in before.items():
+        assert torch.equal(tensor.float(), after[f"language_model.{name}"]), name
+
+
+def test_zero2_gives_the_losses_of_the_plain_trainer(align, tmp_path):
+    stage.train(align, tmp_path / "zero2")
+    assert stage.train(replace(align, deepspeed=None), tmp_path / "plain")["deepspeed"]["zero_stage"] is None
+    assert len(losses(tmp_path / "zero2")) == 8
+    # equal formulas, other order of the additions in clipping and AdamW
+    torch.testing.assert_close(losses(tmp_path / "zero2"), losses(tmp_path / "plain"), atol=1e-4, rtol=1e-4)
+
+
+def test_micro_batches_add_up_to_the_batch(align, tmp_path):
+    stage.train(align, tmp_path / "whole")
+    stage.train(replace(align, micro_batch_size=2), tmp_path / "parts")
+    torch.testing.assert_close(losses(tmp_path / "whole"), losses(tmp_path / "parts"), atol=1e-4, rtol=1e-4)
+
+
+def test_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(align, tmp_path, monkeypatch):
+    stage.train(align, tmp_path / "whole")
+
+    def die_after_step_5(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(stage.StageReport, "on_step_end", die_after_step_5)
+        stage.train(align, tmp_path / "killed")
+    half = (
+        tmp_path / "killed" / "checkpoints" / "checkpoint-5"
+    )  # a kill in the middle of writing leaves such a folder
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    stage.train(align, tmp_path / "killed")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+def test_tokens_of_another_encoder_are_refused(align, tmp_path, llava_data):
+    index = json.loads((llava_data / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps({**index, "fingerprint": "other"}))
+    (tmp_path / "tokens.safetensors").write_bytes((llava_data / "tokens.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="tokens of another encoder"):
+        stage.train(replace(align, tokens=str(tmp_path)), tmp_path / "out")
+
+
+def test_stage_2_refuses_a_model_aligned_to_another_encoder(align, tmp_path):
+    stage.train(align, tmp_path / "align")
+    with pytest.raises(ValueError, match="was aligned to encoder tiny"):
+        stage.train(
+            replace(align, stage=2, encoder="other", init=str(tmp_path / "align" / "weights")),
+            tmp_path / "instruct",
+        )

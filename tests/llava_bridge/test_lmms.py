@@ -1,0 +1,163 @@
+"""The model object under lmms-eval's evaluator: batch size changes nothing, scores are those of a count by
+hand."""
+
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lmms_eval.api.instance import GenerationResult, unwrap_generation_output
+from PIL import Image
+
+from encoder.data.scenes.parquet import write_pope, write_seed
+from llava_bridge.config import EvaluateConfig
+from llava_bridge.evaluate import evaluate
+from llava_bridge.lmms import LlavaLmms
+from llava_bridge.model import build, save
+from llava_bridge.prompt import question_prompt
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lmms")
+    write_seed(folder / "scenes_seed.parquet", 0, 4, 64)
+    write_pope(folder / "scenes_pope.parquet", 0, 4, 64)
+    return folder
+
+
+@pytest.fixture
+def llava(llm):
+    return build("tiny", None, llm, "eager", seed=0)
+
+
+@pytest.fixture
+def answerer(llava):
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (3, 32, 32, 3), generator=generator, dtype=torch.uint8)
+    docs = [{"image": Image.fromarray(noise[i % 3].numpy()), "answer": "cat"} for i in range(10)]
+    lm = LlavaLmms(*llava, batch_size=4, max_new_tokens=5)
+    lm.task_dict = {"task": {"test": docs}}
+    return lm
+
+
+def request(doc_id: int, text: str, second) -> SimpleNamespace:
+    return SimpleNamespace(args=(text, second, lambda doc: [doc["image"]], doc_id, "task", "test"))
+
+
+QUESTIONS = [
+    "what is this",
+    "is it a big red cat",
+    "two birds",
+    "one more thing",
+    "what",
+    "yes no",
+    "is this it",
+    "a",
+    "big",
+    "red cat",
+]
+
+
+def test_batched_answers_are_those_of_one_at_a_time(answerer, llava):
+    requests = [
+        request(i, text, {"until": ["\n\n"], "image_aspect_ratio": "original"})
+        for i, text in enumerate(QUESTIONS)
+    ]
+    batched = answerer.generate_until(requests)
+    assert answerer.pictures.num_encoded == 3  # ten questions, three pictures
+    model, processor = llava
+    for i, text in enumerate(QUESTIONS):  # pixels through transformers' own processor, no cache, no padding
+        doc = answerer.task_dict["task"]["test"][i]
+        inputs = processor(
+            images=[doc["image"]],
+            text=processor.tokenizer.bos_token + question_prompt(text, 1),
+            return_tensors="pt",
+        )
+        output = model.generate(
+            **{k: v for k, v in inputs.items() if k != "pixel_values"},
+            max_new_tokens=5,
+            do_sample=False,
+            mm_encoder_outputs={"image": model.get_image_features(inputs["pixel_values"], return_dict=True)},
+        )
+        text = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert batched[i] == text.split("\n\n")[0].strip()
+
+
+def test_options_of_the_task_are_obeyed_or_refused(answerer):
+    short = answerer.generate_until([request(0, "what", {"max_new_tokens": 1})])[0]
+    long = answerer.generate_until([request(0, "what", {"max_new_tokens": 4})])[0]
+    assert long.startswith(short)
+    assert len(answerer.tokenizer(long)["input_ids"]) > len(answerer.tokenizer(short)["input_ids"])
+    with pytest.raises(ValueError, match="answers greedily"):
+        answerer.generate_until([request(0, "what", {"do_sample": True, "temperature": 0.7})])
+
+
+def test_loglikelihood_is_the_mean_loss_of_the_continuation(answerer, llava):
+    model, processor = llava
+    requests = [
+        request(i, text, target)
+        for i, (text, target) in enumerate(zip(QUESTIONS, ["a red cat", "yes"] * 5, strict=True))
+    ]
+    scores = answerer.loglikelihood(requests)
+    for i, result in enumerate(scores):
+        assert isinstance(result, GenerationResult)
+        loss, is_greedy = unwrap_generation_output(result)[0]  # what lmms-eval 0.7.3 makes of it
+        prompt, target = question_prompt(QUESTIONS[i], 1), requests[i].args[1]
+        doc = answerer.task_dict["task"]["test"][i]
+        inputs = processor(
+            images=[doc["image"]],
+            text=f"{processor.tokenizer.bos_token}{prompt} {target}",
+            return_tensors="pt",
+        )
+        with torch.no_grad():
+            logits = model(**inputs).logits[0]
+        count = len(target.split())
+        targets = inputs["input_ids"][0, -count:]
+        expected = torch.nn.functional.cross_entropy(logits[-count - 1 : -1], targets)
+        assert loss == pytest.approx(expected.item(), abs=1e-5)
+        assert is_greedy == (logits[-count - 1 : -1].argmax(-1) == targets).all().item()
+
+
+def test_evaluation_is_the_same_at_batch_1_and_4_and_equals_a_count_by_hand(
+    llava, parquet, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    save(*llava, tmp_path / "model")
+    names = ("scenes_seed", "scenes_pope")
+    config = {"model": str(tmp_path / "model"), "task_dir": "harness/tasks", "attention": "eager"}
+    config["tasks"] = {name: str(parquet / f"{name}.parquet") for name in names}
+    summaries, rows = [], []
+    for batch_size in (1, 4):
+        out = tmp_path / f"batch{batch_size}"
+        out.mkdir()
+        before = dict(os.environ)
+        summaries.append(evaluate(EvaluateConfig(**config, batch_size=batch_size), out)["metrics"])
+        for name in set(os.environ) - set(before):
+            monkeypatch.delenv(name)
+        rows.append([json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()])
+    assert summaries[0] == summaries[1]
+    assert rows[0] == rows[1]
+    seed = [row for row in rows[0] if row["task"] == "scenes_seed"]
+    assert (len(seed), len(rows[0]) - len(seed)) == (36, 24)
+    right = sum(row["response"].strip()[:1] == row["answer"] for row in seed)
+    assert summaries[0]["Scenes-SEED"]["value"] == pytest.approx(100 * right / 36)
+    assert summaries[0]["Scenes-SEED/Instances Counting"]["num_samples"] == 4
+    random = [row for row in rows[0] if row["task"] == "scenes_pope"][:8]
+    assert (
+        summaries[0]["Scenes-POPE/random/accuracy/official"]["value"]
+        == 100 * sum(row["is_correct"] for row in random) / 8
+    )
+    assert len([key for key in summaries[0] if key.startswith("Scenes-POPE/")]) == 31
+
+
+def test_unknown_task_and_missing_data_are_named(llava, parquet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(*llava, tmp_path / "model")
+    config = {"model": str(tmp_path / "model"), "task_dir": "harness/tasks", "attention": "eager"}
+    with pytest.raises(ValueError, match=r"unknown task 'scenes_sed'.*scenes_pope, scenes_seed"):
+        evaluate(
+            EvaluateConfig(**config, tasks={"scenes_sed": str(parquet / "scenes_seed.parquet")}), tmp_path
+        )
+    with pytest.raises(FileNotFoundError, match="data of task 'scenes_seed' not found"):
+        evaluate(EvaluateConfig(**config, tasks={"scenes_seed": "nowhere.parquet"}), tmp_path)

@@ -1,0 +1,83 @@
+"""The small Llama's stage: it learns to read, resumes exactly, and refuses words it cannot know."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import llava_bridge.train_llm as stage
+from encoder.checkpoint import load_tensors
+from encoder.options import OptimConfig
+from llava_bridge.config import LlamaShape, TrainLlmConfig
+
+COLORS = ["red", "blue", "green", "white"]
+
+
+@pytest.fixture
+def config(tmp_path) -> TrainLlmConfig:
+    rows = []
+    for i in range(64):
+        color = COLORS[i % 4]
+        rows.append(
+            {
+                "id": i,
+                "conversations": [
+                    {"from": "human", "value": f"a {color} cat.\nwhat color is the cat?"},
+                    {"from": "gpt", "value": color},
+                ],
+            }
+            if i % 5
+            else {"id": i, "text": f"a {color} cat."}
+        )
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return TrainLlmConfig(
+        corpus=[str(tmp_path / "text.jsonl")],
+        num_steps=60,
+        batch_size=8,
+        num_held_out=8,
+        log_steps=10,
+        checkpoint_steps=20,
+        shape=LlamaShape(width=32, depth=2, num_heads=2, mlp_width=64, max_length=64),
+        precision="fp32",
+        optim=OptimConfig(lr=1e-2, warmup_steps=5),
+    )
+
+
+def test_llama_learns_to_read_and_its_folder_loads(config, tmp_path):
+    scores = stage.train(config, tmp_path)
+    assert scores["token_accuracy"] > 0.5  # untrained: under 1 in 100
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "weights"),
+        AutoTokenizer.from_pretrained(tmp_path / "weights"),
+    )
+    assert model.dtype == torch.float16
+    assert len(tokenizer) == model.config.vocab_size
+    assert (tmp_path / "weights" / "card.yaml").is_file()
+
+
+def test_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(config, tmp_path, monkeypatch):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    stage.train(config, whole)
+    calls = iter(range(1000))
+
+    def die_at_step_30(*args):
+        if next(calls) == 30:
+            raise KeyboardInterrupt
+        return real_step(*args)
+
+    real_step = stage.train_step
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stage, "train_step", die_at_step_30)
+        stage.train(config, killed)
+    stage.train(config, killed)
+    first, second = (load_tensors(folder / "weights" / "model.safetensors") for folder in (whole, killed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_word_outside_the_vocabulary_is_refused(config, tmp_path):
+    (tmp_path / "text.jsonl").write_text(json.dumps({"id": 0, "text": "a quixotic cat"}) + "\n")
+    with pytest.raises(ValueError, match="1 of the corpus's 3 tokens are not in the vocabulary"):
+        stage.train(config, tmp_path)
