@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -16,8 +17,10 @@ from encoder.pretrained import read_config
 from encoder.release import CONFIG as RELEASE_CONFIG
 from encoder.release import WEIGHTS as RELEASE_WEIGHTS
 from encoder.release import load_release
-from encoder.vae import FrozenVAE, load_vae
 from encoder.vit import ViTDecoder, ViTEncoder
+
+if TYPE_CHECKING:
+    from encoder.vae import FrozenVAE
 
 VAE_DOWNSAMPLE = 8  # of FLUX's VAE, where none is named to ask
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -180,9 +183,15 @@ def from_folder(
     return choose(MODELS, str(model), f"model in {folder}")(folder, vae, features, name)
 
 
+def _codec(source: str | Path) -> FrozenVAE:
+    from encoder.vae import load_vae  # here: importing diffusers takes 4 s, which other encoders are spared
+
+    return load_vae(source)
+
+
 def _openvision3(folder: Path, vae: str | Path | None, features: str | None, name: str) -> FrozenEncoder:
     model = OpenVision3.from_pretrained(folder)
-    codec = load_vae(vae) if vae is not None else None
+    codec = _codec(vae) if vae is not None else None
     return FrozenOpenVision3(model.encoder, model.decoder, codec, name, features)
 
 
@@ -194,7 +203,7 @@ def _from_release(folder: Path, vae: str | Path | None, features: str | None, na
     vit = load_release(folder)
     if vit.shape.in_channels == 3:  # OpenVision 1 and 2
         return FrozenTower(vit, name, features, IMAGENET_MEAN, IMAGENET_STD)
-    codec = load_vae(vae) if vae is not None else None
+    codec = _codec(vae) if vae is not None else None
     return FrozenOpenVision3(vit, None, codec, name, features)
 
 
@@ -247,7 +256,7 @@ def _timm(source: str, features: str | None, image_size: int | None) -> FrozenEn
 
 
 def _vae(source: str, features: str | None, image_size: int | None) -> FrozenEncoder:
-    return FrozenVaeEncoder(load_vae(source), features, image_size or 256)
+    return FrozenVaeEncoder(_codec(source), features, image_size or 256)
 
 
 MODELS = {"openvision3": _openvision3, "clip": _clip}

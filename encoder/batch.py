@@ -45,7 +45,8 @@ def sentences(caption: str, alt_text: str) -> list[str]:
 class TrainingSet:
     """Images, texts and (if given) cached latents of every sample.
 
-    images: N H W 3 uint8; records: mappings with org_caption (alt text) and re_caption (dense caption).
+    images: N H W 3 uint8; records: mappings with org_caption (alt text; else txt) and re_caption (dense
+    caption; else the alt text).
     """
 
     def __init__(
@@ -59,8 +60,8 @@ class TrainingSet:
     ):
         if not len(images):
             raise ValueError("the training set is empty")
-        alt_texts = [record["org_caption"] for record in records]
-        captions = [record["re_caption"] for record in records]
+        alt_texts = [record.get("org_caption") or record["txt"] for record in records]
+        captions = [record.get("re_caption") or alt for record, alt in zip(records, alt_texts, strict=True)]
         split = [sentences(caption, alt) for caption, alt in zip(captions, alt_texts, strict=True)]
         self.images = images
         self.z_vae: Tensor | None = None

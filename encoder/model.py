@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,10 @@ from encoder.perceptual import PerceptualLoss
 from encoder.pretrained import load_pretrained, write_pretrained
 from encoder.text import Captioner, TextEncoder
 from encoder.tokenizer import Tokenizer
-from encoder.vae import FrozenVAE
 from encoder.vit import ViTDecoder, ViTEncoder
+
+if TYPE_CHECKING:
+    from encoder.vae import FrozenVAE
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # not clamped in training, as in OpenVision
 

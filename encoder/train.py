@@ -42,7 +42,7 @@ def load_samples(config: TrainConfig, split: str, limit: int | None) -> tuple[Tr
         text_length=shape.text.context_length,
         caption_length=config.openvision3.captioner.context_length if config.openvision3 else None,
     )
-    return samples, torch.tensor([record["label"] for record in records])
+    return samples, torch.tensor([record.get("label", -1) for record in records])
 
 
 @torch.no_grad()
@@ -103,14 +103,16 @@ def evaluate(
     held_out: tuple[TrainingSet, Tensor],
     vae: FrozenVAE | None,
 ) -> dict[str, float]:
-    """Held-out retrieval R@1 (%), linear probe of the class on mean z_u (%), and PSNR (dB) if it decodes."""
+    """Held-out retrieval R@1 (%); with classes, a linear probe on mean z_u (%); if it decodes, PSNR (dB)."""
     samples, labels = held_out
     z_u, pooled = encode_set(model, samples, len(samples))
     z_u_fit, _ = encode_set(model, fit[0], PROBE_SAMPLES)
     texts = torch.cat([model.text(ids.long()) for ids in samples.alt_ids.split(EVAL_BATCH)])
     image_to_text, text_to_image = recall_at_1(pooled, texts)
-    probe = linear_probe(z_u_fit.mean(dim=1), fit[1][: len(z_u_fit)], z_u.mean(dim=1), labels)
-    scores = {"r1_image_to_text": image_to_text, "r1_text_to_image": text_to_image, "linear_probe": probe}
+    scores = {"r1_image_to_text": image_to_text, "r1_text_to_image": text_to_image}
+    if min(labels.min(), fit[1].min()) >= 0:  # -1: the data has no classes
+        fit_labels = fit[1][: len(z_u_fit)]
+        scores["linear_probe"] = linear_probe(z_u_fit.mean(dim=1), fit_labels, z_u.mean(dim=1), labels)
     if isinstance(model, OpenVision3):
         pairs = zip(samples.images.split(EVAL_BATCH), z_u.split(EVAL_BATCH), strict=True)
         values = [psnr(to_pixels(images), vae.decode(model.decoder(tokens))) for images, tokens in pairs]
