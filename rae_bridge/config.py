@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from encoder.config import ConfigError, load
-from encoder.options import Precision
+from encoder.options import Features, OptimConfig, Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,12 +76,7 @@ def dit_config(source: DiTConfig | Mapping[str, Any]) -> DiTConfig:
     """
     if isinstance(source, DiTConfig):
         return source
-    values = dict(source)
-    for key, only in _RAE_FIXED.items():
-        if (got := values.pop(key, only)) != only:
-            raise ConfigError(
-                f"RAE config: {key}={got} is not supported, only {only} as in all released models"
-            )
+    values = _pop_fixed(dict(source), _RAE_FIXED)
     patch_size = values.pop("patch_size", 1)
     if patch_size not in (1, [1, 1], (1, 1)):
         raise ConfigError(f"RAE config: patch_size={patch_size} is not supported, only 1")
@@ -94,43 +89,46 @@ def dit_config(source: DiTConfig | Mapping[str, Any]) -> DiTConfig:
 
 
 def _pop_fixed(values: dict[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` without the keys of `fixed`, each of which must have its one supported value."""
+    """`values` without the keys of `fixed`, each of which must have the one value of all released models."""
     for key, only in fixed.items():
         if (got := values.pop(key, only)) != only:
-            raise ConfigError(
-                f"RAE config: {key}={got} is not supported, only {only} as in all released models"
-            )
+            raise ConfigError(f"RAE config: {key}={got} is not supported, only {only}")
     return values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecoderConfig:
-    """The pixel decoder. Defaults: RAE's ViT-XL for 256 px on 16 x 16 tokens of width 768.
+class DecoderSize:
+    """Width and depth of a pixel decoder, under RAE's names (transformers' ViT-MAE). Defaults: ViT-XL."""
 
-    Field names are those of RAE's decoder configs (transformers' ViT-MAE).
-    """
-
-    hidden_size: int = 768  # width of the encoder's tokens
-    image_size: int = 256  # pixels on a side of what it draws
-    patch_size: int = 16  # pixels on a side that one token draws
     decoder_hidden_size: int = 1152
     decoder_num_hidden_layers: int = 28
     decoder_num_attention_heads: int = 16
     decoder_intermediate_size: int = 4096
+
+    def __post_init__(self) -> None:
+        width, heads = self.decoder_hidden_size, self.decoder_num_attention_heads
+        if width % heads or width % 4:
+            name = "decoder_num_attention_heads"
+            raise ValueError(f"decoder_hidden_size {width} must be a multiple of 4 and of {name} {heads}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderConfig(DecoderSize):
+    """A whole pixel decoder: its size, and the tokens and pictures it is for."""
+
+    hidden_size: int = 768  # width of the encoder's tokens
+    image_size: int = 256  # pixels on a side of what it draws
+    patch_size: int = 16  # pixels on a side that one token draws
     layer_norm_eps: float = 1e-12
-    # what the encoder's own preprocessing subtracts and divides by (ImageNet's here)
+    # the encoder's own preprocessing, undone at the end (ImageNet's here)
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
+        DecoderSize.__post_init__(self)
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}"
-            )
-        if self.decoder_hidden_size % (4 * self.decoder_num_attention_heads):
-            raise ValueError(
-                f"decoder_hidden_size {self.decoder_hidden_size} must be a multiple of 4 x "
-                f"decoder_num_attention_heads = {4 * self.decoder_num_attention_heads}"
             )
 
     @property
@@ -205,3 +203,79 @@ class TrainDiTConfig:
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}"
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainDecoderConfig:
+    """Stage `rae_bridge.train_decoder`: a pixel decoder for a frozen encoder that cannot decode."""
+
+    encoder: str  # what `encoder.load_encoder` takes
+    features: Features | None = None  # None: those that the encoder's config names for generation
+    data: str  # folder with {train,val,test}/*.tar
+    num_steps: int
+    batch_size: int = 64
+    image_size: int | None = None  # pixels on a side of what it draws; None: the encoder's own
+    size: DecoderSize = field(default_factory=DecoderSize)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-4, warmup_steps=0))  # RAE's rate
+    tau: float = 0.8  # RAE's released decoders; noise on the tokens in training, sample by sample
+    # sigma = tau U(0, 1), as RAE's code has it, or tau |N(0, 1)|, as its paper says
+    noise: Literal["uniform", "half_normal"] = "uniform"
+    perceptual: Literal["lite1", "lpips"] = "lite1"
+    perceptual_weight: float = 0.5  # OpenVision 3's; RAE's is 1
+    perceptual_from: float = 0.0  # fraction of the steps after which the perceptual term joins
+    perceptual_fraction: float = 1.0  # part of each batch that it sees; 1 is exact, less the same on average
+    ema_decay: float = 0.9978  # RAE's
+    precision: Precision = "fp32"
+    train_limit: int | None = None  # pictures held in memory; None: all
+    eval_split: Literal["val", "test"] = "val"
+    eval_limit: int = 1000
+    seed: int = 0
+    log_steps: int = 50
+    checkpoint_steps: int = 500
+
+    def __post_init__(self) -> None:
+        if not 0 < self.perceptual_fraction <= 1:
+            raise ValueError(f"perceptual_fraction {self.perceptual_fraction} must be over 0, at most 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuidanceConfig:
+    """See `rae_bridge.sample.Guidance`."""
+
+    kind: Literal["cfg", "autoguidance"]
+    scale: float
+    interval: tuple[float, float] = (0.0, 1.0)  # of t; 0 is data
+    model: str | None = None  # autoguidance: the weaker model's weights folder, by `rae_bridge.train`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateConfig:
+    """Stage `rae_bridge.generate`: pictures from a trained diffusion transformer, equally many a class."""
+
+    model: str  # weights folder by `rae_bridge.train`
+    encoder: str  # the one whose tokens the model was trained on
+    decoder: str | None = None  # over the encoder's own choice: "own" or a pixel decoder's folder
+    num_samples: int
+    num_steps: int = 50  # model calls
+    solver: Literal["euler", "heun"] = "euler"
+    end: Literal["rae", "zero"] = "zero"
+    guidance: GuidanceConfig | None = None
+    rounding: Literal["round", "truncate"] = "round"  # of x 255 to uint8; RAE truncates
+    batch_size: int = 100
+    precision: Precision = "fp32"
+    device: str = "cpu"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconstructConfig:
+    """Stage `rae_bridge.reconstruct`: pictures of a split through encode and decode."""
+
+    encoder: str
+    decoder: str | None = None  # over the encoder's own choice: "own" or a pixel decoder's folder
+    data: str  # folder with {train,val,test}/*.tar
+    split: Literal["train", "val", "test"] = "test"
+    limit: int | None = None
+    rounding: Literal["round", "truncate"] = "round"  # of x 255 to uint8; RAE truncates
+    batch_size: int = 100
+    device: str = "cpu"

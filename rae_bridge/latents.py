@@ -8,6 +8,7 @@ Source: RAE (arXiv:2510.11690; stage1/rae.py at a4d18c4). Deviation: RAE's are r
 momentum 0.1, in effect of the last twenty batches; these are exact.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,18 +100,21 @@ class TokenCache:
 
     tokens: Tensor
     labels: Tensor
+    origin: dict[str, str]  # encoder, features, and the fingerprint of the two
 
     @staticmethod
     def load(folder: Path) -> "TokenCache":
-        """Read folder/tokens.safetensors.
+        """Read folder/tokens.safetensors and index.json.
 
         Raises:
-            FileNotFoundError, ValueError: it is missing, damaged, or without labels.
+            FileNotFoundError, ValueError: they are missing, damaged, or some picture has no class.
         """
         content = checkpoint.load_tensors(folder / "tokens.safetensors")
-        if "tokens" not in content or "labels" not in content:
-            raise ValueError(f"{folder}/tokens.safetensors: needs tokens and labels, has {sorted(content)}")
-        return TokenCache(content["tokens"], content["labels"].long())
+        about = json.loads((folder / "index.json").read_text())
+        if content["labels"].min() < 0:
+            raise ValueError(f"{folder}: some pictures have no class; class-conditional training needs all")
+        origin = {key: about[key] for key in ("encoder", "features", "fingerprint")}
+        return TokenCache(content["tokens"], content["labels"].long(), origin)
 
     @property
     def side(self) -> int:

@@ -1,7 +1,8 @@
 """Stage: train a diffusion transformer by flow matching on the cached tokens of a frozen encoder.
 
 `python -m rae_bridge.train <config.yaml> <out_dir>` writes out_dir/weights: the averaged model (config.json,
-model.safetensors), latent_stats.pt in RAE's format, and flow.json with the shift it was trained under.
+model.safetensors), latent_stats.pt in RAE's format, flow.json with the shift it was trained under, and
+tokens.json, which says whose tokens it knows.
 
 Source: RAE (arXiv:2510.11690, Sec. 4-5; src/train.py at a4d18c4). Deviations: labels are dropped, and times
 and noise drawn, from generators that depend on seed and step alone, so that a run repeats and resumes to the
@@ -21,6 +22,7 @@ from encoder import checkpoint
 from encoder.config import ROOT
 from encoder.optim import autocast, average_weights
 from encoder.stage import main, progress, write_json
+from rae_bridge.codec import TOKENS_FILE
 from rae_bridge.config import DiTConfig, DiTOptimConfig, TrainDiTConfig
 from rae_bridge.dit import DiT, build_dit
 from rae_bridge.flow import flow_loss, interpolate, sample_time, shift_time, training_shift, velocity_target
@@ -178,6 +180,7 @@ def train(config: TrainDiTConfig, out_dir: Path) -> dict:
     averaged.save_pretrained(out_dir / "weights")
     statistics.save(out_dir / "weights" / "latent_stats.pt")
     write_json(out_dir / "weights" / "flow.json", {"shift": shift})
+    write_json(out_dir / "weights" / TOKENS_FILE, cache.origin)
     evaluated = load_batch(torch.arange(min(NUM_EVALUATED, len(cache.labels))))
     return {
         "loss": evaluate(averaged, *evaluated, config, shift),

@@ -1,5 +1,74 @@
-"""One thread for these tests: their tensors are so small that a second one only waits."""
+"""A tiny frozen encoder, tiny pictures, and one thread: on tensors this small a second one only waits."""
 
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
 import torch
+from einops import rearrange
+from PIL import Image
+
+from encoder.frozen import FrozenEncoder
 
 torch.set_num_threads(1)
+
+
+class PatchEncoder(FrozenEncoder):
+    """8 px pictures as 2 x 2 tokens: each token is its patch of 4 x 4 pixels under a fixed rotation."""
+
+    def __init__(self, *, features=None, vae=None):
+        super().__init__(name="patches", image_size=8, grid=(2, 2), width=48, features=features)
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("rotation", torch.linalg.qr(torch.randn(48, 48, generator=generator))[0])
+
+    def _tokens(self, inputs):
+        patches = rearrange(inputs, "b c (h p) (w q) -> b (h w) (c p q)", p=4, q=4)
+        return patches @ self.rotation
+
+
+class InvertibleEncoder(PatchEncoder):
+    """The same with the rotation's inverse as its own decoder."""
+
+    can_decode = True
+
+    def _decode(self, z_u):
+        return rearrange(z_u @ self.rotation.T, "b (h w) (c p q) -> b c (h p) (w q)", h=2, p=4, q=4)
+
+
+@pytest.fixture
+def blind_to_pixels() -> str:
+    """Source of an encoder that cannot decode."""
+    return f"module:{__name__}:PatchEncoder"
+
+
+@pytest.fixture
+def invertible() -> str:
+    """Source of an encoder that can."""
+    return f"module:{__name__}:InvertibleEncoder"
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """A folder of shards: 24 train and 5 val pictures of 8 px, each of two flat halves, in 3 classes."""
+    for seed, (split, num) in enumerate((("train", 24), ("val", 5))):
+        write_shard(tmp_path / "pictures" / split, num, seed)
+    return tmp_path / "pictures"
+
+
+def write_shard(folder: Path, num: int, seed: int) -> None:
+    """Pictures in img2dataset's layout."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(seed)
+    with tarfile.open(folder / "00000.tar", "w") as shard:
+        for i in range(num):
+            pixels = generator.integers(0, 256, (1, 2, 3), dtype=np.uint8).repeat(8, 0).repeat(4, 1)
+            picture = io.BytesIO()
+            Image.fromarray(pixels).save(picture, "png")
+            record = json.dumps({"key": f"{i:05d}", "label": i % 3}).encode()
+            for suffix, content in (("png", picture.getvalue()), ("txt", b"halves"), ("json", record)):
+                member = tarfile.TarInfo(f"{i:05d}.{suffix}")
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))

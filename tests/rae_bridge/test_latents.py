@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from encoder.checkpoint import save_tensors
+from encoder.stage import write_json
 from rae_bridge.latents import LatentStatistics, StreamingMoments, TokenCache, to_latents, to_tokens
 
 
@@ -84,15 +85,17 @@ def test_tokens_lie_row_by_row_on_the_grid():
 
 def test_token_cache_reads_what_the_token_stage_writes(tmp_path):
     tokens, labels = torch.randn(10, 4, 6).half(), torch.arange(10)
+    origin = {"encoder": "e", "features": "last", "fingerprint": "f"}
     save_tensors(tmp_path / "tokens.safetensors", {"tokens": tokens, "labels": labels})
+    write_json(tmp_path / "index.json", {**origin, "keys": ["a"]})
     cache = TokenCache.load(tmp_path)
-    assert cache.side == 2
+    assert cache.side == 2 and cache.origin == origin
     torch.testing.assert_close(cache.latents(torch.tensor([3, 1])), to_latents(tokens[[3, 1]].float(), 2))
     expected = to_latents(tokens.double(), 2)
     torch.testing.assert_close(cache.statistics(3).mean, expected.mean(0).float())
     torch.testing.assert_close(cache.statistics(3).var, expected.var(0, correction=0).float())
     with pytest.raises(ValueError, match="not a square grid"):
-        TokenCache(torch.zeros(2, 6, 3), labels[:2]).side  # noqa: B018 (the property raises)
-    save_tensors(tmp_path / "tokens.safetensors", {"tokens": tokens})
-    with pytest.raises(ValueError, match="needs tokens and labels"):
+        TokenCache(torch.zeros(2, 6, 3), labels[:2], origin).side  # noqa: B018 (the property raises)
+    save_tensors(tmp_path / "tokens.safetensors", {"tokens": tokens, "labels": labels - 1})
+    with pytest.raises(ValueError, match="some pictures have no class"):
         TokenCache.load(tmp_path)

@@ -8,6 +8,7 @@ import torch
 
 from encoder import checkpoint
 from encoder.optim import average_weights
+from encoder.stage import write_json
 from rae_bridge import train as stage
 from rae_bridge.config import DiTOptimConfig, DiTSize, TrainDiTConfig
 from rae_bridge.dit import DiT
@@ -23,6 +24,7 @@ def config(tmp_path) -> TrainDiTConfig:
     labels = torch.arange(NUM) % CLASSES
     tokens = torch.randn(NUM, 4, 8, generator=generator) * 3 + labels[:, None, None]
     checkpoint.save_tensors(tmp_path / "tokens.safetensors", {"tokens": tokens.half(), "labels": labels})
+    write_json(tmp_path / "index.json", {"encoder": "e", "features": "last", "fingerprint": "f"})
     optim = DiTOptimConfig(lr=1e-3)
     return TrainDiTConfig(
         tokens=str(tmp_path), num_classes=CLASSES, num_steps=6, batch_size=8, size=SIZE, optim=optim,

@@ -1,0 +1,104 @@
+"""A frozen encoder with its way back to pixels: its own decoder, or a pixel decoder trained on its tokens.
+
+Letters: B batch, N tokens, D token width, S pixels on a side.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from encoder.batch import to_pixels
+from encoder.config import ROOT, load
+from encoder.frozen import FrozenEncoder, load_encoder
+from encoder.options import EncoderConfig, Features
+from rae_bridge.decoder import PixelDecoder
+
+OWN = "own"
+TOKENS_FILE = "tokens.json"  # beside a model's weights: which tokens it was trained on
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """encode: pixels (B 3 H W in [0, 1]) -> tokens (B N D); decode: tokens -> pixels (B 3 S S in [0, 1])."""
+
+    encoder: FrozenEncoder
+    decoder: nn.Module | None  # None: the encoder's own
+    image_size: int  # S
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return self.encoder.encode(pixels)
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        if self.decoder is None:
+            return self.encoder.decode(tokens)
+        return self.decoder(tokens).clamp(0, 1)
+
+    def reconstruct(self, images: Tensor, device: str = "cpu") -> Tensor:
+        """uint8 images (B H W 3) -> pixels (B 3 S S), there and back."""
+        return self.decode(self.encode(to_pixels(images.to(device))))
+
+
+def encoder_config(source: str) -> EncoderConfig:
+    """configs/encoders/<source>.yaml, or the defaults for anything else that `load_encoder` takes."""
+    path = ROOT / "configs" / "encoders" / f"{source}.yaml"
+    return load(EncoderConfig, path) if path.is_file() else EncoderConfig(name=source, source=source)
+
+
+def load_for_generation(source: str, features: Features | None = None, device: str = "cpu") -> FrozenEncoder:
+    """The frozen encoder with the features that its config names for generation, unless others are given."""
+    return load_encoder(
+        source, features=features or encoder_config(source).features.generation, device=device
+    )
+
+
+def load_codec(source: str, *, decoder: str | None = None, device: str = "cpu") -> Codec:
+    """An encoder by name with its decoder: `own`, a folder by `rae_bridge.train_decoder`, or None: as its
+    config says, else its own.
+
+    Raises:
+        FileNotFoundError: a folder is missing.
+        ValueError: the encoder has no way back to pixels, or the decoder was trained on other tokens.
+    """
+    choice = decoder or encoder_config(source).decoder or OWN
+    encoder = load_for_generation(source, device=device)
+    if choice != OWN:
+        check_tokens(ROOT / choice, encoder)
+        model = PixelDecoder.from_pretrained(choice).to(device).requires_grad_(False)
+        return Codec(encoder, model, model.config.image_size)
+    if not encoder.can_decode:
+        raise ValueError(
+            f"encoder {source} cannot decode; train a pixel decoder (python -m rae_bridge.train_decoder) and "
+            f"name its weights folder as `decoder` in configs/encoders/{source}.yaml"
+        )
+    return Codec(encoder, None, encoder.image_size)
+
+
+def origin_of(encoder: FrozenEncoder) -> dict[str, str]:
+    """What tokens.json says of an encoder's tokens; `encoder.tokens` writes the same in its index.json."""
+    return {"encoder": encoder.name, "features": encoder.features, "fingerprint": encoder.fingerprint}
+
+
+def check_tokens(folder: Path, encoder: FrozenEncoder) -> None:
+    """Raises: ValueError if the model in `folder` was trained on tokens that are not this encoder's."""
+    path = folder / TOKENS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no weights folder of rae_bridge ({TOKENS_FILE} is missing)")
+    trained_on = json.loads(path.read_text())
+    if trained_on["fingerprint"] != encoder.fingerprint:
+        raise ValueError(
+            f"{folder} was trained on tokens of {trained_on['encoder']} ({trained_on['features']}, "
+            f"{trained_on['fingerprint'][:12]}), not of {encoder.name} ({encoder.features}, "
+            f"{encoder.fingerprint[:12]}); train it again"
+        )
+
+
+def to_images(pixels: Tensor, rounding: Literal["round", "truncate"]) -> Tensor:
+    """Pixels (B 3 S S in [0, 1]) -> uint8 images (B S S 3), rounded, or truncated as RAE does."""
+    scaled = pixels.clamp(0, 1) * 255
+    scaled = scaled.round() if rounding == "round" else scaled.floor()
+    return scaled.permute(0, 2, 3, 1).to(torch.uint8).cpu()

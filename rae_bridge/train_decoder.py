@@ -1,0 +1,176 @@
+"""Stage: train a pixel decoder on the tokens of a frozen encoder that cannot decode.
+
+`python -m rae_bridge.train_decoder <config.yaml> <out_dir>` writes out_dir/weights: the averaged decoder in
+fp16 (config.json, model.safetensors), tokens.json and card.yaml. Pixel and perceptual losses are those of
+OpenVision 3's own decoder, so that the two can be compared.
+
+Source: RAE (arXiv:2510.11690, Sec. 3; src/train_stage1.py at a4d18c4). Deviations: no adversarial term; the
+perceptual distance may be Lite1's; the encoder runs once, before the first step.
+"""
+
+import copy
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from encoder import checkpoint
+from encoder.batch import to_pixels
+from encoder.card import write_card
+from encoder.config import ROOT
+from encoder.data.shards import load_images
+from encoder.evaluate import psnr
+from encoder.frozen import FrozenEncoder
+from encoder.losses import PerceptualLoss, pixel_l1
+from encoder.optim import autocast, average_weights, build_adamw, update
+from encoder.stage import main, progress, write_json
+from rae_bridge.codec import TOKENS_FILE, load_for_generation, origin_of
+from rae_bridge.config import DecoderConfig, TrainDecoderConfig
+from rae_bridge.decoder import PixelDecoder
+
+EVAL_BATCH = 100
+
+
+def noise_tokens(tokens: Tensor, config: TrainDecoderConfig, step: int) -> Tensor:
+    """tokens (B N D) + sigma * N(0, I), one sigma a sample, drawn from (seed, step)."""
+    generator = checkpoint.step_generator(config.seed, step, "noise")
+    draw = torch.rand if config.noise == "uniform" else torch.randn
+    sigma = config.tau * draw(len(tokens), 1, 1, generator=generator).abs()
+    return tokens + sigma * torch.randn(tokens.shape, generator=generator)
+
+
+def train_step(
+    decoder: PixelDecoder,
+    tokens: Tensor,
+    pixels: Tensor,
+    config: TrainDecoderConfig,
+    step: int,
+    perceptual: PerceptualLoss | None,
+) -> dict[str, Tensor]:
+    """The loss and its terms for tokens (B N D) and the pixels (B 3 H W, in [0, 1]) they stand for."""
+    with autocast(config.precision):
+        pixels_hat = decoder(noise_tokens(tokens, config, step))
+    terms = {"pixel": pixel_l1(pixels_hat, pixels)}
+    loss = terms["pixel"]
+    if perceptual is not None and step >= config.perceptual_from * config.num_steps:
+        num_seen = max(1, round(config.perceptual_fraction * len(pixels)))
+        with autocast(config.precision):
+            terms["perceptual"] = perceptual(pixels_hat[:num_seen], pixels[:num_seen]).float()
+        loss = loss + config.perceptual_weight * terms["perceptual"]
+    return {"loss": loss, **terms}
+
+
+def encode_split(encoder: FrozenEncoder, images: Tensor, out_dir: Path, split: str) -> Tensor:
+    """Tokens of every image (M H W 3 uint8) as M N D fp16, kept in out_dir for the next start."""
+    path = out_dir / f"tokens-{split}.safetensors"
+    if path.is_file():
+        return checkpoint.load_tensors(path)["tokens"]
+    encoded = []
+    for start in range(0, len(images), EVAL_BATCH):
+        encoded.append(encoder.encode(to_pixels(images[start : start + EVAL_BATCH])).half())
+        progress(out_dir, start, len(images), f"tokens of {split}")
+    checkpoint.save_tensors(path, {"tokens": torch.cat(encoded)})
+    return torch.cat(encoded)
+
+
+@torch.no_grad()
+def evaluate(decoder: PixelDecoder, tokens: Tensor, images: Tensor) -> dict[str, float]:
+    """PSNR in dB and pixel l1 in [-1, 1], means over images (M H W 3 uint8), from tokens without noise."""
+    batches = zip(tokens.split(EVAL_BATCH), images.split(EVAL_BATCH), strict=True)
+    pairs = [(to_pixels(some), decoder(each.float()).clamp(0, 1)) for each, some in batches]
+    return {
+        "psnr": torch.cat([psnr(pixels, pixels_hat) for pixels, pixels_hat in pairs]).mean().item(),
+        "pixel_l1": sum(pixel_l1(hat, pixels).item() * len(hat) for pixels, hat in pairs) / len(images),
+        "num_samples": len(images),
+    }
+
+
+def build_decoder(config: TrainDecoderConfig, encoder: FrozenEncoder) -> PixelDecoder:
+    """A new decoder for this encoder's tokens, its weights drawn from the seed.
+
+    Raises:
+        ValueError: the token grid does not divide the picture.
+    """
+    image_size, side = config.image_size or encoder.image_size, encoder.grid[0]
+    if encoder.grid != (side, side) or image_size % side:
+        raise ValueError(
+            f"{encoder.name}'s token grid {encoder.grid} does not divide {image_size} x {image_size} pixels"
+        )
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    shape = DecoderConfig(
+        **{f"decoder_{name}": getattr(config.size, f"decoder_{name}") for name in names},
+        hidden_size=encoder.width,
+        image_size=image_size,
+        patch_size=image_size // side,
+        image_mean=encoder.mean,
+        image_std=encoder.std,
+    )
+    torch.manual_seed(config.seed)
+    return PixelDecoder(shape)
+
+
+def train(config: TrainDecoderConfig, out_dir: Path) -> dict:
+    """Run the stage; see the module's docstring."""
+    torch.set_flush_denormal(True)  # denormal numbers slow a CPU many times over
+
+    # ---- data: every picture in memory as uint8, every token as fp16
+    encoder = load_for_generation(config.encoder, config.features)
+    size = config.image_size or encoder.image_size
+    limits = {"train": config.train_limit, config.eval_split: config.eval_limit}
+    splits = {
+        split: torch.as_tensor(load_images(ROOT / config.data, split, limit, image_size=size)[0])
+        for split, limit in limits.items()
+    }
+    encoded = {split: encode_split(encoder, images, out_dir, split) for split, images in splits.items()}
+    images, tokens = splits["train"], encoded["train"]
+
+    # ---- model, optimiser
+    decoder = build_decoder(config, encoder).train()
+    averaged = copy.deepcopy(decoder).requires_grad_(False).eval()
+    optimiser = build_adamw(decoder, config.optim)
+    perceptual = PerceptualLoss(config.perceptual) if config.perceptual_weight else None
+
+    # ---- resume
+    path, first_step, seconds = out_dir / "checkpoint.pt", 0, 0.0
+    if path.is_file():
+        state = checkpoint.load(path)
+        decoder.load_state_dict(state["decoder"])
+        averaged.load_state_dict(state["averaged"])
+        optimiser.load_state_dict(state["optimiser"])
+        first_step, seconds = state["step"], state["seconds"]
+    started = time.monotonic() - seconds
+
+    # ---- loop
+    for step in range(first_step, config.num_steps):
+        indices = checkpoint.batch_indices(config.seed, step, config.batch_size, len(images))
+        batch = tokens[indices].float(), to_pixels(images[indices])
+        terms = train_step(decoder, *batch, config, step, perceptual)
+        grad_norm = update(optimiser, terms["loss"], config.optim, step, config.num_steps)
+        average_weights(averaged.parameters(), decoder.parameters(), config.ema_decay, step)
+        done = step + 1
+        if done % config.log_steps == 0 or done == config.num_steps:
+            rate = (done - first_step) * config.batch_size / (time.monotonic() - started - seconds)
+            scalars = {name: value.item() for name, value in terms.items()} | {"grad_norm": grad_norm}
+            progress(out_dir, done, config.num_steps, **scalars, samples_per_second=rate)
+        if done % config.checkpoint_steps == 0 or done == config.num_steps:
+            state = {"step": done, "seconds": time.monotonic() - started, "optimiser": optimiser.state_dict()}
+            checkpoint.save(
+                path, {**state, "decoder": decoder.state_dict(), "averaged": averaged.state_dict()}
+            )
+
+    # ---- export, evaluate what was written
+    seconds = time.monotonic() - started
+    folder = out_dir / "weights"
+    averaged.save_pretrained(folder, dtype=torch.float16)
+    write_json(folder / TOKENS_FILE, origin_of(encoder))
+    split = config.eval_split
+    scores = evaluate(PixelDecoder.from_pretrained(folder.resolve()), encoded[split], splits[split])
+    what = f"ViT pixel decoder on the tokens of {encoder.name}"
+    stage = "rae_bridge.train_decoder"
+    write_card(folder, what=what, stage=stage, config=config, seconds=seconds, scores=scores)
+    return scores
+
+
+if __name__ == "__main__":
+    main(TrainDecoderConfig, train)

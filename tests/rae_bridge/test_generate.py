@@ -1,0 +1,184 @@
+"""The sampling and reconstruction stages: balanced, repeatable, resumable, independent of the batch size."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from encoder import checkpoint
+from encoder.data.shards import load_images
+from encoder.stage import write_json
+from rae_bridge import generate as stage
+from rae_bridge import reconstruct
+from rae_bridge import sample as sampling
+from rae_bridge.codec import Codec, load_codec, load_for_generation, origin_of, to_images
+from rae_bridge.config import DiTConfig, GenerateConfig, GuidanceConfig, ReconstructConfig
+from rae_bridge.dit import build_dit
+from rae_bridge.latents import LatentStatistics, to_latents
+
+CLASSES = 3
+
+
+def write_model(folder, encoder_source, seed=0, class_dropout_prob=0.1):
+    """A weights folder as `rae_bridge.train` leaves it, with random weights."""
+    size = {"hidden_size": (16, 16), "depth": (1, 1), "num_heads": (2, 2), "input_size": 2, "in_channels": 48}
+    torch.manual_seed(seed)
+    model = build_dit(DiTConfig(**size, num_classes=CLASSES, class_dropout_prob=class_dropout_prob))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(std=0.2)
+    model.save_pretrained(folder)
+    LatentStatistics(torch.full((48, 2, 2), 0.1), torch.full((48, 2, 2), 0.2)).save(
+        folder / "latent_stats.pt"
+    )
+    write_json(folder / "flow.json", {"shift": 2.0})
+    write_json(folder / "tokens.json", origin_of(load_for_generation(encoder_source)))
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path, invertible) -> GenerateConfig:
+    model = write_model(tmp_path / "model", invertible)
+    return GenerateConfig(model=str(model), encoder=invertible, num_samples=8, num_steps=4, batch_size=3)
+
+
+def run(config, folder):
+    folder.mkdir()
+    result = stage.run(config, folder)
+    with np.load(folder / "samples.npz") as archive:
+        return result, archive["arr_0"], archive["labels"]
+
+
+def test_samples_are_balanced_in_adms_layout_and_follow_the_plain_loop(config, tmp_path, invertible):
+    result, images, labels = run(config, tmp_path / "out")
+    assert images.shape == (8, 8, 8, 3) and images.dtype == np.uint8
+    assert labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert result["num_samples"] == 8
+    flow, encoder = stage.TrainedFlow.load(config.model), load_for_generation(invertible)
+    times = [2 * (1 - i / 4) / (1 + (1 - i / 4)) for i in range(5)]  # shift 2
+    for i in (0, 5):
+        x = torch.randn(48, 2, 2, generator=checkpoint.step_generator(0, i, "sample"))[None]
+        for t, after in itertools.pairwise(times):
+            x = x + (after - t) * flow.model(x, torch.tensor([t]), torch.tensor([labels[i]]))
+        tokens = (x * (0.2 + 1e-5) ** 0.5 + 0.1).flatten(2).mT
+        expected = (encoder.decode(tokens)[0].permute(1, 2, 0) * 255).round()
+        assert np.abs(images[i] - expected.numpy()).max() <= 1  # rounding
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_pictures_do_not_depend_on_the_batch_size(config, tmp_path, batch_size):
+    _, images, _ = run(config, tmp_path / "three")
+    _, others, _ = run(replace(config, batch_size=batch_size), tmp_path / "other")
+    difference = np.abs(images.astype(int) - others.astype(int))
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.01  # matrix products round by their shape
+
+
+def test_more_samples_begin_with_the_same_ones_and_another_seed_gives_others(config, tmp_path):
+    _, images, _ = run(config, tmp_path / "eight")
+    _, more, _ = run(replace(config, num_samples=12), tmp_path / "twelve")
+    assert np.abs(more[:6].astype(int) - images[:6].astype(int)).max() == 0  # the same batches
+    _, others, _ = run(replace(config, seed=1), tmp_path / "seed")
+    assert np.abs(others.astype(int) - images.astype(int)).mean() > 1
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(config, tmp_path, monkeypatch):
+    _, whole, _ = run(config, tmp_path / "whole")
+    original, drawn = stage.draw_images, []
+
+    def counted(flow, codec, noise, y, config, guidance):
+        drawn.append(len(noise))
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return original(flow, codec, noise, y, config, guidance)
+
+    monkeypatch.setattr(stage, "draw_images", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "cut")
+    stage.run(config, tmp_path / "cut")
+    with np.load(tmp_path / "cut" / "samples.npz") as archive:
+        assert np.array_equal(archive["arr_0"], whole)
+    assert drawn == [3, 3, 2, 2]  # the first two batches were kept
+    assert not (tmp_path / "cut" / "parts").exists()
+
+
+def test_guidance_is_built_from_folders_and_refused_where_it_cannot_be(config, tmp_path, invertible):
+    weaker = write_model(tmp_path / "weaker", invertible, seed=1)
+    plain = run(config, tmp_path / "plain")[1]
+    for name, guidance in (
+        ("cfg", GuidanceConfig(kind="cfg", scale=2.0)),
+        ("autoguidance", GuidanceConfig(kind="autoguidance", scale=2.0, model=str(weaker))),
+    ):
+        images = run(replace(config, guidance=guidance), tmp_path / name)[1]
+        assert not np.array_equal(images, plain)
+    single = write_model(tmp_path / "single", invertible, class_dropout_prob=0.0)
+    cfg = replace(config, model=str(single), guidance=GuidanceConfig(kind="cfg", scale=2.0))
+    with pytest.raises(ValueError, match="no null class"):
+        run(cfg, tmp_path / "refused")
+    with pytest.raises(ValueError, match="needs the weaker model"):
+        run(replace(config, guidance=GuidanceConfig(kind="autoguidance", scale=2.0)), tmp_path / "without")
+
+
+def test_a_model_of_other_tokens_or_no_model_is_refused(config, tmp_path, blind_to_pixels):
+    with pytest.raises(ValueError, match="cannot decode; train a pixel decoder"):
+        run(replace(config, encoder=blind_to_pixels), tmp_path / "out")
+    origin = json.loads((tmp_path / "model" / "tokens.json").read_text())
+    write_json(tmp_path / "model" / "tokens.json", origin | {"fingerprint": "0" * 64})
+    with pytest.raises(ValueError, match="train it again"):
+        run(config, tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match="lacks"):
+        run(replace(config, model=str(tmp_path)), tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("rounding", "expected"), [("round", [0, 1, 128, 255]), ("truncate", [0, 0, 127, 255])]
+)
+def test_pixels_become_bytes(rounding, expected):
+    pixels = torch.tensor([-0.2, 0.9 / 255, 127.6 / 255, 1.3]).view(1, 1, 1, 4).expand(1, 3, 1, 4)
+    assert to_images(pixels, rounding)[0, 0, :, 0].tolist() == expected
+
+
+def test_reconstructions_and_originals_lie_in_the_same_order(tmp_path, pictures, invertible):
+    config = ReconstructConfig(encoder=invertible, data=str(pictures), split="train", limit=7, batch_size=3)
+    (tmp_path / "out").mkdir()
+    assert reconstruct.run(config, tmp_path / "out")["num_samples"] == 7
+    archives = [np.load(tmp_path / "out" / f"{name}.npz") for name in ("reconstructions", "originals")]
+    originals, records = load_images(pictures, "train", 7)
+    assert np.array_equal(archives[1]["arr_0"], originals)
+    assert np.array_equal(
+        archives[0]["arr_0"], originals
+    )  # a rotation and its inverse lose nothing in 8 bits
+    assert archives[0]["labels"].tolist() == [record["label"] for record in records]
+
+
+def test_a_picture_in_one_command(config, tmp_path, invertible, capsys):
+    words = [
+        "--model",
+        config.model,
+        "--classes",
+        "0",
+        "2",
+        "--columns",
+        "5",
+        "--steps",
+        "2",
+        "--encoder",
+        invertible,
+    ]
+    sampling.draw_grid(
+        sampling.parse_arguments([*words, "--out", str(tmp_path / "grid.png"), "--scale", "1.5"])
+    )
+    assert Image.open(tmp_path / "grid.png").size == (5 * 8, 2 * 8)
+    with pytest.raises(ValueError, match="classes must be from 0 to 2"):
+        sampling.draw_grid(sampling.parse_arguments([*words, "--classes", "3", "--out", "unused.png"]))
+
+
+def test_codec_of_an_encoder_that_decodes_is_its_own(invertible):
+    codec = load_codec(invertible)
+    assert isinstance(codec, Codec) and codec.decoder is None and codec.image_size == 8
+    pixels = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(codec.decode(codec.encode(pixels)), pixels, rtol=1e-5, atol=1e-5)
+    assert to_latents(codec.encode(pixels), 2).shape == (2, 48, 2, 2)
