@@ -112,7 +112,7 @@ def train(config: TrainVaeConfig, out_dir: Path) -> dict:
     # ---- model, optimiser
     torch.manual_seed(config.seed)
     torch.set_flush_denormal(True)  # denormal numbers slow a CPU many times over
-    codec = build_codec(config.shape)
+    codec = load_vae(config.init).codec.requires_grad_(True) if config.init else build_codec(config.shape)
     if config.channels_last:
         codec = codec.to(memory_format=torch.channels_last)
     averaged = copy.deepcopy(codec).requires_grad_(False)
