@@ -8,17 +8,17 @@ from typing import Literal
 
 from encoder.options import OptimConfig, Precision
 
-Attention = Literal["eager", "sdpa"]  # on a CPU, eager is the faster of the two below about 200 tokens
+Attention = Literal["eager", "sdpa"]  # on a CPU, eager is the faster of the two below about 250 tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaShape:
     """Sizes of the demo's Llama."""
 
-    width: int = 256
-    depth: int = 6
-    num_heads: int = 4
-    mlp_width: int = 688
+    width: int = 192
+    depth: int = 4
+    num_heads: int = 3
+    mlp_width: int = 512
     max_length: int = 512  # tokens, pictures' included
 
     def __post_init__(self):
@@ -32,13 +32,17 @@ class TrainLlmConfig:
 
     corpus: list[str]  # JSONL files of {id, conversations} and {id, text} rows
     num_steps: int
-    batch_size: int = 32
+    batch_size: int = 16
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=1.5e-3, warmup_steps=200, betas=(0.9, 0.98))
     )
     shape: LlamaShape = field(default_factory=LlamaShape)
     precision: Precision = "bf16"
-    attention: Attention = "eager"
+    attention: Attention = "sdpa"
+    # Share of the conversations whose lettered questions are turned into free ones, answered by the option's
+    # own words: half the tokens, and what has to be found is said outright. The rest teaches letters.
+    free_answer_fraction: float = 0.5
+    text_weight: float = 1.0  # of the loss on all tokens, beside the loss on answers
     num_held_out: int = 1000  # last rows of the corpus: scored, not trained on
     seed: int = 0
     log_steps: int = 50

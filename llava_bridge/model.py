@@ -72,8 +72,11 @@ def build(
     """LLaVA over an encoder and a causal language model's folder; the projector is drawn from `seed`.
 
     Raises:
+        FileNotFoundError: the folder holds no language model.
         ValueError: the processor would make another number of placeholders than the tower gives tokens.
     """
+    if not (llm / "config.json").is_file():
+        raise FileNotFoundError(f"no language model in {llm}; give a folder with its weights and tokenizer")
     tower_config = FrozenTowerConfig.describe(load_encoder(encoder, features=features), encoder, features)
     tokenizer = AutoTokenizer.from_pretrained(llm)
     is_new = tokenizer.convert_tokens_to_ids(IMAGE) in (None, tokenizer.unk_token_id)

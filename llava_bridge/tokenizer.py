@@ -48,10 +48,3 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         padding_side="right",
         model_input_names=["input_ids", "attention_mask"],
     )
-
-
-def count_unknown(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> tuple[int, int]:
-    """(unknown tokens, all tokens) of `texts`: a word outside the vocabulary is a question nobody can
-    answer."""
-    ids = [token for text in tokenizer(list(texts), add_special_tokens=False)["input_ids"] for token in text]
-    return ids.count(tokenizer.unk_token_id), len(ids)

@@ -6,10 +6,13 @@ place in the first question, so stage 2 only has to teach it to read the picture
 is stage 2's own (`vicuna_v1`), the loss is on answers and captions.
 """
 
+import random
+import re
 import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
@@ -17,12 +20,15 @@ from encoder import checkpoint
 from encoder.card import write_card
 from encoder.config import ROOT
 from encoder.data.scenes.text import VOCABULARY
+from encoder.data.scenes.wording import WORD_PROMPT
 from encoder.optim import autocast, build_adamw, update
 from encoder.stage import main, progress, sha256_json
 from llava_bridge.config import LlamaShape, TrainLlmConfig
 from llava_bridge.data import DataReport, LlavaDataset, collate, read_records, training_order
 from llava_bridge.prompt import IGNORE, encode_conversations
-from llava_bridge.tokenizer import build_tokenizer, count_unknown
+from llava_bridge.tokenizer import build_tokenizer
+
+_OPTION = re.compile(r"^([A-D])\. (.*)$", re.MULTILINE)
 
 
 def build_llama(shape: LlamaShape, tokenizer: PreTrainedTokenizerBase, attention: str) -> LlamaForCausalLM:
@@ -48,52 +54,91 @@ def read_corpus(config: TrainLlmConfig, tokenizer: PreTrainedTokenizerBase) -> L
     """Every row of the corpus, tokenised in its own template: conversations in `vicuna_v1`, bare text in
     `plain`."""
     records = read_records([ROOT / path for path in config.corpus])
-    texts = [turn["value"] for record in records for turn in record["conversations"]]
-    num_unknown, num_tokens = count_unknown(tokenizer, texts)
-    if num_unknown:
-        raise ValueError(
-            f"{num_unknown} of the corpus's {num_tokens} tokens are not in the vocabulary; "
-            "add their words to encoder.data.scenes.text.VOCABULARY"
-        )
+    draw = random.Random(config.seed)
+    records = [ask_for_words(row) if draw.random() < config.free_answer_fraction else row for row in records]
     encoded: list = [None] * len(records)
     for template, is_text in (("vicuna_v1", False), ("plain", True)):
         rows = [i for i, record in enumerate(records) if ("text" in record) == is_text]
-        samples = (
-            encode_conversations([records[i] for i in rows], template, tokenizer, 0, config.shape.max_length)
-            if rows
-            else []
+        samples = encode_conversations(
+            [records[i] for i in rows], template, tokenizer, 0, config.shape.max_length
         )
         for i, sample in zip(rows, samples, strict=True):
             encoded[i] = sample
     report = DataReport(len(records), len(records), 0, [], sha256_json(records))
-    return LlavaDataset(encoded, [None] * len(records), report)
+    dataset = LlavaDataset(encoded, [None] * len(records), report)
+    num_unknown = int((dataset.input_ids == tokenizer.unk_token_id).sum())
+    if num_unknown:
+        raise ValueError(
+            f"{num_unknown} of the corpus's {len(dataset.input_ids)} tokens are not in the vocabulary; "
+            "add their words to encoder.data.scenes.wording"
+        )
+    return dataset
 
 
-def train_step(model: LlamaForCausalLM, batch: dict[str, Tensor], precision: str) -> Tensor:
-    """Mean loss over the batch's supervised tokens."""
+def ask_for_words(record: dict) -> dict:
+    """The record with each lettered question asked without options and answered by the right one's words."""
+    turns = []
+    for human, answer in zip(record["conversations"][::2], record["conversations"][1::2], strict=True):
+        question, options = split_options(human["value"])
+        if answer["value"] in options:
+            human = {**human, "value": f"{question}\n{WORD_PROMPT}"}
+            answer = {**answer, "value": options[answer["value"]]}
+        turns += [human, answer]
+    return {**record, "conversations": turns}
+
+
+def split_options(text: str) -> tuple[str, dict[str, str]]:
+    """A question without its option lines and what follows them, and the options by letter (or none)."""
+    options = dict(_OPTION.findall(text))
+    return _OPTION.split(text)[0].rstrip("\n"), options
+
+
+def train_step(
+    model: LlamaForCausalLM, batch: dict[str, Tensor], precision: str, text_weight: float
+) -> dict[str, Tensor]:
+    """loss = answers + text_weight * text: mean cross entropy of the supervised tokens, and of all tokens.
+
+    Answers alone are a token or two of every hundred; from all tokens a model learns to look back far sooner.
+    """
     with autocast(precision, model.device.type):
-        return model(**batch).loss
+        logits = model(batch["input_ids"], batch["attention_mask"]).logits
+    targets, labels = batch["input_ids"][:, 1:], batch["labels"][:, 1:]
+    nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="none")  # B L-1
+    answers = nll[labels != IGNORE].mean()
+    text = nll[batch["attention_mask"][:, 1:].bool()].mean()
+    return {"loss": answers + text_weight * text, "answers": answers, "text": text}
 
 
 @torch.no_grad()
 def evaluate(
-    model: LlamaForCausalLM, dataset: LlavaDataset, rows: list[int], config: TrainLlmConfig
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: LlavaDataset,
+    rows: list[int],
+    config: TrainLlmConfig,
 ) -> dict[str, float]:
-    """Loss per supervised token, and the share of them that greedy decoding gets right, on the given rows."""
-    loss_sum, num_right, num_tokens = 0.0, 0, 0
+    """Loss per supervised token and the share of them that greedy decoding gets right: all of them, and
+    those that are an option's letter (chance 1/4) or Yes/No (chance 1/2)."""
+    kinds = {"letter": ["A", "B", "C", "D"], "yes_no": ["Yes", "No"]}
+    kinds = {kind: torch.tensor(tokenizer.convert_tokens_to_ids(words)) for kind, words in kinds.items()}
+    losses, targets, predictions = [], [], []
     for start in range(0, len(rows), config.batch_size):
-        batch = collate(
-            [dataset[i] for i in rows[start : start + config.batch_size]], None, model.config.pad_token_id
-        )
+        samples = [dataset[i] for i in rows[start : start + config.batch_size]]
+        batch = collate(samples, None, tokenizer.pad_token_id)
         with autocast(config.precision, model.device.type):
-            output = model(**batch)
-        targets = batch["labels"][:, 1:]
-        is_supervised = targets != IGNORE
-        count = is_supervised.sum().item()
-        loss_sum += output.loss.item() * count
-        num_right += (output.logits[:, :-1].argmax(-1) == targets)[is_supervised].sum().item()
-        num_tokens += count
-    return {"loss": loss_sum / num_tokens, "token_accuracy": num_right / num_tokens, "num_tokens": num_tokens}
+            logits = model(batch["input_ids"], batch["attention_mask"]).logits.float()
+        labels = batch["labels"][:, 1:]
+        logits, labels = logits[:, :-1][labels != IGNORE], labels[labels != IGNORE]
+        losses.append(F.cross_entropy(logits, labels, reduction="none"))
+        targets.append(labels)
+        predictions.append(logits.argmax(-1))
+    targets, is_right = torch.cat(targets), torch.cat(predictions) == torch.cat(targets)
+    scores = {"loss": torch.cat(losses).mean().item(), "token_accuracy": is_right.float().mean().item()}
+    for kind, ids in kinds.items():
+        asked = is_right[torch.isin(targets, ids)]
+        if len(asked):
+            scores[f"{kind}_accuracy"] = asked.float().mean().item()
+    return {**scores, "num_tokens": len(targets)}
 
 
 def train(config: TrainLlmConfig, out_dir: Path) -> dict:
@@ -126,8 +171,8 @@ def train(config: TrainLlmConfig, out_dir: Path) -> dict:
     for step in range(first_step, config.num_steps):
         rows = order[step * config.batch_size : (step + 1) * config.batch_size]
         batch = collate([dataset[i] for i in rows], None, tokenizer.pad_token_id)
-        loss = train_step(model, batch, config.precision)
-        grad_norm = update(optimiser, loss, config.optim, step, config.num_steps)
+        terms = train_step(model, batch, config.precision, config.text_weight)
+        grad_norm = update(optimiser, terms["loss"], config.optim, step, config.num_steps)
         done = step + 1
         if done % config.log_steps == 0 or done == config.num_steps:
             rate = (done - first_step) * config.batch_size / (time.monotonic() - started - seconds)
@@ -135,7 +180,7 @@ def train(config: TrainLlmConfig, out_dir: Path) -> dict:
                 out_dir,
                 done,
                 config.num_steps,
-                loss=loss.item(),
+                **{name: value.item() for name, value in terms.items()},
                 grad_norm=grad_norm,
                 samples_per_second=rate,
             )
@@ -152,7 +197,7 @@ def train(config: TrainLlmConfig, out_dir: Path) -> dict:
 
     # ---- evaluate, export
     seconds = time.monotonic() - started
-    scores = evaluate(model.eval(), dataset, list(range(num_train, len(dataset))), config)
+    scores = evaluate(model.eval(), tokenizer, dataset, list(range(num_train, len(dataset))), config)
     weights = out_dir / "weights"
     model.half().save_pretrained(weights)
     tokenizer.save_pretrained(weights)

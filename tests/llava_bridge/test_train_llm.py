@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llava_bridge.train_llm as stage
 from encoder.checkpoint import load_tensors
+from encoder.data.scenes.wording import LETTER_PROMPT, WORD_PROMPT
 from encoder.options import OptimConfig
 from llava_bridge.config import LlamaShape, TrainLlmConfig
 
@@ -79,5 +80,14 @@ def test_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(config, tmp_p
 
 def test_word_outside_the_vocabulary_is_refused(config, tmp_path):
     (tmp_path / "text.jsonl").write_text(json.dumps({"id": 0, "text": "a quixotic cat"}) + "\n")
-    with pytest.raises(ValueError, match="1 of the corpus's 3 tokens are not in the vocabulary"):
+    with pytest.raises(ValueError, match="1 of the corpus's 5 tokens are not in the vocabulary"):
         stage.train(config, tmp_path)
+
+
+def test_lettered_questions_become_free_ones():
+    lettered = f"a red cat.\nwhat color is the cat?\nA. blue\nB. red\n{LETTER_PROMPT}"
+    turns = [("human", lettered), ("gpt", "B"), ("human", "Is there a cat?"), ("gpt", "Yes")]
+    record = {"id": 0, "conversations": [{"from": who, "value": value} for who, value in turns]}
+    asked = [turn["value"] for turn in stage.ask_for_words(record)["conversations"]]
+    free = f"a red cat.\nwhat color is the cat?\n{WORD_PROMPT}"
+    assert asked == [free, "red", "Is there a cat?", "Yes"]
