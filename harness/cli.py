@@ -2,7 +2,8 @@
 work."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -93,24 +94,30 @@ def run(graph: Graph, plans: list[SuitePlan], options: Options, preset: Preset, 
     make_writable(options.results_dir)
     with hold(graph.runs_dir) as lock:
         display = Display(graph, preset.jobs, console)
-        outcomes = Launcher(
-            graph=graph, jobs=preset.jobs, threads=preset.threads, lock=lock, display=display
-        ).run()
-    files = [path for plan in plans for path in _report(plan, outcomes, options, console)]
-    console.print(
-        "\nfiles:", *(f"  {_shown(path)}" for path in files), sep="\n", highlight=False, soft_wrap=True
-    )
-    return 0 if all(outcome.is_complete for outcome in outcomes.values()) else FAILED
+        launcher = Launcher(graph=graph, jobs=preset.jobs, threads=preset.threads, lock=lock, display=display)
+        outcomes = launcher.run()
+        reports = [_report(plan, outcomes, options, console) for plan in plans]
+    console.print("\nfiles:")
+    for path in (path for report in reports for path in report.files):
+        console.print(f"  {_shown(path)}", highlight=False, soft_wrap=True, markup=False)
+    return 0 if all(report.is_complete for report in reports) else FAILED
 
 
-def _report(plan: SuitePlan, outcomes: dict[Path, Outcome], options: Options, console: Console) -> list[Path]:
+@dataclass(frozen=True)
+class _Report:
+    files: list[Path]
+    is_complete: bool  # every row that was asked for has all its numbers
+
+
+def _report(plan: SuitePlan, outcomes: Mapping[Path, Outcome], options: Options, console: Console) -> _Report:
+    """Write a suite's result files, leaderboard and figures, and show its tables."""
     folder = options.results_dir.resolve() / options.preset / plan.suite.name
     identity = Identity(suite=plan.suite.name, preset=options.preset, seed=options.seed)
     rows = [collect(row, outcomes, folder, identity) for row in plan.rows]
     board = leaderboard.build(plan.suite, options.preset, rows, folder)
-    files = leaderboard.write(board, plan.suite, folder)
+    files = leaderboard.write(board, plan.suite, folder) + plan.draw(folder, board)
     tables.show(board, plan.suite, console)
-    return files + plan.draw(folder, board)
+    return _Report(files, is_complete=not any(row["not_run"] for row in rows if row["kind"] != "floor"))
 
 
 def _shown(path: Path) -> str:

@@ -45,11 +45,11 @@ class LlavaSections:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RaeSections:
-    """Values for the stages of `rae_bridge`."""
+    """Values for the stages of `rae_bridge`: rae_bridge.config."""
 
-    train: dict[str, Any]
-    sample: dict[str, Any]
-    reconstruct: dict[str, Any]
+    train: dict[str, Any]  # TrainDiTConfig
+    generate: dict[str, Any]  # GenerateConfig
+    reconstruct: dict[str, Any]  # ReconstructConfig
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

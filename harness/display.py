@@ -41,6 +41,15 @@ class Display:
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
 
+    def reused(self, stages: Sequence[Stage]) -> None:
+        """These stages were complete before the run."""
+        for stage in stages:
+            self.left.pop(stage.folder)
+        if stages:
+            self._line(
+                f"{_MARKS['reused']} {len(stages)}/{len(self.graph)}  stages were complete before, reused"
+            )
+
     def started(self, stage: Stage) -> None:
         """A stage's process was started."""
         self.last_line[stage.label] = time.monotonic()
@@ -64,7 +73,9 @@ class Display:
         for stage, seconds in running:
             self.left[stage.folder] = max(0.0, stage.seconds - seconds)
             done, total, unit = how_far(stage)
-            words = f"{done}/{total} {unit}  {clock(seconds)} of about {clock(max(stage.seconds, seconds))}"
+            words = f"{f'{done}/{total} {unit}' if total else 'starting'}  {clock(seconds)}"
+            if stage.seconds > seconds:
+                words += f" of about {clock(stage.seconds)}"
             if stage.label in self.bars:
                 self.progress.update(self.bars[stage.label], completed=done, total=total or None, words=words)
             elif time.monotonic() - self.last_line[stage.label] > _PLAIN_SECONDS:

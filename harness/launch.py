@@ -22,6 +22,7 @@ from harness.stages import Graph, Stage
 
 LAUNCH = "launch.json"  # beside DONE.json: what the stage ran with
 _POLL_SECONDS = 0.1
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _GRACE_SECONDS = 20.0  # from Ctrl-C to a stage's end before it is killed
 _REASON_LETTERS = 300
 
@@ -57,9 +58,9 @@ class Launcher:
         Raises:
             KeyboardInterrupt: Ctrl-C or a polite kill, after the running stages were ended.
         """
-        for stage in self.graph:
-            if stage.done() is not None:
-                self._end(stage, Outcome("reused"))
+        reused = [stage for stage in self.graph if stage.done() is not None]
+        self.outcomes.update({stage.folder: Outcome("reused") for stage in reused})
+        self.display.reused(reused)
         urgency = self.graph.seconds_to_end({stage.folder: stage.seconds for stage in self.graph})
         with _terminate_as_interrupt(), self.display:
             try:
@@ -98,13 +99,8 @@ class Launcher:
         config = stage.folder / "config.yaml"
         dump(stage.config, config)
         write_json(stage.folder / LAUNCH, launch_facts(stage, self.threads))
-        environment = {
-            **os.environ,
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONPATH": _python_path(),
-            "OMP_NUM_THREADS": str(self.threads),
-            "MKL_NUM_THREADS": str(self.threads),
-        }
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _python_path()}
+        environment |= dict.fromkeys(_THREAD_VARIABLES, str(self.threads))
         words = ["-m", stage.module, config, stage.folder]
         command = [sys.executable, attach.__file__, str(os.getpid()), *words]
         with stage.log.open("a") as log:

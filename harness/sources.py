@@ -27,16 +27,21 @@ def source_version(module: str) -> str:
     while pending:
         name = pending.pop()
         path = _outside_file(name) if name == module and _package(name) not in PACKAGES else module_file(name)
-        if path is None or name in code:
-            continue
-        tree = ast.parse(path.read_bytes(), filename=str(path))
-        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        pending += _imports(tree, package)
-        pending += [name[:i] for i, letter in enumerate(name) if letter == "."]  # parents run too
-        code[name] = ast.dump(_without_docstrings(tree))
+        if path is not None and name not in code:
+            code[name], imports = _read(name, path)
+            pending += imports
+            pending += [name[:i] for i, letter in enumerate(name) if letter == "."]  # parents run too
     if module not in code:
         raise ConfigError(f"no stage module '{module}'")
-    return hashlib.sha256("\n".join(f"{name}\n{code[name]}" for name in sorted(code)).encode()).hexdigest()
+    return hashlib.sha256("\n".join(f"{name} {code[name]}" for name in sorted(code)).encode()).hexdigest()
+
+
+@functools.cache
+def _read(name: str, path: Path) -> tuple[str, list[str]]:
+    """The hash of a module's code, and the names that it imports."""
+    tree = ast.parse(path.read_bytes(), filename=str(path))
+    imports = _imports(tree, name if path.name == "__init__.py" else name.rpartition(".")[0])
+    return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest(), imports
 
 
 def module_file(name: str) -> Path | None:

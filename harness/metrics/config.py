@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+PICTURES, FEATURES = "pictures.npz", "features.npz"  # what the reference stage writes
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceConfig:

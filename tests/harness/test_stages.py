@@ -164,6 +164,7 @@ def test_the_code_version_ignores_words_and_follows_imports(tmp_path, monkeypatc
         for name, text in {**files, **changed}.items():
             (package / f"{name}.py").write_text(text)
         sources.source_version.cache_clear()
+        sources._read.cache_clear()
         return source_version("encoder.a")
 
     before = version()
@@ -174,6 +175,7 @@ def test_the_code_version_ignores_words_and_follows_imports(tmp_path, monkeypatc
     relative = version(a="from .b import f\n")
     assert version(a="from .b import f\n", b="def f():\n    return 2\n") != relative
     sources.source_version.cache_clear()
+    sources._read.cache_clear()
     with pytest.raises(ConfigError, match=r"no stage module 'encoder\.absent'"):
         source_version("encoder.absent")
 

@@ -1,0 +1,90 @@
+"""Which encoder a word of the command line means, and the files that its tokens depend on. No torch here."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+from encoder.config import ROOT, ConfigError, choose, load, nearest
+from encoder.options import EncoderConfig
+
+CONFIGS = ROOT / "configs" / "encoders"
+SCHEMES = ("clip", "module", "timm", "vae")  # what `load_encoder` takes besides names, folders and hub ids
+BLIND = "blind"  # the control row: configs/encoders/blind.yaml
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """A row's encoder; `name` is its id in the tables and what the stages hand to `load_encoder`."""
+
+    name: str
+    config: EncoderConfig
+    files: tuple[Path, ...]  # configs, weights and code whose content is part of its stages' fingerprints
+
+    @property
+    def is_blind(self) -> bool:
+        return self.name == BLIND
+
+
+def encoder_configs() -> dict[str, Path]:
+    """The files under `configs/encoders` by name."""
+    return {path.stem: path for path in sorted(CONFIGS.glob("*.yaml"))}
+
+
+def resolve_encoder(word: str) -> Encoder:
+    """A name under `configs/encoders`, or whatever else `load_encoder` takes.
+
+    Raises:
+        ConfigError: it can be none of these (names the nearest).
+        FileNotFoundError: a folder that its config names is not there.
+    """
+    names = encoder_configs()
+    if word in names:
+        config = load(EncoderConfig, names[word])
+        return Encoder(name=word, config=config, files=(names[word], *_files_of(config)))
+    config = EncoderConfig(name=word, source=word)
+    scheme, colon, _ = word.partition(":")
+    if colon and not Path(word).exists():
+        choose(dict.fromkeys(SCHEMES), scheme, "kind of encoder")
+    elif not _folder(word) and not _is_hub_id(word):
+        kinds = ", ".join(f"{kind}:..." for kind in SCHEMES)
+        raise ConfigError(
+            f"unknown encoder '{word}'{nearest(word, names)}; names: {', '.join(names)}; "
+            f"or a folder, a hub id, {kinds}"
+        )
+    return Encoder(name=word, config=config, files=_files_of(config))
+
+
+def _files_of(config: EncoderConfig) -> tuple[Path, ...]:
+    """Weights folders and module files that an encoder is made of; hub ids and timm's names stand for
+    themselves."""
+    scheme, _, rest = config.source.partition(":")
+    if scheme == "module":
+        return (_module_path(rest),)
+    places = [rest if scheme in SCHEMES else config.source, config.vae, config.decoder]
+    files = []
+    for place in filter(None, places):
+        if folder := _folder(place):
+            files.append(folder)
+        elif place != "own" and scheme not in SCHEMES and not _is_hub_id(place):
+            raise FileNotFoundError(f"encoder {config.name}: weights folder not found: {place}")
+    return tuple(dict.fromkeys(files))
+
+
+def _folder(place: str) -> Path | None:
+    return next((path for path in (Path(place).resolve(), ROOT / place) if path.is_dir()), None)
+
+
+def _is_hub_id(place: str) -> bool:
+    return place.count("/") == 1 and not place.startswith((".", "/"))
+
+
+def _module_path(source: str) -> Path:
+    """The file of `package.module:Class`, found without running it."""
+    module, _, class_name = source.partition(":")
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not class_name:
+        raise ConfigError(f"module:{source}: no such module on the path; write module:package.module:Class")
+    return Path(spec.origin)

@@ -1,0 +1,111 @@
+"""Understanding: frozen tokens -> projector (stage 1) -> projector and language model (stage 2) -> lmms-eval.
+
+scenes -> tokens of the LLaVA pictures -> llava_align -> llava_instruct -> llava_evaluate     for each encoder
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from encoder.config import ROOT
+from harness.config import stage_config
+from harness.encoders import Encoder
+from harness.results import Part, Row
+from harness.stages import Stage
+from harness.suites.request import Request, SuitePlan
+from harness.suites.shared import add_scenes, add_tokens
+from llava_bridge.config import EvaluateConfig, LlavaConfig
+
+CHANCE = 25.0  # % of Scenes-SEED's four options
+DIMENSION = "Scenes-SEED/"
+
+
+def plan(request: Request) -> SuitePlan:
+    """Stages and rows of this suite."""
+    scenes = add_scenes(request)
+    rows = [_row(request, encoder, scenes) for encoder in request.encoders]
+    return SuitePlan(suite=request.suite, rows=rows, draw=_draw)
+
+
+def _row(request: Request, encoder: Encoder, scenes: Stage) -> Row:
+    trained = _train(request, encoder, scenes)
+    sections = request.preset.llava
+    tasks = {task: str(scenes.folder / path) for task, path in sections.tasks.items()}
+    config = stage_config(
+        EvaluateConfig,
+        sections.evaluate,
+        "llava.evaluate",
+        model=str(trained.folder / "weights"),
+        tasks=tasks,
+        task_dir=sections.task_dir,
+        device=request.device,
+        seed=request.seed,
+    )
+    evaluated = request.graph.add(
+        "llava_evaluate",
+        "llava_bridge.evaluate",
+        config,
+        label=f"{encoder.name}: answer and score",
+        inputs=[scenes, trained],
+        files=[ROOT / sections.task_dir, *encoder.files],
+        seconds=request.seconds("llava_evaluate"),
+    )
+    part = Part(
+        stage=evaluated,
+        keys=request.suite.keys,
+        checkpoint=(trained.folder / "weights",),
+        data=tuple(scenes.folder / path for path in sections.tasks.values()),
+    )
+    return Row(
+        encoder=encoder.name,
+        kind="blind" if encoder.is_blind else "measured",
+        source=encoder.config.source,
+        parts=(part,),
+        undefined={},
+    )
+
+
+def _train(request: Request, encoder: Encoder, scenes: Stage) -> Stage:
+    """Both stages of LLaVA-1.5; returns the second."""
+    sections = request.preset.llava
+    tokens = add_tokens(request, encoder, "llava", scenes)
+    features = encoder.config.features.understanding
+    language_model = sections.language_model
+    previous, previous_inputs = language_model, [scenes, tokens]
+    for number, name, data in ((1, "align", "pretrain"), (2, "instruct", "instruct")):
+        config = stage_config(
+            LlavaConfig,
+            getattr(sections, name),
+            f"llava.{name}",
+            stage=number,
+            encoder=encoder.name,
+            features=features,
+            data=[str(scenes.folder / "llava" / f"{data}.json")],
+            tokens=str(tokens.folder),
+            init=previous,
+            seed=request.seed,
+        )
+        stage = request.graph.add(
+            f"llava_{name}",
+            "llava_bridge.train",
+            config,
+            label=f"{encoder.name}: LLaVA stage {number}",
+            inputs=previous_inputs,
+            files=[ROOT / language_model, ROOT / config.deepspeed, *encoder.files],
+            seconds=request.seconds(f"llava_{name}"),
+        )
+        previous, previous_inputs = str(stage.folder / "weights"), [scenes, tokens, stage]
+    return stage
+
+
+def _draw(folder: Path, board: Mapping) -> list[Path]:
+    rows = [row for row in board["rows"] if row["kind"] != "published" and row["metrics"]]
+    keys = list(dict.fromkeys(key for row in rows for key in row["metrics"] if key.startswith(DIMENSION)))
+    if not keys:
+        return []
+    from harness import figures  # here: matplotlib would delay the command line
+
+    return [
+        figures.dots(
+            folder / "seed_dimensions.png", rows, keys, chance=CHANCE, title="Scenes-SEED by question"
+        )
+    ]
