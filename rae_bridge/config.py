@@ -247,6 +247,10 @@ class GuidanceConfig:
     interval: tuple[float, float] = (0.0, 1.0)  # of t; 0 is data
     model: str | None = None  # autoguidance: the weaker model's weights folder, by `rae_bridge.train`
 
+    def __post_init__(self) -> None:
+        if (self.kind == "autoguidance") != (self.model is not None):
+            raise ValueError("autoguidance needs the weaker model's weights folder as model; cfg takes none")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateConfig:
@@ -265,6 +269,10 @@ class GenerateConfig:
     precision: Precision = "fp32"
     device: str = "cpu"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.solver == "heun" and self.num_steps % 2:
+            raise ValueError(f"num_steps {self.num_steps} must be even for heun, which takes two an interval")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

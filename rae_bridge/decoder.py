@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from encoder.pretrained import load_pretrained, write_pretrained
-from rae_bridge.blocks import sincos_positions
+from rae_bridge.blocks import attend, sincos_positions
 from rae_bridge.config import DecoderConfig
 
 
@@ -43,7 +43,7 @@ class DecoderLayer(nn.Module):
         normed = self.layernorm_before(x)
         maps = self.attention["attention"].values()  # query, key, value
         q, k, v = (rearrange(linear(normed), "b n (h d) -> b h n d", h=self.num_heads) for linear in maps)
-        attended = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
+        attended = rearrange(attend(q, k, v), "b h n d -> b n (h d)")
         x = x + self.attention["output"]["dense"](attended)
         hidden = F.gelu(self.intermediate["dense"](self.layernorm_after(x)))
         return x + self.output["dense"](hidden)

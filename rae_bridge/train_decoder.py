@@ -55,8 +55,7 @@ def train_step(
     loss = terms["pixel"]
     if perceptual is not None and step >= config.perceptual_from * config.num_steps:
         num_seen = max(1, round(config.perceptual_fraction * len(pixels)))
-        with autocast(config.precision):
-            terms["perceptual"] = perceptual(pixels_hat[:num_seen], pixels[:num_seen]).float()
+        terms["perceptual"] = perceptual(pixels_hat[:num_seen], pixels[:num_seen])
         loss = loss + config.perceptual_weight * terms["perceptual"]
     return {"loss": loss, **terms}
 

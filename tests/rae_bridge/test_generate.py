@@ -119,7 +119,9 @@ def test_guidance_is_built_from_folders_and_refused_where_it_cannot_be(config, t
     with pytest.raises(ValueError, match="no null class"):
         run(cfg, tmp_path / "refused")
     with pytest.raises(ValueError, match="needs the weaker model"):
-        run(replace(config, guidance=GuidanceConfig(kind="autoguidance", scale=2.0)), tmp_path / "without")
+        GuidanceConfig(kind="autoguidance", scale=2.0)
+    with pytest.raises(ValueError, match="must be even for heun"):
+        replace(config, solver="heun", num_steps=5)
 
 
 def test_a_model_of_other_tokens_or_no_model_is_refused(config, tmp_path, blind_to_pixels):
