@@ -116,7 +116,7 @@ def parse(words: Sequence[str]) -> tuple[Options, Preset]:
             overrides.append(word)
         else:
             raise ConfigError(
-                f"unknown key '{key}'{nearest(key, [*fixed, *sections])}; "
+                f"unknown key '{key}'{nearest(key.split('.')[0], [*fixed, *sections])}; "
                 f"valid: {', '.join(fixed)}, and the preset's {', '.join(sections)}"
             )
     options = load(Options, None, option_words, name="command line")
