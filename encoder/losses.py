@@ -58,17 +58,16 @@ def contrastive(
     memory grows with chunk_size x B instead of B x B; value and gradient stay those of the plain form.
     Source: arXiv:2601.15369v2, Eq. 5; UCSC-VLAA/OpenVision@6c24e45 (no clamp on the scale, no smoothing).
     """
-    image_features = F.normalize(image_features.float(), dim=-1)
-    text_features = F.normalize(text_features.float(), dim=-1)
-    rows = image_features * logit_scale.float()
-    if chunk_size is None or chunk_size >= len(rows):
-        image_to_text, text_to_image = _log_sums(rows, text_features)
-    else:
-        sums = [
-            checkpoint(_log_sums, chunk, text_features, use_reentrant=False)
-            for chunk in rows.split(chunk_size)
-        ]
-        image_to_text = torch.cat([row_sum for row_sum, _ in sums])
-        text_to_image = torch.stack([column_sum for _, column_sum in sums]).logsumexp(dim=0)
-    positives = (rows * text_features).sum(dim=-1)
-    return (0.5 * (image_to_text + text_to_image) - positives).mean()
+    with torch.autocast(image_features.device.type, enabled=False):  # bf16 keeps similarities to 0.05 only
+        image_features = F.normalize(image_features.float(), dim=-1)
+        text_features = F.normalize(text_features.float(), dim=-1)
+        rows = image_features * logit_scale.float()
+        chunks = rows.split(chunk_size or len(rows))
+        if len(chunks) == 1:
+            image_to_text, text_to_image = _log_sums(rows, text_features)
+        else:
+            sums = [checkpoint(_log_sums, chunk, text_features, use_reentrant=False) for chunk in chunks]
+            image_to_text = torch.cat([row_sum for row_sum, _ in sums])
+            text_to_image = torch.stack([column_sum for _, column_sum in sums]).logsumexp(dim=0)
+        positives = (rows * text_features).sum(dim=-1)
+        return (0.5 * (image_to_text + text_to_image) - positives).mean()

@@ -20,7 +20,8 @@ def build_adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     kernels = {id(layer.weight) for layer in layers}
-    kernels |= {id(layer.in_proj_weight) for layer in module.modules() if hasattr(layer, "in_proj_weight")}
+    bare = ("in_proj_weight", "proj")  # kernels that are parameters of their module, not of a layer in it
+    kernels |= {id(p) for name, p in module.named_parameters() if name.rsplit(".", 1)[-1] in bare}
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if id(p) in kernels], "weight_decay": config.weight_decay},

@@ -35,6 +35,14 @@ def test_contrastive_equals_the_naive_form_in_value_and_gradient(chunk_size):
         torch.testing.assert_close(value.grad.double(), reference.grad, atol=1e-5, rtol=1e-4)
 
 
+def test_contrastive_stays_in_float32_under_autocast():
+    generator = torch.Generator().manual_seed(0)
+    image, text = (torch.randn(16, 8, generator=generator) for _ in range(2))
+    exact = losses.contrastive(image, text, torch.tensor(50.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(losses.contrastive(image, text, torch.tensor(50.0)), exact)
+
+
 def test_contrastive_of_unrelated_features_is_near_log_batch():
     generator = torch.Generator().manual_seed(0)
     image, text = (torch.randn(256, 64, generator=generator) for _ in range(2))

@@ -79,7 +79,7 @@ def test_another_grid_computes_sin_cos_positions_and_refuses_a_learned_table():
 
 @pytest.mark.parametrize("shape", [(2, 3, 6, 6), (2, 16, 7, 6), (16, 6, 6)])
 def test_inputs_that_do_not_fit_are_refused(shape):
-    with pytest.raises(ValueError, match="takes B 16|multiple of patch size 2"):
+    with pytest.raises(ValueError, match=r"takes B 16|multiple of patch size 2"):
         tower()(torch.randn(*shape))
 
 

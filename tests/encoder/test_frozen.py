@@ -1,0 +1,202 @@
+"""The frozen-encoder contract, for every kind that can be built without a download."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+
+from encoder import load_encoder
+from encoder.adapters import FrozenTimm, FrozenTransformers
+from encoder.clip import Clip
+from encoder.frozen import BlindEncoder, FrozenEncoder
+from encoder.model import OpenVision3
+from encoder.options import ClipShape, DecoderShape, OpenVision3Shape, VaeShape, ViTShape
+from encoder.release import export_release
+from encoder.train_vae import build_codec
+
+TOWER = {"width": 32, "layers": 2, "head_width": 16, "embed_dim": 16}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("encoders")
+    torch.manual_seed(0)
+    build_codec(VaeShape(block_out_channels=(8, 8, 8, 8), norm_num_groups=4)).save_pretrained(root / "vae")
+    decoder = DecoderShape(in_width=32, width=32, layers=1, head_width=16)
+    model = OpenVision3(OpenVision3Shape(encoder=ViTShape(image_size=4, **TOWER), decoder=decoder))
+    model.save_pretrained(root / "ov3")
+    export_release(model.encoder, root / "release")
+    pixels = ViTShape(image_size=32, patch_size=16, in_channels=3, **TOWER)
+    clip = Clip(ClipShape(encoder=pixels))
+    clip.save_pretrained(root / "clip")
+    export_release(clip.encoder, root / "openvision1")
+    return root
+
+
+def build(kind: str, folders, features: str | None = None) -> FrozenEncoder:
+    if kind == "timm":
+        return timm_encoder("vit_tiny_patch16_224", features)
+    if kind in ("hf-clip", "hf-siglip", "hf-dinov2"):
+        return transformers_encoder(kind, features)
+    sources = {
+        "ov3": str(folders / "ov3"), "release": str(folders / "release"), "clip": str(folders / "clip"),
+        "openvision1": str(folders / "openvision1"), "vae": f"vae:{folders / 'vae'}",
+        "blind": "module:encoder.frozen:BlindEncoder",
+    }  # fmt: skip
+    vae = folders / "vae" if kind in ("ov3", "release") else None
+    return load_encoder(sources[kind], vae=vae, features=features)
+
+
+def timm_encoder(name: str, features: str | None) -> FrozenEncoder:
+    import timm
+
+    torch.manual_seed(0)
+    small = {"img_size": 32, "depth": 3, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
+    overlay = {"input_size": (3, 32, 32)}
+    model = timm.create_model(name, num_classes=0, pretrained_cfg_overlay=overlay, **small)
+    return FrozenTimm(model, f"timm:{name}", features).freeze()
+
+
+def transformers_encoder(kind: str, features: str | None) -> FrozenEncoder:
+    import transformers as hf
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    sizes |= {"image_size": 32, "patch_size": 8}
+    if kind == "hf-clip":
+        model = hf.CLIPVisionModel(hf.CLIPVisionConfig(intermediate_size=64, **sizes))
+    elif kind == "hf-siglip":
+        model = hf.SiglipVisionModel(hf.SiglipVisionConfig(intermediate_size=64, **sizes))
+    else:
+        model = hf.Dinov2Model(hf.Dinov2Config(mlp_ratio=2, **sizes))
+    return FrozenTransformers(model, kind, features, 32, (0.5,) * 3, (0.5,) * 3).freeze()
+
+
+KINDS = ("ov3", "release", "clip", "openvision1", "vae", "blind", "timm", "hf-clip", "hf-siglip", "hf-dinov2")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_keeps_the_contract(kind, folders):
+    encoder = build(kind, folders)
+    pixels = torch.rand(2, 3, 40, 24, requires_grad=True)
+    z_u = encoder.encode(pixels)
+    assert z_u.shape == (2, encoder.num_tokens, encoder.width) and z_u.dtype == torch.float32
+    assert encoder.num_tokens == encoder.grid[0] * encoder.grid[1] and not z_u.requires_grad
+    torch.testing.assert_close(encoder.encode(pixels[1:]), z_u[1:], atol=1e-5, rtol=1e-4)
+    if encoder.can_decode:
+        decoded = encoder.decode(z_u * 50)
+        assert decoded.shape == (2, 3, encoder.image_size, encoder.image_size)
+        assert decoded.min() >= 0 and decoded.max() <= 1
+    else:
+        with pytest.raises(ValueError, match="has no decoder"):
+            encoder.decode(z_u)
+    with pytest.raises(ValueError, match="B 3 H W"):
+        encoder.encode(torch.rand(3, 32, 32))
+    with pytest.raises(ValueError, match="floats"):
+        encoder.encode(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_wakes_it(kind, folders):
+    encoder = build(kind, folders)
+    pixels = torch.rand(1, 3, 32, 32)
+    before = encoder.encode(pixels)
+    owner = torch.nn.ModuleList([encoder]).train()
+    encoder.requires_grad_(True)
+    assert owner.training and not any(module.training for module in encoder.modules())
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encoder.encode(pixels), before)
+
+
+@pytest.mark.parametrize("kind", ["ov3", "clip", "timm", "hf-clip", "hf-siglip", "hf-dinov2"])
+def test_features_choose_the_layer_and_the_norm(kind, folders):
+    pixels = torch.rand(2, 3, 32, 32)
+    last, penultimate, normed = (
+        build(kind, folders, features) for features in ("last", "penultimate", "last_norm")
+    )
+    z_u = last.encode(pixels)
+    torch.testing.assert_close(normed.encode(pixels), F.layer_norm(z_u, z_u.shape[-1:], eps=1e-6))
+    assert not torch.allclose(penultimate.encode(pixels), z_u)
+    assert not normed.can_decode and not penultimate.can_decode
+    prints = {encoder.fingerprint for encoder in (last, penultimate, normed)}
+    assert len(prints) == 3
+    assert build(kind, folders).fingerprint == last.fingerprint
+
+
+def test_transformers_features_are_raw_blocks_without_class_and_register_tokens(folders):
+    encoder = build("hf-clip", folders)
+    pixels = torch.rand(1, 3, 32, 32)
+    inputs = (pixels - 0.5) / 0.5
+    with torch.no_grad():
+        raw = encoder.model(pixel_values=inputs).last_hidden_state  # CLIP's is before the final norm
+    torch.testing.assert_close(encoder.encode(pixels), raw[:, 1:])
+    dino = build("hf-dinov2", folders)
+    with torch.no_grad():
+        normed = dino.model(pixel_values=inputs).last_hidden_state  # DINOv2's is after it
+        torch.testing.assert_close(dino.model.layernorm(dino.encode(pixels)), normed[:, 1:])
+
+
+def test_resizing_is_bicubic_and_antialiased(folders):
+    encoder = build("clip", folders)
+    pixels = torch.rand(1, 3, 100, 70)
+    resized = F.interpolate(pixels, (32, 32), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    torch.testing.assert_close(encoder.encode(pixels), encoder.encode(resized), atol=1e-5, rtol=1e-4)
+
+
+def test_cached_latents_skip_the_vae_and_without_a_vae_only_they_work(folders):
+    encoder = build("ov3", folders)
+    pixels = torch.rand(1, 3, 32, 32)
+    z_vae = encoder.vae.encode(pixels)
+    assert torch.equal(encoder.encode_latents(z_vae), encoder.encode(pixels))
+    bare = load_encoder(folders / "ov3")
+    assert torch.equal(bare.encode_latents(z_vae), encoder.encode(pixels)) and not bare.can_decode
+    with pytest.raises(ValueError, match="vae="):
+        bare.encode(pixels)
+    assert bare.fingerprint != encoder.fingerprint
+
+
+def test_the_fingerprint_follows_one_changed_weight(folders, tmp_path):
+    model = Clip.from_pretrained(folders / "clip")
+    before = load_encoder(folders / "clip").fingerprint
+    with torch.no_grad():
+        model.encoder.conv1.weight[0, 0, 0, 0] += 1e-3
+    model.save_pretrained(tmp_path)
+    assert load_encoder(tmp_path).fingerprint != before
+    with torch.no_grad():
+        model.encoder.conv1.weight[0, 0, 0, 0] -= 1e-3
+    assert load_encoder(folders / "clip", dtype=torch.bfloat16).fingerprint == before
+
+
+def test_blind_gives_zeros_by_name_and_by_class():
+    for encoder in (load_encoder("blind"), BlindEncoder()):
+        assert encoder.encode(torch.rand(2, 3, 64, 64)).abs().max() == 0
+    assert load_encoder("blind").name == "blind"
+
+
+@pytest.mark.parametrize(("source", "message"), [
+    ("ov3-demoo", "did you mean 'ov3-demo'"),
+    ("tim:vit", "did you mean 'timm'"),
+    ("module:encoder.frozen:Blind", "has no attribute 'Blind'"),
+    ("module:json:JSONDecoder", "no FrozenEncoder class"),
+    ("timm:vit_nonsense", "vit_nonsense"),
+])  # fmt: skip
+def test_a_source_that_is_not_there_is_named(source, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_encoder(source)
+
+
+def test_what_does_not_fit_is_refused(folders, tmp_path):
+    with pytest.raises(ValueError, match=r"features of .*'lats'.*did you mean 'last'"):
+        load_encoder(folders / "clip", features="lats")
+    codec = AutoencoderKL(latent_channels=4, block_out_channels=(8,), norm_num_groups=4)
+    codec.save_pretrained(tmp_path / "vae4")
+    with pytest.raises(ValueError, match="16-channel latents, VAE vae4 has 4"):
+        load_encoder(folders / "ov3", vae=tmp_path / "vae4")
+    (tmp_path / "config.json").write_text(json.dumps({"model": "resnet"}))
+    with pytest.raises(ValueError, match="resnet"):
+        load_encoder(tmp_path)
+    with pytest.raises(ValueError, match="z_u must be B 4 32"):
+        build("ov3", folders).decode(torch.zeros(1, 5, 32))
