@@ -1,0 +1,128 @@
+"""The suites as planned: what depends on what, which rows, and that tables, tasks and stages speak of the
+same keys."""
+
+import re
+
+import pytest
+
+from encoder.config import ROOT
+from harness.cli import make_plans
+from harness.config import chosen_suites, parse
+from harness.leaderboard import PUBLISHED_KEYS, published_rows
+from harness.stages import Graph
+from harness.suites.generation import KEYS
+
+
+def planned(tmp_path, *words):
+    options, preset = parse([f"runs_dir={tmp_path}", *words])
+    graph = Graph(options.runs_dir)
+    return graph, {plan.suite.name: plan for plan in make_plans(graph, options, preset)}
+
+
+def kinds(plan):
+    return {row.encoder: row.kind for row in plan.rows}
+
+
+def labelled(graph, label):
+    (stage,) = [stage for stage in graph if stage.label == label]
+    return stage
+
+
+def ancestors(stage):
+    return {name for source in stage.inputs for name in (source.label, *ancestors(source))}
+
+
+def test_the_rows_are_the_encoders_their_control_and_the_floor(tmp_path):
+    _, plans = planned(tmp_path)
+    assert kinds(plans["understanding"]) == {
+        "ov3-demo": "measured",
+        "clip-demo": "measured",
+        "blind": "blind",
+    }
+    assert kinds(plans["generation"]) == {
+        "ov3-demo": "measured",
+        "clip-demo": "measured",
+        "real vs real": "floor",
+    }
+
+
+def test_stages_come_after_their_inputs_and_are_shared(tmp_path):
+    graph, _ = planned(tmp_path)
+    seen = set()
+    for stage in graph:
+        assert all(source.folder in seen for source in stage.inputs)
+        seen.add(stage.folder)
+    assert len({stage.label for stage in graph}) == len(graph)
+    assert sum(stage.name == "scenes" for stage in graph) == 1
+
+
+def test_an_answer_depends_on_both_training_stages_and_never_on_another_encoder(tmp_path):
+    graph, _ = planned(tmp_path)
+    above = ancestors(labelled(graph, "ov3-demo: answer and score"))
+    assert {"scenes", "ov3-demo: LLaVA stage 1", "ov3-demo: LLaVA stage 2"} <= above
+    assert not any(label.startswith("clip-demo") for label in above)
+    assert "ov3-demo: train the DiT" in ancestors(labelled(graph, "ov3-demo: score the generation"))
+    assert "ov3-demo: train the DiT" not in ancestors(labelled(graph, "ov3-demo: score the reconstruction"))
+
+
+@pytest.mark.parametrize(
+    ("word", "is_changed"),
+    [
+        ("rae.generate.num_steps=7", {"clip-demo: generate": True, "clip-demo: train the DiT": False}),
+        (
+            "seed=1",
+            {"clip-demo: train the DiT": True, "clip-demo: tokens of train pictures": False, "scenes": False},
+        ),
+        ("llava.align.learning_rate=1e-4", {"blind: LLaVA stage 2": True, "ov3-demo: train the DiT": False}),
+        (
+            "scenes.seed=9",
+            {"scenes": True, "real pictures and the floor": True, "blind: LLaVA stage 1": True},
+        ),
+        ("jobs=1", {"scenes": False, "ov3-demo: answer and score": False}),
+        ("seconds.scenes=9", {"scenes": False}),
+    ],
+)
+def test_a_change_reaches_what_depends_on_it_and_nothing_else(tmp_path, word, is_changed):
+    before, _ = planned(tmp_path)
+    after, _ = planned(tmp_path, word)
+    got = {
+        label: labelled(before, label).fingerprint != labelled(after, label).fingerprint
+        for label in is_changed
+    }
+    assert got == is_changed
+
+
+def test_both_encoders_get_the_same_data_steps_and_samples(tmp_path):
+    graph, _ = planned(tmp_path)
+    for kind in ("train the DiT", "generate", "LLaVA stage 1", "LLaVA stage 2", "answer and score"):
+        ours, theirs = (labelled(graph, f"{name}: {kind}").config for name in ("ov3-demo", "clip-demo"))
+        for field in (
+            "num_steps",
+            "num_samples",
+            "batch_size",
+            "seed",
+            "num_epochs",
+            "data",
+            "tasks",
+            "learning_rate",
+        ):
+            assert getattr(ours, field, None) == getattr(theirs, field, None)
+
+
+def test_tables_show_exactly_what_the_tasks_and_stages_give():
+    (understanding,), (generation,) = chosen_suites("understanding"), chosen_suites("generation")
+    tasks = [
+        (ROOT / "harness" / "tasks" / name).read_text() for name in ("scenes_seed.yaml", "scenes_pope.yaml")
+    ]
+    given = {key for text in tasks for key in re.findall(r"\{metric: ([^,]+),", text)}
+    assert set(understanding.keys) == given
+    assert set(generation.keys) == {key for keys in KEYS.values() for key in keys}
+    for suite in ("understanding", "generation"):
+        assert {key for row in published_rows(suite) for key in row["metrics"]} <= set(PUBLISHED_KEYS)
+
+
+def test_a_blind_encoder_generates_nothing_and_says_why(tmp_path):
+    _, plans = planned(tmp_path, "suite=generation", "encoders=[blind]")
+    row = plans["generation"].rows[0]
+    assert (row.kind, row.parts) == ("blind", ())
+    assert set(row.undefined) == set(plans["generation"].suite.keys)
