@@ -1,4 +1,5 @@
-"""Leaderboards: read from result files (and `published.yaml`), written as JSON, Markdown and CSV.
+"""Leaderboards: read from result files (and `published.yaml`), written as JSON, Markdown, CSV and
+LaTeX.
 
 The JSON's shape is a contract: rows of {encoder, kind, source, metrics: {key: {value, stderr, std, num_seeds,
 num_samples, unit, higher_is_better, result_file}}, not_run: {key: reason}}; `result_file` is relative to the
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from encoder.config import ROOT, choose, read_yaml
 from encoder.stage import write_json
-from harness import provenance, tables
+from harness import latex, provenance, tables
 from harness.config import SuiteConfig
 
 PUBLISHED = ROOT / "harness" / "published.yaml"
@@ -67,12 +68,13 @@ def published_rows(suite: str) -> list[dict]:
 
 
 def write(board: Mapping, suite: SuiteConfig, folder: Path) -> list[Path]:
-    """Write leaderboard.json, .md and .csv into the suite's results folder; returns the files."""
+    """Write leaderboard.json, .md, .csv and .tex into the suite's results folder; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"leaderboard.{ending}" for ending in ("json", "md", "csv")]
+    files = [folder / f"leaderboard.{ending}" for ending in ("json", "md", "csv", "tex")]
     write_json(files[0], board)
     files[1].write_text(tables.markdown(board, suite))
     files[2].write_text(comma_separated(board))
+    files[3].write_text(latex.latex(board, suite))
     return files
 
 

@@ -8,11 +8,12 @@ their stage is another.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from encoder.config import ROOT
 from encoder.stage import sha256_json, write_json
 from harness.launch import LAUNCH, Outcome
 from harness.metrics.config import Metric
@@ -78,7 +79,7 @@ def collect(row: Row, outcomes: Mapping[Path, Outcome], folder: Path, identity: 
                 facts = facts or _facts(part, done)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 content = {"key": key, "encoder": row.encoder, "kind": row.kind, "source": row.source}
-                content |= {name: _finite(value) for name, value in asdict(metric).items()}
+                content |= {name: finite(value) for name, value in asdict(metric).items()}
                 write_json(path, {**content, **asdict(identity), **facts})
             files[key] = str(path.relative_to(folder))
     return {
@@ -102,9 +103,12 @@ def _facts(part: Part, done: Mapping) -> dict:
     return {
         "fingerprint": part.stage.fingerprint,
         "stage": launched["stage"],
+        "folder": _place(part.stage.folder),
         "config_hash": launched["config_hash"],
-        "checkpoint_hash": _hash(part.checkpoint),
-        "data_hash": _hash(part.data),
+        "checkpoint_hash": content_hash(part.checkpoint),
+        "checkpoint_files": [_place(path) for path in part.checkpoint],
+        "data_hash": content_hash(part.data),
+        "data_files": [_place(path) for path in part.data],
         "packages": launched["packages"],
         "commit": launched["commit"],
         "hardware": launched["hardware"],
@@ -113,9 +117,18 @@ def _facts(part: Part, done: Mapping) -> dict:
     }
 
 
-def _hash(paths: tuple[Path, ...]) -> str | None:
-    """One hash over the contents of files and folders, whatever they are called; None for none."""
+def content_hash(paths: Sequence[Path]) -> str | None:
+    """One hash over the contents of files and folders, whatever they are called; None for none.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+    """
     return sha256_json(list(hash_files(paths).values())) if paths else None
+
+
+def _place(path: Path) -> str:
+    """A path as result files name it: relative to the repository where it lies in it."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 def _fingerprint(path: Path) -> str | None:
@@ -125,5 +138,6 @@ def _fingerprint(path: Path) -> str | None:
         return None
 
 
-def _finite(value: object) -> object:
+def finite(value: object) -> object:
+    """A value as JSON can hold it: infinities and not-a-numbers are null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

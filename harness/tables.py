@@ -17,11 +17,14 @@ _ARROWS = {True: " ↑", False: " ↓", None: ""}
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A table before it has a look: text cells, and the places (line, column) of the best ones."""
+    """A table before it has a look: text cells, what each shows, and the places (line, column) of the best
+    ones.
+    """
 
     title: str
     header: list[str]
     lines: list[list[str]]
+    shown: list[list[tuple[Mapping, str] | None]]  # per cell: leaderboard row and key; None for a heading
     best: set[tuple[int, int]]
     is_published: bool = False
 
@@ -96,6 +99,7 @@ def _by_encoder(
         title=title,
         header=["encoder", *(column.heading for column in columns)],
         lines=lines,
+        shown=[[None, *((row, key) for key in keys)] for row in rows],
         best=best,
         is_published=is_published,
     )
@@ -105,7 +109,9 @@ def _by_key(title: str, rows: Sequence[Mapping], keys: Sequence[str]) -> Grid:
     columns = [_Column(rows, key) for key in keys]
     lines = [[column.heading, *(column.cell(row) for row in rows)] for column in columns]
     best = {(j, i + 1) for j, column in enumerate(columns) for i in column.best()}
-    return Grid(title=title, header=["", *(row["encoder"] for row in rows)], lines=lines, best=best)
+    shown = [[None, *((row, key) for row in rows)] for key in keys]
+    header = ["", *(row["encoder"] for row in rows)]
+    return Grid(title=title, header=header, lines=lines, shown=shown, best=best)
 
 
 class _Column:
