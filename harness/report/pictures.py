@@ -1,0 +1,56 @@
+"""Pictures inside the page: figures that the suites drew, as data URIs, each a button that enlarges it."""
+
+import base64
+import struct
+from pathlib import Path
+
+from harness.report.markup import Markup, element
+
+# What the suites' figures show, by file name; another figure goes by its name.
+_CAPTIONS = {
+    "reconstructions": (
+        "Reconstructions",
+        "The same pictures through each frozen encoder and its decoder, originals first; evenly spaced "
+        "through the set, never chosen.",
+    ),
+    "samples": (
+        "Samples by class",
+        "One line per class, the first of each: real pictures, then what was generated as each encoder's "
+        "tokens.",
+    ),
+    "seed_dimensions": (
+        "Scenes-SEED by question",
+        "Correct answers in each of nine dimensions with one standard error; the dashed line is chance.",
+    ),
+}
+_SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+
+
+def figures(folder: Path) -> list[Markup]:
+    """Every PNG of a suite's folder."""
+    return [_figure(path) for path in sorted(folder.glob("*.png"))]
+
+
+def data_uri(content: bytes) -> str | None:
+    """A PNG or JPEG file as a data URI; None for anything else."""
+    for signature, kind in _SIGNATURES.items():
+        if content.startswith(signature):
+            return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return None
+
+
+def _figure(path: Path) -> Markup:
+    name = path.stem.replace("_", " ").capitalize()
+    title, text = _CAPTIONS.get(path.stem, (name, f"{path.name}, as its suite drew it."))
+    content = path.read_bytes()
+    uri = data_uri(content)
+    if uri is None:
+        return element("p", f"{path.name} is no picture that can be shown.", class_="note")
+    width, height = struct.unpack(">II", content[16:24])  # of a PNG's first chunk
+    picture = element("img", src=uri, alt=f"{title}. {text}", width=width, height=height)
+    return element(
+        "figure",
+        element("figcaption", element("b", title), " ", text),
+        element("button", picture, type="button", class_="zoom", aria_label=f"enlarge: {title}"),
+        class_="picture",
+    )
