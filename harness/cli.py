@@ -8,8 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from encoder.config import dump
 from encoder.stage import BAD_INPUT, INTERRUPTED, make_writable
-from harness import leaderboard, tables
+from harness import leaderboard, report, tables, verbs
 from harness.config import ALL, Options, Preset, chosen_suites, parse
 from harness.display import Display
 from harness.encoders import resolve_encoder
@@ -17,6 +18,7 @@ from harness.launch import Launcher, Outcome
 from harness.lock import FolderBusyError, hold
 from harness.plan import print_choices, print_plan
 from harness.results import Identity, collect
+from harness.saved import RUN_CONFIG
 from harness.stages import Graph
 from harness.suites import plan_suite
 from harness.suites.request import Request, SuitePlan
@@ -24,6 +26,8 @@ from harness.suites.request import Request, SuitePlan
 FAILED = 1
 USAGE = """\
 python harness/run.py [--list | --plan] [key=value ...]
+python harness/run.py verify results/demo          is every table what the result files say?
+python harness/run.py compare results/a results/b  two folders side by side: config, provenance, numbers
 
   suite=understanding|generation|all   what to measure (all)
   preset=demo                          sizes of everything: configs/presets (demo: a laptop CPU, no download)
@@ -36,7 +40,8 @@ python harness/run.py [--list | --plan] [key=value ...]
   --plan   the stages: cached or not, how long
 
 The same command again, after a crash, a kill or Ctrl-C, goes on where it was.
-Exit code: 0 all done, 1 something could not be run (the table says what), 2 wrong input, 130 interrupted.
+Exit code: 0 all done, 1 something could not be run (the table says what) or differs, 2 wrong input,
+130 interrupted.
 """
 
 
@@ -48,6 +53,8 @@ def main(words: Sequence[str]) -> int:
         if {"--help", "-h"} & set(flags):
             print(USAGE, end="")
             return 0
+        if words and words[0] in verbs.VERBS:
+            return verbs.run(words[0], words[1:], console)
         if unknown := [flag for flag in flags if flag not in ("--list", "--plan")]:
             raise ValueError(f"unknown flag '{unknown[0]}'; valid: --help, --list, --plan")
         options, preset = parse([word for word in words if word not in flags])
@@ -96,11 +103,12 @@ def run(graph: Graph, plans: list[SuitePlan], options: Options, preset: Preset, 
         display = Display(graph, preset.jobs, console)
         launcher = Launcher(graph=graph, jobs=preset.jobs, threads=preset.threads, lock=lock, display=display)
         outcomes = launcher.run()
-        reports = [_report(plan, outcomes, options, console) for plan in plans]
+        reports = [_report(plan, outcomes, options, preset, console) for plan in plans]
+        page = report.write(options.results_dir.resolve() / options.preset)
     console.print("\nfiles:")
-    for path in (path for report in reports for path in report.files):
+    for path in [*(path for each in reports for path in each.files), page]:
         console.print(f"  {_shown(path)}", highlight=False, soft_wrap=True, markup=False)
-    return 0 if all(report.is_complete for report in reports) else FAILED
+    return 0 if all(each.is_complete for each in reports) else FAILED
 
 
 @dataclass(frozen=True)
@@ -109,13 +117,17 @@ class _Report:
     is_complete: bool  # every row that was asked for has all its numbers
 
 
-def _report(plan: SuitePlan, outcomes: Mapping[Path, Outcome], options: Options, console: Console) -> _Report:
-    """Write a suite's result files, leaderboard and figures, and show its tables."""
+def _report(
+    plan: SuitePlan, outcomes: Mapping[Path, Outcome], options: Options, preset: Preset, console: Console
+) -> _Report:
+    """Write a suite's result files, leaderboard, config and figures, and show its tables."""
     folder = options.results_dir.resolve() / options.preset / plan.suite.name
     identity = Identity(suite=plan.suite.name, preset=options.preset, seed=options.seed)
     rows = [collect(row, outcomes, folder, identity) for row in plan.rows]
     board = leaderboard.build(plan.suite, options.preset, rows, folder)
     files = leaderboard.write(board, plan.suite, folder) + plan.draw(folder, board)
+    said = {"seed": options.seed, "device": options.device or preset.device, "preset": preset}
+    dump({**said, "encoders": [row.encoder for row in plan.rows]}, folder / RUN_CONFIG)
     tables.show(board, plan.suite, console)
     return _Report(files, is_complete=not any(row["not_run"] for row in rows if row["kind"] != "floor"))
 
