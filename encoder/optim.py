@@ -31,6 +31,37 @@ def build_adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
+class MuonWithAdamW:
+    """Muon on the blocks' matrices, AdamW on the rest (embeddings, norms, head), as one optimiser.
+
+    Source: Jordan et al. 2024, "Muon"; torch.optim.Muon.
+    """
+
+    def __init__(self, matrices: list[Tensor], rest: list[Tensor], config: OptimConfig, muon_lr: float):
+        muon = torch.optim.Muon([{"params": matrices, "peak_lr": muon_lr}], lr=muon_lr, weight_decay=0.0)
+        adamw = torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, weight_decay=0.0, fused=True)
+        self.parts = (muon, adamw)
+
+    @property
+    def param_groups(self) -> list[dict]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=set_to_none)
+
+    def state_dict(self) -> dict:
+        return {str(i): part.state_dict() for i, part in enumerate(self.parts)}
+
+    def load_state_dict(self, state: dict) -> None:
+        for i, part in enumerate(self.parts):
+            part.load_state_dict(state[str(i)])
+
+
 def warmup_cosine(step: int, num_steps: int, warmup_steps: int) -> float:
     """Factor on the peak learning rate at a step: linear warm-up times a cosine to 0.
 
@@ -46,7 +77,8 @@ def update(
 ) -> float:
     """Backward, clip, step, zero the gradients; returns the norm of the gradient before clipping.
 
-    Raises: ValueError if the loss is not finite, naming the step; the weights are then those before it.
+    Raises: ValueError if the loss or its gradient is not finite, naming the step; the weights are then those
+    before it.
     """
     if not torch.isfinite(loss):
         raise ValueError(
@@ -57,8 +89,12 @@ def update(
     norm = nn.utils.clip_grad_norm_(
         parameters, config.clip_norm if config.clip_norm is not None else math.inf
     )
+    if not math.isfinite(norm):
+        raise ValueError(
+            f"gradient norm is {norm.item()} at step {step}; lower optim.lr or go on from the last checkpoint"
+        )
     for group in optimiser.param_groups:
-        group["lr"] = config.lr * warmup_cosine(step, num_steps, config.warmup_steps)
+        group["lr"] = group.get("peak_lr", config.lr) * warmup_cosine(step, num_steps, config.warmup_steps)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return norm.item()

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 from pathlib import Path
+from typing import Literal
 
 from encoder.config import ROOT, ConfigError, choose, load, nearest
 from encoder.options import EncoderConfig
@@ -23,6 +24,11 @@ class Encoder:
     @property
     def is_blind(self) -> bool:
         return self.name == BLIND
+
+    def source(self, bridge: Literal["understanding", "generation"]) -> str:
+        """Where the tokens come from and which of them the bridge sees, as every result says it."""
+        features = getattr(self.config.features, bridge)
+        return f"{self.config.source}, features: {features or 'default'}"
 
 
 def encoder_configs() -> dict[str, Path]:

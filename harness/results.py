@@ -2,7 +2,7 @@
 and nothing else.
 
 They lie in `results/<preset>/<suite>/values/<encoder>/seed<seed>/<key>.json`, and are rewritten only when
-their stage is another.
+their content is another: a number measured again replaces the old one.
 """
 
 import json
@@ -75,12 +75,13 @@ def collect(row: Row, outcomes: Mapping[Path, Outcome], folder: Path, identity: 
             path = (
                 folder / "values" / slug(row.encoder) / f"seed{identity.seed}" / f"{slug(key, keep='/')}.json"
             )
-            if _fingerprint(path) != part.stage.fingerprint:
-                facts = facts or _facts(part, done)
+            facts = facts or _facts(part, done)
+            content = {"key": key, "encoder": row.encoder, "kind": row.kind, "source": row.source}
+            content |= {name: finite(value) for name, value in asdict(metric).items()}
+            content |= {**asdict(identity), **facts}
+            if _read(path) != json.loads(json.dumps(content)):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                content = {"key": key, "encoder": row.encoder, "kind": row.kind, "source": row.source}
-                content |= {name: finite(value) for name, value in asdict(metric).items()}
-                write_json(path, {**content, **asdict(identity), **facts})
+                write_json(path, content)
             files[key] = str(path.relative_to(folder))
     return {
         "encoder": row.encoder,
@@ -131,9 +132,9 @@ def _place(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
-def _fingerprint(path: Path) -> str | None:
+def _read(path: Path) -> dict | None:
     try:
-        return json.loads(path.read_text()).get("fingerprint")
+        return json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
 

@@ -42,6 +42,9 @@ class TrainLlmConfig:
     # Share of the conversations whose lettered questions are turned into free ones, answered by the option's
     # own words: half the tokens, and what has to be found is said outright. The rest teaches letters.
     free_answer_fraction: float = 0.5
+    compile: bool = False  # twice as fast on a CPU, once each of the few lengths is compiled
+    # Peak rate of Muon on the blocks' matrices; None: AdamW alone, which learns to read far more slowly
+    muon_lr: float | None = None
     text_weight: float = 1.0  # of the loss on all tokens, beside the loss on answers
     num_held_out: int = 1000  # last rows of the corpus: scored, not trained on
     seed: int = 0

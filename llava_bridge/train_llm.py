@@ -3,12 +3,14 @@
 `python -m llava_bridge.train_llm <config.yaml> <out_dir>` writes out_dir/weights (fp16 safetensors,
 tokenizer, card.yaml). The corpus gives it captions and reading: a picture's caption takes the picture's
 place in the first question, so stage 2 only has to teach it to read the picture instead. The prompt format
-is stage 2's own (`vicuna_v1`), the loss is on answers and captions.
+is stage 2's own (`vicuna_v1`), the loss is on all tokens, and once more on answers.
 """
 
 import random
 import re
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,13 +23,14 @@ from encoder.card import write_card
 from encoder.config import ROOT
 from encoder.data.scenes.text import VOCABULARY
 from encoder.data.scenes.wording import WORD_PROMPT
-from encoder.optim import autocast, build_adamw, update
+from encoder.optim import MuonWithAdamW, autocast, build_adamw, update
 from encoder.stage import main, progress, sha256_json
 from llava_bridge.config import LlamaShape, TrainLlmConfig
 from llava_bridge.data import DataReport, LlavaDataset, collate, read_records, training_order
 from llava_bridge.prompt import IGNORE, encode_conversations
 from llava_bridge.tokenizer import build_tokenizer
 
+LENGTH_STEP = 128  # tokens
 _OPTION = re.compile(r"^([A-D])\. (.*)$", re.MULTILINE)
 
 
@@ -40,14 +43,26 @@ def build_llama(shape: LlamaShape, tokenizer: PreTrainedTokenizerBase, attention
             num_hidden_layers=shape.depth,
             num_attention_heads=shape.num_heads,
             num_key_value_heads=shape.num_heads,
+            initializer_range=shape.width**-0.5,  # 0.02 suits widths of thousands
             intermediate_size=shape.mlp_width,
             max_position_embeddings=shape.max_length,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
             attn_implementation=attention,
+            tie_word_embeddings=True,
         )
     )
+
+
+def build_optimiser(model: LlamaForCausalLM, config: TrainLlmConfig) -> torch.optim.AdamW | MuonWithAdamW:
+    """AdamW, or Muon on the blocks' matrices where the config gives its rate."""
+    if config.muon_lr is None:
+        return build_adamw(model, config.optim)
+    matrices = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
+    chosen = {id(parameter) for parameter in matrices}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    return MuonWithAdamW(matrices, rest, config.optim, config.muon_lr)
 
 
 def read_corpus(config: TrainLlmConfig, tokenizer: PreTrainedTokenizerBase) -> LlavaDataset:
@@ -94,19 +109,30 @@ def split_options(text: str) -> tuple[str, dict[str, str]]:
 
 
 def train_step(
-    model: LlamaForCausalLM, batch: dict[str, Tensor], precision: str, text_weight: float
+    token_losses: Callable[[Tensor], Tensor], batch: dict[str, Tensor], precision: str, text_weight: float
 ) -> dict[str, Tensor]:
     """loss = answers + text_weight * text: mean cross entropy of the supervised tokens, and of all tokens.
 
     Answers alone are a token or two of every hundred; from all tokens a model learns to look back far sooner.
     """
-    with autocast(precision, model.device.type):
-        logits = model(batch["input_ids"], batch["attention_mask"]).logits
-    targets, labels = batch["input_ids"][:, 1:], batch["labels"][:, 1:]
-    nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="none")  # B L-1
-    answers = nll[labels != IGNORE].mean()
-    text = nll[batch["attention_mask"][:, 1:].bool()].mean()
+    is_text, is_answer = batch["attention_mask"][:, 1:], (batch["labels"][:, 1:] != IGNORE).float()
+    with autocast(precision, batch["input_ids"].device.type):
+        nll = token_losses(batch["input_ids"])
+    answers, text = (nll * is_answer).sum() / is_answer.sum(), (nll * is_text).sum() / is_text.sum()
     return {"loss": answers + text_weight * text, "answers": answers, "text": text}
+
+
+def next_token_losses(model: LlamaForCausalLM, input_ids: Tensor) -> Tensor:
+    """Cross entropy of every token but the first, B L-1. Padding is on the right: causality hides it."""
+    logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1].float()
+    return F.cross_entropy(logits.transpose(1, 2), input_ids[:, 1:], reduction="none")
+
+
+def round_up_length(batch: dict[str, Tensor], pad_id: int) -> dict[str, Tensor]:
+    """The batch with its length rounded up to a multiple of `LENGTH_STEP`: few shapes, each compiled once."""
+    short = -batch["input_ids"].shape[1] % LENGTH_STEP
+    fill = {"input_ids": pad_id, "labels": IGNORE, "attention_mask": 0}
+    return {name: F.pad(tensor, (0, short), value=fill[name]) for name, tensor in batch.items()}
 
 
 @torch.no_grad()
@@ -156,7 +182,10 @@ def train(config: TrainLlmConfig, out_dir: Path) -> dict:
     torch.manual_seed(config.seed)
     torch.set_flush_denormal(True)  # denormal numbers slow a CPU many times over
     model = build_llama(config.shape, tokenizer, config.attention)
-    optimiser = build_adamw(model, config.optim)
+    optimiser = build_optimiser(model, config)
+    token_losses = partial(next_token_losses, model)
+    if config.compile:
+        token_losses = torch.compile(token_losses, dynamic=False)
 
     # ---- resume
     path, first_step, seconds = out_dir / "checkpoint.pt", 0, 0.0
@@ -171,7 +200,8 @@ def train(config: TrainLlmConfig, out_dir: Path) -> dict:
     for step in range(first_step, config.num_steps):
         rows = order[step * config.batch_size : (step + 1) * config.batch_size]
         batch = collate([dataset[i] for i in rows], None, tokenizer.pad_token_id)
-        terms = train_step(model, batch, config.precision, config.text_weight)
+        batch = round_up_length(batch, tokenizer.pad_token_id)
+        terms = train_step(token_losses, batch, config.precision, config.text_weight)
         grad_norm = update(optimiser, terms["loss"], config.optim, step, config.num_steps)
         done = step + 1
         if done % config.log_steps == 0 or done == config.num_steps:

@@ -48,7 +48,7 @@ def plan(request: Request) -> SuitePlan:
                 Row(
                     encoder=encoder.name,
                     kind="blind",
-                    source=encoder.config.source,
+                    source=encoder.source("generation"),
                     parts=(),
                     undefined=reasons,
                 )
@@ -67,7 +67,7 @@ def plan(request: Request) -> SuitePlan:
             ),
         )
         rows.append(
-            Row(encoder=name, kind="measured", source=encoder.config.source, parts=parts, undefined={})
+            Row(encoder=name, kind="measured", source=encoder.source("generation"), parts=parts, undefined={})
         )
     floor = Part(stage=reference, keys=KEYS["generation"], data=(reference.folder / PICTURES,))
     rows.append(

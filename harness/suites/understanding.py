@@ -58,7 +58,7 @@ def _row(request: Request, encoder: Encoder, scenes: Stage) -> Row:
     return Row(
         encoder=encoder.name,
         kind="blind" if encoder.is_blind else "measured",
-        source=encoder.config.source,
+        source=encoder.source("understanding"),
         parts=(part,),
         undefined={},
     )

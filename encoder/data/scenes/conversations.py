@@ -100,12 +100,12 @@ def instruct_record(scene: Scene, name: str, image: str, seed: int) -> dict[str,
 
 
 def text_record(scene: Scene, name: str, seed: int) -> dict[str, Any]:
-    """Reading: a dense caption stands where the picture will stand, then turns; every fifth row is a caption
-    alone."""
+    """Reading: a dense caption stands where the picture will stand, then turns. Every second row is two
+    captions of one scene: to foresee the second, a model must look back at the first, word by word."""
     rng = random.Random(f"text/{seed}/{name}")
     caption = re_caption(scene, variant=int(rng.random() * 16))
-    if rng.random() < 0.2:
-        return {"id": name, "text": caption}
+    if rng.random() < 0.5:
+        return {"id": name, "text": f"{caption}\n{re_caption(scene, variant=16 + int(rng.random() * 16))}"}
     (question, answer), *rest = conversation(scene, rng)
     return _record(name, [(f"{caption}\n{question}", answer), *rest], None)
 
