@@ -19,6 +19,8 @@ class LlamaShape:
     depth: int = 4
     num_heads: int = 3
     mlp_width: int = 512
+    # Llama's own 1e4 leaves a narrow head few slow dimensions to match words by over hundreds of tokens
+    rope_theta: float = 1e7
     max_length: int = 512  # tokens, pictures' included
 
     def __post_init__(self):
@@ -31,8 +33,10 @@ class TrainLlmConfig:
     """Stage `llava_bridge.train_llm`: train the demo's Llama on text alone, from scratch."""
 
     corpus: list[str]  # JSONL files of {id, conversations} and {id, text} rows
-    num_steps: int
+    num_steps: int  # on whole conversations
     batch_size: int = 16
+    num_lesson_steps: int = 0  # before them, on single questions of growing length: see `lessons`
+    lesson_batch_size: int = 96
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=1.5e-3, warmup_steps=200, betas=(0.9, 0.98))
     )

@@ -7,7 +7,6 @@ is stage 2's own (`vicuna_v1`), the loss is on all tokens, and once more on answ
 """
 
 import random
-import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,16 +21,15 @@ from encoder import checkpoint
 from encoder.card import write_card
 from encoder.config import ROOT
 from encoder.data.scenes.text import VOCABULARY
-from encoder.data.scenes.wording import WORD_PROMPT
 from encoder.optim import MuonWithAdamW, autocast, build_adamw, update
 from encoder.stage import main, progress, sha256_json
 from llava_bridge.config import LlamaShape, TrainLlmConfig
 from llava_bridge.data import DataReport, LlavaDataset, collate, read_records, training_order
+from llava_bridge.lessons import ask_for_words, build_lessons, draw_lessons
 from llava_bridge.prompt import IGNORE, encode_conversations
 from llava_bridge.tokenizer import build_tokenizer
 
 LENGTH_STEP = 128  # tokens
-_OPTION = re.compile(r"^([A-D])\. (.*)$", re.MULTILINE)
 
 
 def build_llama(shape: LlamaShape, tokenizer: PreTrainedTokenizerBase, attention: str) -> LlamaForCausalLM:
@@ -51,6 +49,7 @@ def build_llama(shape: LlamaShape, tokenizer: PreTrainedTokenizerBase, attention
             pad_token_id=tokenizer.pad_token_id,
             attn_implementation=attention,
             tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
         )
     )
 
@@ -88,24 +87,6 @@ def read_corpus(config: TrainLlmConfig, tokenizer: PreTrainedTokenizerBase) -> L
             "add their words to encoder.data.scenes.wording"
         )
     return dataset
-
-
-def ask_for_words(record: dict) -> dict:
-    """The record with each lettered question asked without options and answered by the right one's words."""
-    turns = []
-    for human, answer in zip(record["conversations"][::2], record["conversations"][1::2], strict=True):
-        question, options = split_options(human["value"])
-        if answer["value"] in options:
-            human = {**human, "value": f"{question}\n{WORD_PROMPT}"}
-            answer = {**answer, "value": options[answer["value"]]}
-        turns += [human, answer]
-    return {**record, "conversations": turns}
-
-
-def split_options(text: str) -> tuple[str, dict[str, str]]:
-    """A question without its option lines and what follows them, and the options by letter (or none)."""
-    options = dict(_OPTION.findall(text))
-    return _OPTION.split(text)[0].rstrip("\n"), options
 
 
 def train_step(
@@ -178,11 +159,19 @@ def train(config: TrainLlmConfig, out_dir: Path) -> dict:
         )
     order = training_order(dataset.lengths[:num_train], config.batch_size, config.num_steps, config.seed)
 
+    lessons = None
+    if config.num_lesson_steps:
+        lessons = build_lessons(
+            read_records([ROOT / path for path in config.corpus])[:num_train], tokenizer, config.seed
+        )
+    num_steps = config.num_lesson_steps + config.num_steps
+
     # ---- model, optimiser
     torch.manual_seed(config.seed)
     torch.set_flush_denormal(True)  # denormal numbers slow a CPU many times over
     model = build_llama(config.shape, tokenizer, config.attention)
     optimiser = build_optimiser(model, config)
+    plain_losses = partial(next_token_losses, model)  # of the lessons: too many lengths to compile
     token_losses = partial(next_token_losses, model)
     if config.compile:
         token_losses = torch.compile(token_losses, dynamic=False)
@@ -197,24 +186,32 @@ def train(config: TrainLlmConfig, out_dir: Path) -> dict:
     started = time.monotonic() - seconds
 
     # ---- loop
-    for step in range(first_step, config.num_steps):
-        rows = order[step * config.batch_size : (step + 1) * config.batch_size]
-        batch = collate([dataset[i] for i in rows], None, tokenizer.pad_token_id)
-        batch = round_up_length(batch, tokenizer.pad_token_id)
-        terms = train_step(token_losses, batch, config.precision, config.text_weight)
-        grad_norm = update(optimiser, terms["loss"], config.optim, step, config.num_steps)
+    for step in range(first_step, num_steps):
+        if step < config.num_lesson_steps:
+            rows = draw_lessons(
+                len(lessons), step, config.num_lesson_steps, config.lesson_batch_size, config.seed
+            )
+            samples, losses = [lessons[i] for i in rows], plain_losses
+        else:
+            start = (step - config.num_lesson_steps) * config.batch_size
+            samples, losses = [dataset[i] for i in order[start : start + config.batch_size]], token_losses
+        batch = collate(samples, None, tokenizer.pad_token_id)
+        if losses is token_losses:
+            batch = round_up_length(batch, tokenizer.pad_token_id)
+        terms = train_step(losses, batch, config.precision, config.text_weight)
+        grad_norm = update(optimiser, terms["loss"], config.optim, step, num_steps)
         done = step + 1
-        if done % config.log_steps == 0 or done == config.num_steps:
-            rate = (done - first_step) * config.batch_size / (time.monotonic() - started - seconds)
+        if done % config.log_steps == 0 or done == num_steps:
+            rate = (done - first_step) / (time.monotonic() - started - seconds)
             progress(
                 out_dir,
                 done,
-                config.num_steps,
+                num_steps,
                 **{name: value.item() for name, value in terms.items()},
                 grad_norm=grad_norm,
-                samples_per_second=rate,
+                steps_per_second=rate,
             )
-        if done % config.checkpoint_steps == 0 or done == config.num_steps:
+        if done % config.checkpoint_steps == 0 or done == num_steps:
             checkpoint.save(
                 path,
                 {

@@ -11,6 +11,8 @@ from encoder.checkpoint import load_tensors
 from encoder.data.scenes.wording import LETTER_PROMPT, WORD_PROMPT
 from encoder.options import OptimConfig
 from llava_bridge.config import LlamaShape, TrainLlmConfig
+from llava_bridge.lessons import ask_for_words, build_lessons, draw_lessons
+from llava_bridge.tokenizer import build_tokenizer
 
 COLORS = ["red", "blue", "green", "white"]
 
@@ -33,6 +35,8 @@ def config(tmp_path) -> TrainLlmConfig:
         )
     (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return TrainLlmConfig(
+        num_lesson_steps=10,
+        lesson_batch_size=8,
         corpus=[str(tmp_path / "text.jsonl")],
         num_steps=60,
         batch_size=8,
@@ -64,14 +68,14 @@ def test_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(config, tmp_p
     stage.train(config, whole)
     calls = iter(range(1000))
 
-    def die_at_step_30(*args):
-        if next(calls) == 30:
+    def die_at_step_35(*args):
+        if next(calls) == 35:
             raise KeyboardInterrupt
         return real_step(*args)
 
     real_step = stage.train_step
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stage, "train_step", die_at_step_30)
+        patch.setattr(stage, "train_step", die_at_step_35)
         stage.train(config, killed)
     stage.train(config, killed)
     first, second = (load_tensors(folder / "weights" / "model.safetensors") for folder in (whole, killed))
@@ -88,6 +92,20 @@ def test_lettered_questions_become_free_ones():
     lettered = f"a red cat.\nwhat color is the cat?\nA. blue\nB. red\n{LETTER_PROMPT}"
     turns = [("human", lettered), ("gpt", "B"), ("human", "Is there a cat?"), ("gpt", "Yes")]
     record = {"id": 0, "conversations": [{"from": who, "value": value} for who, value in turns]}
-    asked = [turn["value"] for turn in stage.ask_for_words(record)["conversations"]]
+    asked = [turn["value"] for turn in ask_for_words(record)["conversations"]]
     free = f"a red cat.\nwhat color is the cat?\n{WORD_PROMPT}"
     assert asked == [free, "red", "Is there a cat?", "Yes"]
+
+
+def test_lessons_grow_and_depend_on_seed_and_step_alone():
+    turns = [("human", f"a red cat.\nwhat color is the cat?\nA. blue\nB. red\n{LETTER_PROMPT}"), ("gpt", "B")]
+    turns += [("human", f"Is there a cat in the image?\n{WORD_PROMPT}"), ("gpt", "Yes")]
+    record = {"id": 0, "conversations": [{"from": who, "value": value} for who, value in turns]}
+    tokenizer = build_tokenizer([value for _, value in turns])
+    lessons = build_lessons([record] * 50, tokenizer, seed=0)
+    assert (lessons.lengths[1:] >= lessons.lengths[:-1]).all()
+    answers = {tokenizer.decode(lessons[i].input_ids[-2]) for i in range(len(lessons))}
+    assert answers == {"red", "B", "Yes"}
+    early, late = (draw_lessons(200, step, 100, 64, seed=0) for step in (0, 99))
+    assert max(early) < 20 <= max(late)
+    assert early == draw_lessons(200, 0, 100, 64, seed=0)
