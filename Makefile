@@ -1,9 +1,9 @@
-# make setup | demo | test | lint | bench        (PYTHON=python3.12 make setup for another interpreter)
+# make setup | demo | test | lint | bench | weights     (PYTHON=python3.12 make setup for another interpreter)
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.stamp
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench weights clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -26,6 +26,23 @@ lint: setup
 
 bench: setup
 	@for subject in bench/*.py; do echo "== $$subject"; $(BIN)/python $$subject || exit 1; done
+
+# Rebuilds weights/demo from nothing, about 100 minutes on one quiet core; resumes where it stopped.
+weights: setup
+	$(BIN)/python -m encoder.data.scenes.write configs/weights/scenes.yaml runs/weights/scenes
+	$(BIN)/python -m encoder.train_vae configs/weights/vae-l1.yaml runs/weights/vae-l1
+	$(BIN)/python -m encoder.train_vae configs/weights/vae.yaml runs/weights/vae
+	$(call ship,vae)
+	$(BIN)/python -m encoder.train configs/weights/ov3.yaml runs/weights/ov3
+	$(call ship,ov3)
+	$(BIN)/python -m encoder.train configs/weights/clip.yaml runs/weights/clip
+	$(call ship,clip)
+	$(BIN)/python -m rae_bridge.train_decoder configs/weights/clip_decoder.yaml runs/weights/clip_decoder
+	$(call ship,clip_decoder)
+	$(BIN)/python -m llava_bridge.train_llm configs/weights/llama.yaml runs/weights/llama
+	$(call ship,llama)
+
+ship = rm -rf weights/demo/$(1) && mkdir -p weights/demo && cp -r runs/weights/$(1)/weights weights/demo/$(1)
 
 clean:
 	rm -rf runs
