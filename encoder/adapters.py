@@ -232,7 +232,7 @@ def _transformers(source: str, features: str | None, image_size: int | None) -> 
     try:
         kind = AutoConfig.from_pretrained(source).model_type
         cls = choose(classes, kind, f"model type of {source}")
-        model = cls.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+        model = cls.from_pretrained(source, dtype=torch.float32)
         processor = AutoImageProcessor.from_pretrained(source)
     except OSError as error:
         raise FileNotFoundError(f"clip:{source} is not to be had: {str(error).splitlines()[0]}") from None

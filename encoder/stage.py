@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from encoder.config import ConfigError, dump, load
+from encoder.config import dump, load
 
 DONE = "DONE.json"
 PROGRESS = "progress.json"
@@ -43,7 +43,7 @@ def main(config_class: type, run: Callable[[Any, Path], dict], argv: list[str] |
         dump(config, out_dir / "config.yaml")
         started = time.monotonic()
         result = run(config, out_dir)
-    except (ConfigError, ValueError, FileNotFoundError, PermissionError) as error:
+    except (ValueError, OSError) as error:  # also a full disk
         if os.environ.get("OV3_TRACEBACK"):
             raise
         print(f"error: {str(error).strip().splitlines()[0]}", file=sys.stderr)

@@ -35,10 +35,12 @@ def grids(board: Mapping, suite: SuiteConfig, *, with_appendix: bool) -> Iterato
     yield _by_encoder(suite.title, own, suite.headline)
     for title, keys in {**suite.details, **(suite.appendix if with_appendix else {})}.items():
         yield _by_key(title, own, keys)
-    sources = dict.fromkeys(row["source"] for row in board["rows"] if row["kind"] == "published")
-    for source in sources:
-        rows = [row for row in board["rows"] if row["source"] == source]
-        yield _by_encoder(source, rows, keys_of(rows), is_published=True)
+    settings: dict[str, list[Mapping]] = {}  # a published row's source is "paper, table: setting"
+    for row in board["rows"]:
+        if row["kind"] == "published":
+            settings.setdefault(row["source"].rpartition(": ")[2], []).append(row)
+    for setting, rows in settings.items():
+        yield _published(setting, rows)
 
 
 def show(board: Mapping, suite: SuiteConfig, console: Console) -> None:
@@ -46,7 +48,8 @@ def show(board: Mapping, suite: SuiteConfig, console: Console) -> None:
     for grid in grids(board, suite, with_appendix=False):
         title = f"published, not measured here: {grid.title}" if grid.is_published else grid.title
         style = "dim" if grid.is_published else ""
-        table = Table(title=escape(title), title_justify="left", title_style=style or "bold", style=style)
+        console.print(f"\n[{style or 'bold'}]{escape(title)}[/]", highlight=False, soft_wrap=True)
+        table = Table(style=style)
         for i, heading in enumerate(grid.header):
             table.add_column(escape(heading), justify="right" if i else "left")
         for i, line in enumerate(grid.lines):
@@ -89,20 +92,23 @@ def keys_of(rows: Sequence[Mapping]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in (*row["metrics"], *row["not_run"])))
 
 
-def _by_encoder(
-    title: str, rows: Sequence[Mapping], keys: Sequence[str], *, is_published: bool = False
-) -> Grid:
+def _by_encoder(title: str, rows: Sequence[Mapping], keys: Sequence[str]) -> Grid:
     columns = [_Column(rows, key) for key in keys]
     lines = [[row["encoder"], *(column.cell(row) for column in columns)] for row in rows]
-    best = {(i, j + 1) for j, column in enumerate(columns) for i in column.best() if not is_published}
-    return Grid(
-        title=title,
-        header=["encoder", *(column.heading for column in columns)],
-        lines=lines,
-        shown=[[None, *((row, key) for key in keys)] for row in rows],
-        best=best,
-        is_published=is_published,
-    )
+    best = {(i, j + 1) for j, column in enumerate(columns) for i in column.best()}
+    shown = [[None, *((row, key) for key in keys)] for row in rows]
+    header = ["encoder", *(column.heading for column in columns)]
+    return Grid(title=title, header=header, lines=lines, shown=shown, best=best)
+
+
+def _published(setting: str, rows: Sequence[Mapping]) -> Grid:
+    """What papers print for one setting; the last column says where."""
+    grid = _by_encoder(setting, rows, keys_of(rows))
+    places = [row["source"].rpartition(": ")[0] for row in rows]
+    lines = [[*line, place] for line, place in zip(grid.lines, places, strict=True)]
+    shown = [[*cells, None] for cells in grid.shown]
+    header = [*grid.header, "printed in"]
+    return Grid(title=setting, header=header, lines=lines, shown=shown, best=set(), is_published=True)
 
 
 def _by_key(title: str, rows: Sequence[Mapping], keys: Sequence[str]) -> Grid:
@@ -151,9 +157,12 @@ class _Column:
         return [i for value, i in values if value == max(values)[0]] if len(values) > 1 else []
 
     def _digits(self) -> int:
-        """One decimal for percentages and points, two for dB and large numbers, four for shares and small
-        ones."""
-        if self.known and self.known[0]["unit"] in ("%", "points"):
+        """As printed for published numbers; else one decimal for percentages, two for dB and large numbers,
+        four for shares and small ones.
+        """
+        if all(metric["result_file"] is None for metric in self.known):
+            return max((len(f"{metric['value']:g}".partition(".")[2]) for metric in self.known), default=0)
+        if self.known[0]["unit"] == "%":
             return 1
         return 2 if any(metric["unit"] or abs(metric["value"]) >= 10 for metric in self.known) else 4
 

@@ -5,7 +5,7 @@ import copy
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -102,6 +102,11 @@ def build(
     )
     model.model.language_model.load_state_dict(language_model.model.state_dict())
     model.lm_head.load_state_dict(language_model.lm_head.state_dict())
+    # LLaVA's start (torch's own for a linear layer), and the same one for every encoder of this width
+    torch.manual_seed(seed)
+    for layer in model.model.multi_modal_projector.children():
+        if isinstance(layer, nn.Linear):
+            layer.reset_parameters()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     processor = build_processor(tower_config, tokenizer)

@@ -11,7 +11,10 @@ from harness.tables import NOT_RUN, Grid, grids
 
 _ARROWS = {"↑": "higher is better", "↓": "lower is better"}
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5}(?:v\d+)?)")
-_KINDS = {"blind": "sees no picture", "floor": "the best that can be hoped for"}
+_MARKS = {
+    "blind": ("no pictures", "a control: what words alone give"),
+    "floor": ("floor", "a control: real pictures, the best to be hoped for"),
+}
 
 
 def suite_tables(suite: SavedSuite) -> Markup:
@@ -141,9 +144,10 @@ def _number(text: str, metric: Mapping | None, is_best: bool, suite: SavedSuite)
 
 
 def _mark(kind: str) -> Markup | None:
-    if kind not in _KINDS:
+    if kind not in _MARKS:
         return None
-    return join([" ", element("span", kind, class_=f"mark {kind}", title=_KINDS[kind])])
+    words, title = _MARKS[kind]
+    return join([" ", element("span", words, class_=f"mark {kind}", title=title)])
 
 
 def _reasons(suite: SavedSuite) -> list[Markup]:

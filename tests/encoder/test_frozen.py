@@ -139,6 +139,29 @@ def test_transformers_features_are_raw_blocks_without_class_and_register_tokens(
         torch.testing.assert_close(dino.model.layernorm(dino.encode(pixels)), normed[:, 1:])
 
 
+@pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2"])
+def test_transformers_towers_load_from_folders_with_their_preprocessing(kind, tmp_path):
+    import transformers as hf
+
+    model = transformers_encoder(f"hf-{kind}", None).model
+    model.save_pretrained(tmp_path)
+    if kind == "siglip":
+        processor = hf.SiglipImageProcessor(size={"height": 32, "width": 32})
+    elif kind == "clip":
+        crop = {"height": 32, "width": 32}
+        processor = hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=crop)
+    else:
+        crop = {"height": 32, "width": 32}
+        processor = hf.BitImageProcessor(size={"shortest_edge": 40}, crop_size=crop)
+    processor.save_pretrained(tmp_path)
+    encoder = load_encoder(f"clip:{tmp_path}")
+    assert (encoder.image_size, encoder.grid, encoder.width) == (32, (4, 4), 32)
+    assert encoder.mean == tuple(processor.image_mean) and encoder.std == tuple(processor.image_std)
+    direct = FrozenTransformers(model, "direct", None, 32, processor.image_mean, processor.image_std)
+    pixels = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(encoder.encode(pixels), direct.encode(pixels))
+
+
 def test_resizing_is_bicubic_and_antialiased(folders):
     encoder = build("clip", folders)
     pixels = torch.rand(1, 3, 100, 70)
