@@ -95,13 +95,15 @@ def write_samples(path: Path, tasks: Sequence, results: Mapping) -> None:
         for task in tasks:
             main_metric = next(iter(task.aggregation()))
             for sample in results["samples"][task.config.task]:
-                item = sample[main_metric]
+                item, responses = sample[main_metric], sample["filtered_resps"]
                 row = {
                     "task": task.config.task,
                     "question_id": item["question_id"],
                     "group": item["group"],
                     "answer": item["answer"],
-                    "response": sample["filtered_resps"][0],
+                    "response": responses[0]
+                    if task.OUTPUT_TYPE == "generate_until"
+                    else [round(loss, 4) for loss, _ in responses],  # of each option
                     "prediction": item["prediction"],
                     "is_correct": bool(item["score"]),
                 }

@@ -113,12 +113,17 @@ def _cells(grid: Grid, i: int, suite: SavedSuite) -> Iterator[Markup]:
     yield element("th", heading(line[0]), mark, scope="row", class_="name")
     j = 1
     while j < len(line):
+        if shown[j] is None:  # words, such as where a number is printed
+            yield element("td", cite(line[j]), class_="words")
+            j += 1
+            continue
         row, key = shown[j]
         reason = row["not_run"].get(key)
         if line[j] == NOT_RUN and reason is not None:
             width = 1  # a reason is said once for neighbours of one row
             while (
                 j + width < len(line)
+                and shown[j + width] is not None
                 and shown[j + width][0] is row
                 and row["not_run"].get(shown[j + width][1]) == reason
             ):

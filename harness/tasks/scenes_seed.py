@@ -1,12 +1,16 @@
-"""What lmms-eval calls for Scenes-SEED. The columns, the prompt and the letter rule are SEED-Bench's
-(lmms-eval 0.7.3)."""
+"""What lmms-eval calls for Scenes-SEED. The columns are SEED-Bench's, and so is the protocol of its paper:
+the answer is the option that the model finds likeliest after the question (arXiv:2307.16125).
+
+The options are no part of the prompt: to answer by letter is a skill of its own, which a Llama of 2 M
+parameters does not have, and not what is measured here. The likelihood is the mean over an option's tokens.
+"""
 
 from PIL.Image import Image
 
-from encoder.data.scenes.wording import DIMENSIONS
-from llava_bridge.answers import Item, accuracy, parse_choice
+from encoder.data.scenes.wording import DIMENSIONS, LETTERS, WORD_PROMPT
+from llava_bridge.answers import Item, accuracy
 
-__all__ = ["accuracy", "doc_to_text", "doc_to_visual", "process_results"]
+__all__ = ["accuracy", "doc_to_choice", "doc_to_target", "doc_to_text", "doc_to_visual", "process_results"]
 
 
 def doc_to_visual(doc: dict) -> list[Image]:
@@ -15,14 +19,27 @@ def doc_to_visual(doc: dict) -> list[Image]:
 
 
 def doc_to_text(doc: dict) -> str:
-    """Question, four lettered options, and the instruction to answer by letter."""
-    options = "\n".join(f"{letter}. {doc[f'choice_{letter.lower()}']}" for letter in "ABCD")
-    return f"{doc['question']}\n{options}\nAnswer with the option's letter from the given choices directly."
+    """The question, and the instruction to answer it shortly."""
+    return f"{doc['question']}\n{WORD_PROMPT}"
 
 
-def process_results(doc: dict, results: list[str]) -> dict[str, Item]:
-    """One item for the whole set and one for the question's dimension."""
-    prediction = parse_choice(results[0])
+def doc_to_choice(doc: dict) -> list[str]:
+    """The four options."""
+    return [doc[f"choice_{letter.lower()}"] for letter in LETTERS]
+
+
+def doc_to_target(doc: dict) -> int:
+    """The right option's place."""
+    return LETTERS.index(doc["answer"])
+
+
+def process_results(doc: dict, results: list[tuple[float, bool]]) -> dict[str, Item]:
+    """One item for the whole set and one for the question's dimension.
+
+    results: (mean loss of its tokens, whether greedy decoding gives it) of each option; of equals, the first.
+    """
+    losses = [loss for loss, _ in results]
+    prediction = LETTERS[losses.index(min(losses))]
     item = {
         "question_id": doc["question_id"],
         "group": doc["group"],

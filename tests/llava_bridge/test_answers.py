@@ -114,10 +114,11 @@ def test_mean_f1_averages_the_settings():
 
 def test_seed_item_counts_for_the_whole_and_for_its_dimension():
     doc = {"question_id": "3", "group": 0, "answer": "C", "question_type_id": 5}
-    items = scenes_seed.process_results(doc, ["(C)"])
+    items = scenes_seed.process_results(doc, [(2.0, False), (3.0, False), (0.5, True), (0.6, False)])
     assert set(items) == {"Scenes-SEED", "Scenes-SEED/Instances Counting"}
     assert items["Scenes-SEED"]["score"] == 1.0
-    assert scenes_seed.process_results(doc, ["B"])["Scenes-SEED"]["score"] == 0.0
+    wrong = scenes_seed.process_results(doc, [(2.0, False), (0.1, True), (0.5, False), (0.6, False)])
+    assert (wrong["Scenes-SEED"]["prediction"], wrong["Scenes-SEED"]["score"]) == ("B", 0.0)
 
 
 def test_bootstrap_counts_a_group_as_one_draw():

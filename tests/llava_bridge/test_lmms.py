@@ -137,10 +137,13 @@ def test_evaluation_is_the_same_at_batch_1_and_4_and_equals_a_count_by_hand(
             monkeypatch.delenv(name)
         rows.append([json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()])
     assert summaries[0] == summaries[1]
-    assert rows[0] == rows[1]
+    for one, four in zip(*rows, strict=True):
+        if one["task"] == "scenes_seed":  # losses: equal but for the rounding of another batch size
+            assert one.pop("response") == pytest.approx(four.pop("response"), abs=1e-3)
+        assert one == four
     seed = [row for row in rows[0] if row["task"] == "scenes_seed"]
     assert (len(seed), len(rows[0]) - len(seed)) == (36, 24)
-    right = sum(row["response"].replace(".", " ").split()[:1] == [row["answer"]] for row in seed)
+    right = sum(row["prediction"] == row["answer"] for row in seed)
     assert summaries[0]["Scenes-SEED"]["value"] == pytest.approx(100 * right / 36)
     assert summaries[0]["Scenes-SEED/Instances Counting"]["num_samples"] == 4
     random = [row for row in rows[0] if row["task"] == "scenes_pope"][:8]

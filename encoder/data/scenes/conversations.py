@@ -22,6 +22,7 @@ from encoder.data.scenes.text import re_caption
 Turn = tuple[str, str]  # question, answer
 _RARE = {7, 9}  # dimensions that few scenes can be asked about: asked whenever they can be
 _NUM_CHOICE_TURNS = 5
+_NUM_INSTRUCT_FACTS = 2
 _CENSUS = 1500  # scenes that tell how frequent each answer is
 _FAVOUR = 2.5  # how much less strict than exactly even answers
 
@@ -37,9 +38,11 @@ def word_prompt(question: str) -> str:
     return f"{question}\n{wording.WORD_PROMPT}"
 
 
-def conversation(scene: Scene, rng: random.Random) -> list[Turn]:
-    """Six to eight short turns: five with options, one or two Yes/No, one with a free short answer;
-    sometimes a description."""
+def conversation(
+    scene: Scene, rng: random.Random, *, num_facts: int = _NUM_CHOICE_TURNS, is_lettered: bool = True
+) -> list[Turn]:
+    """Short turns: one or two Yes/No, `num_facts` with options (or with free short answers, if not
+    `is_lettered`), one more with a free short answer; sometimes a description."""
     keep = _keep_shares()
     kept: dict[int, dict[str, list[Fact]]] = defaultdict(lambda: defaultdict(list))
     for fact in facts(scene):
@@ -49,9 +52,12 @@ def conversation(scene: Scene, rng: random.Random) -> list[Turn]:
     chosen = [pick(rng, pick(rng, list(kept[dimension].values()))) for dimension in order]
     # what is there is asked first: later questions name things that are there
     turns = [presence_turn(scene, rng) for _ in range(1 + (rng.random() < 0.5))]
-    others = [choice_turn(scene, fact, rng) for fact in chosen[:_NUM_CHOICE_TURNS]]
+    others = [
+        choice_turn(scene, fact, rng) if is_lettered else (word_prompt(fact.question), fact.answer)
+        for fact in chosen[:num_facts]
+    ]
     if chosen:
-        fact = pick(rng, chosen[_NUM_CHOICE_TURNS:] or chosen)
+        fact = pick(rng, chosen[num_facts:] or chosen)
         others.append((word_prompt(fact.question), fact.answer))
     turns += sorted(others, key=lambda _: rng.random())
     if rng.random() < 0.12:
@@ -94,8 +100,12 @@ def pretrain_record(scene: Scene, name: str, image: str) -> dict[str, Any]:
 
 
 def instruct_record(scene: Scene, name: str, image: str, seed: int) -> dict[str, Any]:
-    """LLaVA stage 2: a picture and several turns; the first begins with `<image>`."""
-    (question, answer), *rest = conversation(scene, random.Random(f"instruct/{seed}/{name}"))
+    """LLaVA stage 2: a picture and a few turns, all answered in words; the first begins with `<image>`.
+
+    Few turns of few words: a small model learns to look from a short context far sooner than from a long one.
+    """
+    rng = random.Random(f"instruct/{seed}/{name}")
+    (question, answer), *rest = conversation(scene, rng, num_facts=_NUM_INSTRUCT_FACTS, is_lettered=False)
     return _record(name, [(f"<image>\n{question}", answer), *rest], image)
 
 
