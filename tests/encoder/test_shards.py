@@ -6,9 +6,15 @@ import tarfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from encoder.data.shards import ShardReader, TooManyBadSamples, find_shards, load_images, read_samples
+
+
+@pytest.fixture(autouse=True)
+def strict_pillow(monkeypatch):
+    """As in every stage that reads shards; importing lmms-eval makes Pillow accept cut-off pictures."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
 
 
 def picture(size=(8, 8), kind="PNG", value=0):
