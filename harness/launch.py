@@ -25,6 +25,7 @@ _POLL_SECONDS = 0.1
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _GRACE_SECONDS = 20.0  # from Ctrl-C to a stage's end before it is killed
 _REASON_LETTERS = 300
+_ATTEMPT = "=== attempt "  # opens each attempt in a stage's log
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Launcher:
         words = ["-m", stage.module, config, stage.folder]
         command = [sys.executable, attach.__file__, str(os.getpid()), *words]
         with stage.log.open("a") as log:
-            log.write(f"--- {time.strftime('%F %T')} python -m {stage.module}\n")
+            log.write(f"{_ATTEMPT}{time.strftime('%F %T')} python -m {stage.module}\n")
             log.flush()
             process = subprocess.Popen(
                 command,
@@ -171,7 +172,8 @@ def failure_reason(log: Path, code: int) -> str:
     if code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}; see {log}"
-    words = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    latest = log.read_text(errors="replace").rpartition(_ATTEMPT)[2]
+    words = [line.strip() for line in latest.splitlines()[1:] if line.strip()]
     errors = [line.removeprefix("error: ") for line in words if line.startswith("error: ")]
     last = (errors or words or ["no output"])[-1]
     return f"{last[:_REASON_LETTERS]} (see {log})"

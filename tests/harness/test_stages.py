@@ -16,7 +16,7 @@ from rich.console import Console
 from encoder.config import ConfigError
 from encoder.stage import DONE
 from harness.display import Display
-from harness.launch import Launcher
+from harness.launch import Launcher, failure_reason
 from harness.lock import FolderBusyError, hold
 from harness.sources import source_version
 from harness.stages import Graph
@@ -124,6 +124,18 @@ def test_a_half_finished_stage_is_run_again_in_its_folder(module, runs_dir):
     ends = run(chain(module, runs_dir))
     assert (ends["fourth"].state, ends["third"].state) == ("done", "reused")
     assert (fourth.folder / "starts").read_text() == "xx"
+
+
+def test_the_reason_is_the_latest_attempts_last_error_or_last_words(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("=== attempt monday\nerror: the disk is full\n=== attempt tuesday\nloading\nerror: no shards\nbye\n")
+    assert failure_reason(log, 2) == f"no shards (see {log})"
+    log.write_text("=== attempt monday\nerror: the disk is full\n=== attempt tuesday\nKeyError: 'x'\n")
+    assert failure_reason(log, 1) == f"KeyError: 'x' (see {log})"
+    log.write_text("=== attempt monday\n")
+    assert failure_reason(log, 1) == f"no output (see {log})"
+    assert failure_reason(log, -9).startswith("killed by SIGKILL (out of memory?)")
+    assert failure_reason(log, 0).startswith("ended without DONE.json")
 
 
 def test_a_fingerprint_follows_config_inputs_files_and_code_and_nothing_else(module, runs_dir, tmp_path):
