@@ -128,9 +128,10 @@ def test_a_half_finished_stage_is_run_again_in_its_folder(module, runs_dir):
 
 def test_the_reason_is_the_latest_attempts_last_error_or_last_words(tmp_path):
     log = tmp_path / "log.txt"
-    log.write_text("=== attempt monday\nerror: the disk is full\n=== attempt tuesday\nloading\nerror: no shards\nbye\n")
+    first, second = "=== attempt monday\nerror: the disk is full\n", "=== attempt tuesday\n"
+    log.write_text(f"{first}{second}loading\nerror: no shards\nbye\n")
     assert failure_reason(log, 2) == f"no shards (see {log})"
-    log.write_text("=== attempt monday\nerror: the disk is full\n=== attempt tuesday\nKeyError: 'x'\n")
+    log.write_text(f"{first}{second}KeyError: 'x'\n")
     assert failure_reason(log, 1) == f"KeyError: 'x' (see {log})"
     log.write_text("=== attempt monday\n")
     assert failure_reason(log, 1) == f"no output (see {log})"
