@@ -146,7 +146,7 @@ class _Column:
         return f"{metric['value']:.{digits}f}{stderr}"
 
     def best(self) -> list[int]:
-        """The lines of the best measured value; none where fewer than two compete or there is no better."""
+        """The lines of the best measured value; none where all are equal or nothing is better."""
         values = [
             (metric["value"] if metric["higher_is_better"] else -metric["value"], i)
             for i, metric in enumerate(self.metrics)
@@ -154,7 +154,8 @@ class _Column:
             and metric in self.known
             and metric["higher_is_better"] is not None
         ]
-        return [i for value, i in values if value == max(values)[0]] if len(values) > 1 else []
+        different = {value for value, _ in values}
+        return [i for value, i in values if value == max(different)] if len(different) > 1 else []
 
     def _digits(self) -> int:
         """As printed for published numbers; else one decimal for percentages, two for dB and large numbers,

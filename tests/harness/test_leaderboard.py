@@ -161,6 +161,13 @@ def test_arrows_and_bold_follow_the_direction_among_measured_rows(board):
     assert "- real vs real: PSNR: two different sets" in text
 
 
+def test_equal_values_win_nothing(tmp_path):
+    rows = [make_row(tmp_path, name, metrics(25.0, distance, 50.0)) for name, distance in (("a", 1.0), ("b", 2.0))]
+    text = tables.markdown(make_board(tmp_path, rows)[0], SUITE)
+    assert "| a | 25.00 ± 0.25 | **1.0000** | 50.0 |" in text
+    assert "| b | 25.00 ± 0.25 | 2.0000 | 50.0 |" in text
+
+
 def test_a_failed_stage_is_not_run_with_its_reason_and_never_a_number(tmp_path):
     (good, good_stage), (bad, bad_stage) = (
         make_row(tmp_path, name, metrics(1.0, 2.0, 3.0)) for name in ("good", "bad")
