@@ -162,7 +162,8 @@ def test_arrows_and_bold_follow_the_direction_among_measured_rows(board):
 
 
 def test_equal_values_win_nothing(tmp_path):
-    rows = [make_row(tmp_path, name, metrics(25.0, distance, 50.0)) for name, distance in (("a", 1.0), ("b", 2.0))]
+    distances = {"a": 1.0, "b": 2.0}
+    rows = [make_row(tmp_path, name, metrics(25.0, distance, 50.0)) for name, distance in distances.items()]
     text = tables.markdown(make_board(tmp_path, rows)[0], SUITE)
     assert "| a | 25.00 ± 0.25 | **1.0000** | 50.0 |" in text
     assert "| b | 25.00 ± 0.25 | 2.0000 | 50.0 |" in text
