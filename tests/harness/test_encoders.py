@@ -1,0 +1,58 @@
+"""Which encoder a word means, and which files its stages' fingerprints follow."""
+
+import pytest
+
+import harness.encoders as encoders
+from encoder.config import ROOT, ConfigError
+from harness.encoders import resolve_encoder
+
+
+def test_a_name_brings_its_config_and_all_its_weights():
+    encoder = resolve_encoder("clip-demo")
+    assert encoder.config.source == "weights/demo/clip"
+    assert set(encoder.files) == {
+        ROOT / "configs/encoders/clip-demo.yaml",
+        ROOT / "weights/demo/clip",
+        ROOT / "weights/demo/clip_decoder",
+    }
+    assert resolve_encoder("blind").is_blind
+
+
+def test_a_folder_is_read_where_it_lies(tmp_path):
+    assert resolve_encoder(str(tmp_path)).files == (tmp_path,)
+
+
+def test_a_class_of_ones_own_is_found_without_running_it(tmp_path, monkeypatch):
+    (tmp_path / "my_encoder_module.py").write_text("raise RuntimeError('imported')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    encoder = resolve_encoder("module:my_encoder_module:Mine")
+    assert encoder.files == (tmp_path / "my_encoder_module.py",)
+    assert encoder.name == encoder.config.source == "module:my_encoder_module:Mine"
+
+
+@pytest.mark.parametrize(
+    "word", ["timm:resnet18", "UCSC-VLAA/openvision3-vit-base-patch2-32", "vae:some/vae"]
+)
+def test_what_the_hub_or_a_library_holds_names_itself(word):
+    assert resolve_encoder(word).files == ()
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("clip-dem", r"unknown encoder 'clip-dem' \(did you mean 'clip-demo'\?\)"),
+        ("tim:resnet18", r"unknown kind of encoder 'tim' \(did you mean 'timm'\?\)"),
+        ("weights/demo/absent", "unknown encoder 'weights/demo/absent'"),
+        ("module:encoder.frozen", "write module:package.module:Class"),
+    ],
+)
+def test_what_can_be_no_encoder_is_refused(word, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_encoder(word)
+
+
+def test_a_weights_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("name: mine\nsource: weights/demo/ov3\nvae: weights/of/mine\n")
+    monkeypatch.setattr(encoders, "CONFIGS", tmp_path)
+    with pytest.raises(FileNotFoundError, match="encoder mine: weights folder not found: weights/of/mine"):
+        resolve_encoder("mine")
