@@ -206,17 +206,16 @@ def test_published_rows_are_cited_and_set_apart(suite):
     rows = leaderboard.published_rows(suite)
     assert rows
     for row in rows:
-        assert "arXiv:2601.15369v" in row["source"]
-        assert "Table" in row["source"] or "abstract" in row["source"]
+        assert "arXiv:2601.15369v" in row["source"] or "arXiv:2510.11690" in row["source"]
+        assert any(place in row["source"] for place in ("Table", "abstract", "project page"))
     assert all(metric["result_file"] is None for row in rows for metric in row["metrics"].values())
     (config,) = chosen_suites(suite)
     content = {"suite": suite, "preset": "demo", "commit": None, "date": None, "rows": rows}
     console = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
     tables.show(content, config, console)
     text = console.export_text()
-    assert (
-        text.count("published, not measured here: ") == 2
-    )  # settings, not papers: numbers of two do not compare
+    settings = {row["source"].rpartition(": ")[2] for row in rows}  # numbers of two do not compare
+    assert text.count("published, not measured here: ") == len(settings) == 4
     assert "printed in" in text
     assert "OpenVision 3, arXiv:2601.15369v2, Table" in text
 
@@ -232,7 +231,12 @@ def test_published_figures_are_the_papers():
     assert value("understanding", "OpenVision 3 B", "SEED-Bench", "v1, abstract") == 62.4
     assert value("generation", "OpenVision 3 + RAE", "gFID", "v2, Table 3") == 1.87
     assert value("generation", "OpenVision 3 + RAE", "gFID", "v1, abstract") == 1.89
-    assert value("generation", "OpenVision 3 B", "PSNR", "v2, Table 2") == 30.92
+    assert value("generation", "OpenVision 3 B", "PSNR", "v2, Table 2: reconstruction of ImageNet") == 30.92
+    assert value("generation", "OpenVision 3 B", "rFID", "v2, Table 2: reconstruction of COCO") == 1.601
+    without = "OpenVision 3 B without VAE (B/16 on pixels)"
+    assert value("generation", without, "gFID", "100 epochs") == 9.68
+    assert value("understanding", without, "SEED-Bench", "LLaVA-NeXT") == 62.0
+    assert value("understanding", "OpenVision 3 L", "POPE", "Table 5: LLaVA-NeXT") == 86.6
 
 
 def test_names_become_safe_paths():
