@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
 
 import torch
@@ -73,10 +73,17 @@ def warmup_cosine(step: int, num_steps: int, warmup_steps: int) -> float:
 
 
 def update(
-    optimiser: torch.optim.Optimizer, loss: Tensor, config: OptimConfig, step: int, num_steps: int
+    optimiser: torch.optim.Optimizer,
+    loss: Tensor,
+    config: OptimConfig,
+    step: int,
+    num_steps: int,
+    probe: Collection[nn.Parameter] = (),
 ) -> float:
     """Backward, clip, step, zero the gradients; returns the norm of the gradient before clipping.
 
+    Parameters of a `probe` are clipped by a norm of their own, so that they cannot shorten the others' step;
+    the norm returned is the others'.
     Raises: ValueError if the loss or its gradient is not finite, naming the step; the weights are then those
     before it.
     """
@@ -86,9 +93,11 @@ def update(
         )
     loss.backward()
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    norm = nn.utils.clip_grad_norm_(
-        parameters, config.clip_norm if config.clip_norm is not None else math.inf
-    )
+    apart = {id(parameter) for parameter in probe}
+    max_norm = config.clip_norm if config.clip_norm is not None else math.inf
+    norm = nn.utils.clip_grad_norm_([each for each in parameters if id(each) not in apart], max_norm)
+    if apart:
+        nn.utils.clip_grad_norm_([each for each in parameters if id(each) in apart], max_norm)
     if not math.isfinite(norm):
         raise ValueError(
             f"gradient norm is {norm.item()} at step {step}; lower optim.lr or go on from the last checkpoint"

@@ -10,6 +10,7 @@ from typing import Literal
 
 Precision = Literal["fp32", "bf16"]
 Features = Literal["last", "penultimate", "last_norm"]
+Branch = Literal["understanding", "reconstruction"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +163,9 @@ class TrainConfig:
     clip: ClipShape | None = None
     vae: str | None = None  # OpenVision 3 only: folder or hub id
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    # The branches that train the encoder. A branch left out is followed by a probe: its own towers go on
+    # learning from z_u, but their gradients stop there (the paper's Figs. 4 and 5 do not say how: ours)
+    branches: tuple[Branch, ...] = ("understanding", "reconstruction")
     # Part of each batch that is decoded to pixels for the pixel and perceptual terms; 1 is exact, less is the
     # same in expectation and cheaper (the frozen VAE decoder dominates the step)
     pixel_fraction: float = 1.0
@@ -190,6 +194,10 @@ class TrainConfig:
             raise ValueError("training needs text towers: give text (and captioner for openvision3)")
         if not 0 < self.pixel_fraction <= 1:
             raise ValueError(f"pixel_fraction {self.pixel_fraction} must be over 0, at most 1")
+        if not self.branches or len(set(self.branches)) < len(self.branches):
+            raise ValueError(f"branches {list(self.branches)} must name one or both branches, each once")
+        if self.clip is not None and len(self.branches) < 2:
+            raise ValueError("the CLIP baseline has one branch: leave branches as it is")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

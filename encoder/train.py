@@ -7,10 +7,11 @@ card.yaml). A run that is killed goes on from its last checkpoint and ends with 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from encoder import checkpoint
 from encoder.batch import Batch, TrainingSet, to_pixels
@@ -75,13 +76,32 @@ def train_step(
             loss = terms["contrastive"]
         else:
             output = model.encoder(batch.z_vae)
-            z_u = output.z_u
+            z_u, pooled = output.z_u, output.pooled
             generator = checkpoint.step_generator(config.seed, step, "noise")
             active = perceptual if step >= config.perceptual_from * config.num_steps else None
-            terms = understanding_terms(model, z_u, output.pooled, batch, config.contrastive_chunk)
-            terms |= reconstruction_terms(model, z_u, batch, vae, active, config.objective.tau, generator)
+            understood, decoded = z_u, z_u
+            if "understanding" not in config.branches:
+                understood = z_u.detach()
+                pooled = model.encoder.pool(understood)
+            if "reconstruction" not in config.branches:
+                decoded = z_u.detach()
+            terms = understanding_terms(model, understood, pooled, batch, config.contrastive_chunk)
+            terms |= reconstruction_terms(model, decoded, batch, vae, active, config.objective.tau, generator)
             loss = objective(terms, config.objective)
     return {"loss": loss, **terms, "z_u_std": z_u.detach().float().std()}
+
+
+def probe_parameters(model: OpenVision3 | Clip, branches: Sequence[str]) -> list[nn.Parameter]:
+    """The parameters that only a branch outside `branches` reads: none if both train the encoder.
+
+    The contrastive head (final norm and projection) belongs to the understanding branch.
+    """
+    if "reconstruction" not in branches:
+        return list(model.decoder.parameters())
+    if "understanding" not in branches:
+        head = [model.logit_scale, model.encoder.proj, *model.encoder.ln_post.parameters()]
+        return [*model.text.parameters(), *model.captioner.parameters(), *head]
+    return []
 
 
 @torch.no_grad()
@@ -137,6 +157,7 @@ def train(config: TrainConfig, out_dir: Path) -> dict:
     # ---- model, optimiser
     model = OpenVision3(config.openvision3) if config.openvision3 else Clip(config.clip)
     optimiser = build_adamw(model, config.optim)
+    probe = probe_parameters(model, config.branches)
     is_perceptual = config.openvision3 is not None and config.objective.perceptual_weight > 0
     perceptual = PerceptualLoss(config.perceptual) if is_perceptual else None
     num_pixels = config.batch_size
@@ -162,7 +183,7 @@ def train(config: TrainConfig, out_dir: Path) -> dict:
             with_sentence=config.contrastive_texts == "alt_and_sentence",
         )
         terms = train_step(model, batch, config, step, vae, perceptual)
-        grad_norm = update(optimiser, terms["loss"], config.optim, step, config.num_steps)
+        grad_norm = update(optimiser, terms["loss"], config.optim, step, config.num_steps, probe)
         done, is_last = step + 1, step + 1 == config.num_steps
         if done % config.log_steps == 0 or is_last:
             scalars = {name: value.item() for name, value in terms.items()} | {"grad_norm": grad_norm}
