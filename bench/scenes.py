@@ -6,18 +6,12 @@ patch for each shape, antialiased at the picture's own size. The shapes are reco
 gradients are left out.
 """
 
-import functools
-import json
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
+from _table import Row, make_row, publish, seconds
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
@@ -25,14 +19,11 @@ from matplotlib.path import Path as Outline
 from matplotlib.transforms import Affine2D
 from PIL import ImageDraw
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from encoder.data.scenes import places  # noqa: E402
-from encoder.data.scenes.parquet import png  # noqa: E402
-from encoder.data.scenes.questions import seed_questions  # noqa: E402
-from encoder.data.scenes.render import make_scene, render  # noqa: E402
-from encoder.data.scenes.text import org_caption, re_caption  # noqa: E402
+from encoder.data.scenes import places
+from encoder.data.scenes.parquet import png
+from encoder.data.scenes.questions import seed_questions
+from encoder.data.scenes.render import make_scene, render
+from encoder.data.scenes.text import org_caption, re_caption
 
 NUM_PICTURES = {64: 100, 256: 50}
 REPEATS = 3
@@ -91,73 +82,46 @@ def draw_recorded(index: int, shapes: list[list[tuple]], size: int, factor: int)
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def per_second(work: Callable[[int], object], count: int) -> float:
-    """Calls a second of processor time; the best of several passes, since a busy machine only slows."""
-    rates = []
-    for _ in range(REPEATS):
-        start = time.process_time()
-        for index in range(count):
-            work(index)
-        rates.append(count / (time.process_time() - start))
-    return max(rates)
+def rates(count: int, **works: Callable[[int], object]) -> dict[str, float]:
+    """Calls a second of processor time of each work, called with 0 to count - 1; all take turns."""
+
+    def all_of(work: Callable[[int], object]) -> Callable[[], None]:
+        def run() -> None:
+            for index in range(count):
+                work(index)
+
+        return run
+
+    passes = {name: all_of(work) for name, work in works.items()}
+    times = seconds(passes, repeats=REPEATS, warmup=0, clock=time.process_time)
+    return {name: count / value for name, value in times.items()}
 
 
-def rows() -> list[dict]:
+def rows() -> list[Row]:
     table = []
     for size, count in NUM_PICTURES.items():
         scenes = [make_scene(0, index, "train") for index in range(count)]
         shapes = [shapes_of(index, size) for index in range(count)]
         factor = 4 if size <= 128 else 2
-        ours = per_second(lambda i, size=size: render(make_scene(0, i, "train"), size), count)
-        by_hand = functools.partial(draw_recorded, shapes=shapes, size=size, factor=factor)
-        baseline = per_second(by_hand, count)
-        note = "baseline: the same shapes as matplotlib patches, antialiased at the picture's size"
-        table.append(row(f"render/{size}", "pictures/s", ours, baseline, note))
-        written = per_second(lambda i, s=scenes, size=size: png(s[i], size), count)
-        table.append(
-            row(f"render+png/{size}", "pictures/s", written, None, "no baseline: a sum of two steps")
+        measured = rates(
+            count,
+            ours=lambda i, size=size: render(make_scene(0, i, "train"), size),
+            by_hand=lambda i, shapes=shapes, size=size, factor=factor: draw_recorded(i, shapes, size, factor),
+            written=lambda i, scenes=scenes, size=size: png(scenes[i], size),
         )
-    texts = per_second(lambda i: (org_caption(scenes[i]), re_caption(scenes[i])), len(scenes))
-    table.append(row("captions", "scenes/s", texts, None, "no baseline: no other program knows these truths"))
+        note = "baseline: the same shapes as matplotlib patches, antialiased at the picture's size"
+        table.append(make_row(f"render/{size}", "pictures/s", measured["ours"], measured["by_hand"], note))
+        note = "no baseline: a sum of two steps"
+        table.append(make_row(f"render+png/{size}", "pictures/s", measured["written"], None, note))
+    texts = rates(len(scenes), ours=lambda i: (org_caption(scenes[i]), re_caption(scenes[i])))
+    note = "no baseline: no other program knows these truths"
+    table.append(make_row("captions", "scenes/s", texts["ours"], None, note))
     start = time.process_time()
-    count = len(seed_questions(0, 100))
-    rate = count / (time.process_time() - start)
-    table.append(
-        row("seed_questions", "questions/s", rate, None, "no baseline: twin groups are this project's own")
-    )
+    rate = len(seed_questions(0, 100)) / (time.process_time() - start)
+    note = "no baseline: twin groups are this project's own"
+    table.append(make_row("seed_questions", "questions/s", rate, None, note))
     return table
 
 
-def row(name: str, unit: str, ours: float, baseline: float | None, note: str) -> dict:
-    ratio = None if baseline is None else round(ours / baseline, 3)
-    baseline = None if baseline is None else round(baseline, 1)
-    return {
-        "name": name,
-        "unit": unit,
-        "ours": round(ours, 1),
-        "baseline": baseline,
-        "ratio": ratio,
-        "note": note,
-    }
-
-
-def main() -> None:
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    report = {
-        "machine": f"{platform.machine()}, one core, Python {platform.python_version()}",
-        "commit": commit.stdout.strip(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "rows": rows(),
-    }
-    path = ROOT / "results" / "bench" / "scenes.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    for line in report["rows"]:
-        print(f"{line['name']:<16} {line['ours']:>10} {line['baseline'] or '-':>10} {line['unit']}")
-    print(f"written: {path.relative_to(ROOT)}")
-
-
 if __name__ == "__main__":
-    main()
+    publish("scenes", rows(), setting="processor time of one core")
