@@ -28,6 +28,16 @@ class Batch:
     caption_ids: Tensor
     pad_id: int
 
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on a device."""
+        return Batch(
+            pixels=self.pixels.to(device, non_blocking=True),
+            z_vae=None if self.z_vae is None else self.z_vae.to(device, non_blocking=True),
+            text_ids=tuple(each.to(device, non_blocking=True) for each in self.text_ids),
+            caption_ids=self.caption_ids.to(device, non_blocking=True),
+            pad_id=self.pad_id,
+        )
+
 
 def to_pixels(images: Tensor) -> Tensor:
     """uint8 images (B H W 3) -> pixels (B 3 H W, float32 in [0, 1])."""
@@ -40,6 +50,11 @@ def sentences(caption: str, alt_text: str) -> list[str]:
     Source: UCSC-VLAA/OpenVision@6c24e45 (v1's second contrastive pass).
     """
     return [part.strip() for part in _SENTENCE_END.split(caption) if part.strip()] or [alt_text]
+
+
+def cut_padding(caption_ids: Tensor, pad_id: int) -> Tensor:
+    """caption_ids (B L) without the places beyond the longest caption."""
+    return caption_ids[:, : int((caption_ids != pad_id).sum(dim=1).max())]
 
 
 class TrainingSet:
@@ -79,21 +94,28 @@ class TrainingSet:
         return len(self.images)
 
     def batch(
-        self, indices: Tensor, generator: torch.Generator, *, num_pixels: int, with_sentence: bool
+        self,
+        indices: Tensor,
+        generator: torch.Generator,
+        *,
+        num_pixels: int,
+        with_sentence: bool,
+        rows: slice = slice(None),
     ) -> Batch:
-        """The samples `indices` (B,), pixels for the first `num_pixels` of them.
+        """The samples `indices[rows]` (B,), pixels for the first `num_pixels` of them.
 
-        `with_sentence` adds a second text pass: one sentence of each dense caption, drawn from `generator`.
+        `with_sentence` adds a second text pass: one sentence of each dense caption, drawn from `generator`
+        for all `indices`, so that parts of a batch draw what the whole draws.
         """
+        draws = torch.rand(len(indices), generator=generator)[rows] if with_sentence else None
+        indices = indices[rows]
         text_ids = [self.alt_ids[indices].long()]
-        if with_sentence:
-            drawn = (torch.rand(len(indices), generator=generator) * self.num_sentences[indices]).long()
+        if draws is not None:
+            drawn = (draws * self.num_sentences[indices]).long()
             text_ids.append(self.sentence_ids[self.first_sentence[indices] + drawn].long())
         caption_ids = torch.empty(len(indices), 0, dtype=torch.long)
         if self.caption_ids is not None:
-            caption_ids = self.caption_ids[indices].long()
-            longest = int((caption_ids != self.pad_id).sum(dim=1).max())
-            caption_ids = caption_ids[:, :longest]
+            caption_ids = cut_padding(self.caption_ids[indices].long(), self.pad_id)
         return Batch(
             pixels=to_pixels(self.images[indices[:num_pixels]]),
             z_vae=None if self.z_vae is None else self.z_vae[indices].float(),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from encoder.batch import Batch
-from encoder.model import INITIAL_LOGIT_SCALE, contrastive_term
+from encoder.model import INITIAL_LOGIT_SCALE, Contrast, text_features
 from encoder.options import ClipShape
 from encoder.pretrained import load_pretrained, write_pretrained
 from encoder.text import TextEncoder
@@ -57,8 +57,8 @@ def normalise(pixels: Tensor) -> Tensor:
     return pixels * 2 - 1
 
 
-def clip_terms(model: Clip, batch: Batch, chunk_size: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+def clip_terms(model: Clip, batch: Batch, contrast: Contrast) -> tuple[Tensor, dict[str, Tensor]]:
     """The tokens (B N D) and the contrastive term of a batch that holds every row's pixels."""
     output = model.encoder(normalise(batch.pixels))
-    term = contrastive_term(output.pooled, model.text, batch, model.logit_scale, chunk_size)
-    return output.z_u, {"contrastive": term}
+    features = text_features(model.text, batch)
+    return output.z_u, {"contrastive": contrast(output.pooled, features, model.logit_scale.exp())}

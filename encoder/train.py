@@ -21,7 +21,13 @@ from encoder.config import ROOT
 from encoder.data.shards import load_images
 from encoder.evaluate import linear_probe, psnr, recall_at_1
 from encoder.losses import PerceptualLoss
-from encoder.model import OpenVision3, objective, reconstruction_terms, understanding_terms
+from encoder.model import (
+    OpenVision3,
+    global_contrast,
+    objective,
+    reconstruction_terms,
+    understanding_terms,
+)
 from encoder.optim import autocast, build_adamw, update
 from encoder.options import TrainConfig
 from encoder.stage import main, progress
@@ -70,9 +76,10 @@ def train_step(
     perceptual: PerceptualLoss | None = None,
 ) -> dict[str, Tensor]:
     """The loss, its terms and the deviation of z_u on one batch. Noise is drawn from (seed, step)."""
+    contrast = global_contrast(config.contrastive_chunk)
     with autocast(config.precision):
         if isinstance(model, Clip):
-            z_u, terms = clip_terms(model, batch, config.contrastive_chunk)
+            z_u, terms = clip_terms(model, batch, contrast)
             loss = terms["contrastive"]
         else:
             output = model.encoder(batch.z_vae)
@@ -85,7 +92,7 @@ def train_step(
                 pooled = model.encoder.pool(understood)
             if "reconstruction" not in config.branches:
                 decoded = z_u.detach()
-            terms = understanding_terms(model, understood, pooled, batch, config.contrastive_chunk)
+            terms = understanding_terms(model, understood, pooled, batch, contrast)
             terms |= reconstruction_terms(model, decoded, batch, vae, active, config.objective.tau, generator)
             loss = objective(terms, config.objective)
     return {"loss": loss, **terms, "z_u_std": z_u.detach().float().std()}

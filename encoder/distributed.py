@@ -1,0 +1,46 @@
+"""What the trainers need of other processes: rows gathered with their gradients, sums, and counts."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def num_processes() -> int:
+    """How many processes train together; 1 outside a launch."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _GatherRows(torch.autograd.Function):
+    """Forward: every process's rows, in rank order. Backward: the sum over processes of their gradients, of
+    the own rows."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """rows (B D) of each of W processes -> all rows (W B, D), differentiable through every process.
+
+    B must be the same everywhere. A loss averaged over processes (as DDP averages gradients) then has the
+    gradient of the global loss.
+    """
+    return _GatherRows.apply(rows) if num_processes() > 1 else rows
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """The sum of a tensor over processes (not differentiable)."""
+    if num_processes() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
