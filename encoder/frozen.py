@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+from abc import ABC, abstractmethod
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,8 +23,9 @@ from encoder.stage import sha256_json
 NORM_EPS = 1e-6
 
 
-class FrozenEncoder(nn.Module):
-    """pixels -> z_u by frozen weights. Subclasses build `self` and implement `_tokens` (and `_decode`).
+class FrozenEncoder(nn.Module, ABC):
+    """pixels -> z_u by frozen weights. Subclasses build `self` and implement `_tokens`; one that can decode
+    also `can_decode` and `_decode`.
 
     Attributes: name; image_size (px, square); grid (rows, columns of tokens); width (D); features.
     features: `last` (the last block's output, before any final norm), `penultimate` (one block earlier), or
@@ -48,6 +51,7 @@ class FrozenEncoder(nn.Module):
         choose(dict.fromkeys(self.supported), self.features, f"features of {name}")
         self.mean, self.std = tuple(mean), tuple(std)
         self._fingerprint: str | None = None
+        self.register_buffer("_anchor", torch.zeros(0), persistent=False)  # for an encoder without weights
 
     @property
     def num_tokens(self) -> int:
@@ -83,6 +87,11 @@ class FrozenEncoder(nn.Module):
             "features": self.features,
         }
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; `encode` and `decode` take their inputs from anywhere."""
+        return self._like().device
+
     def freeze(self) -> FrozenEncoder:
         """Eval mode, no weight gradients, fingerprint taken; nothing undoes it."""
         self.requires_grad_(False)
@@ -100,7 +109,7 @@ class FrozenEncoder(nn.Module):
 
     def _like(self) -> Tensor:
         """A tensor that tells where the weights are and of which kind."""
-        return next(iter((*self.parameters(), *self.buffers())))
+        return next(chain(self.parameters(), self.buffers()))
 
     def _prepare(self, pixels: Tensor) -> Tensor:
         if pixels.ndim != 4 or pixels.shape[1] != 3:
@@ -130,9 +139,9 @@ class FrozenEncoder(nn.Module):
             return F.layer_norm(tokens, tokens.shape[-1:], eps=NORM_EPS)
         return tokens
 
+    @abstractmethod
     def _tokens(self, inputs: Tensor) -> Tensor:
         """Prepared inputs -> tokens (B N D), of the last block or (`penultimate`) the one before."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def decode(self, z_u: Tensor) -> Tensor:
@@ -148,7 +157,8 @@ class FrozenEncoder(nn.Module):
             return self._decode(z_u.to(self._like())).float().clamp(0, 1)
 
     def _decode(self, z_u: Tensor) -> Tensor:
-        raise NotImplementedError
+        """z_u (B N D) -> pixels (B 3 H W), where `can_decode` says so."""
+        raise ValueError(f"{self.name} has no decoder: {type(self).__name__} does not implement _decode")
 
 
 class BlindEncoder(FrozenEncoder):
@@ -156,10 +166,24 @@ class BlindEncoder(FrozenEncoder):
 
     def __init__(self, *, features: str | None = None, vae: str | None = None):
         super().__init__(name="blind", image_size=64, grid=(4, 4), width=192, features=features)
-        self.register_buffer("zero", torch.zeros(1))  # tells the device and the kind, as weights would
+        self.register_buffer("zero", torch.zeros(1))  # part of the fingerprint
 
     def _tokens(self, inputs: Tensor) -> Tensor:
         return inputs.new_zeros(len(inputs), self.num_tokens, self.width)
+
+
+def config_file(source: str) -> Path | None:
+    """The YAML file that `source` means: a name under configs/encoders, or the path of one of that kind."""
+    path = ROOT / "configs" / "encoders" / f"{source}.yaml"
+    if path.is_file():
+        return path
+    return Path(source) if source.endswith(".yaml") and Path(source).is_file() else None
+
+
+def encoder_config(source: str) -> EncoderConfig:
+    """What the file of `source` says, or the defaults for anything else that `load_encoder` takes."""
+    path = config_file(source)
+    return load(EncoderConfig, path) if path else EncoderConfig(name=source, source=source)
 
 
 def load_encoder(
@@ -172,22 +196,21 @@ def load_encoder(
 ) -> FrozenEncoder:
     """Load a frozen encoder.
 
-    source: a name under configs/encoders; a folder written by `save_pretrained` or in the release format; a
-    hub id of a release; `clip:<hub id or folder>` (CLIP, SigLIP 2, DINOv2), `timm:<model>`, `vae:<hub id or
-    folder>`, `module:<module>:<Class>`. `vae` names OpenVision 3's VAE (without one, only `encode_latents`
-    works); `features` defaults to `last`, `dtype` to float32.
+    source: a name under configs/encoders, or a YAML file of that kind; a folder written by `save_pretrained`
+    or in the release format; a hub id of a release; `clip:<hub id or folder>` (CLIP, SigLIP 2, DINOv2),
+    `timm:<model>`, `vae:<hub id or folder>`, `module:<module>:<Class>`. `vae` names OpenVision 3's VAE
+    (without one, only `encode_latents` works); `features` defaults to `last`, `dtype` to float32.
 
-    Raises: FileNotFoundError, ValueError: no such source, or one that does not fit, in one line.
+    Raises: FileNotFoundError, ValueError: no such source, one that does not fit, or no such device, in one
+        line.
     """
     source = str(source)
-    path = ROOT / "configs" / "encoders" / f"{source}.yaml"
-    name, image_size = None, None
-    if path.is_file():
-        config = load(EncoderConfig, path)
-        name, source, image_size = config.name, config.source, config.image_size
-        vae = vae if vae is not None else config.vae
-    encoder = _build(source, vae, features, image_size)
-    encoder.name = name or encoder.name
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device}: torch sees no GPU here; use device=cpu")
+    config = encoder_config(source)
+    encoder = _build(config.source, config.vae if vae is None else vae, features, config.image_size)
+    if config_file(source):
+        encoder.name = config.name
     return encoder.freeze().to(device=device, dtype=dtype or torch.float32)
 
 
@@ -220,4 +243,7 @@ def _instance(source: str, vae: str | Path | None, features: str | None) -> Froz
         raise ValueError(f"module:{source}: {error}; write module:package.module:Class") from None
     if not (isinstance(cls, type) and issubclass(cls, FrozenEncoder)):
         raise ValueError(f"module:{source} is no FrozenEncoder class")
-    return cls(features=features, vae=vae)
+    try:
+        return cls(features=features, vae=vae)
+    except TypeError as error:
+        raise ValueError(f"module:{source}, built as {class_name}(features=..., vae=...): {error}") from error

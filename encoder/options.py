@@ -201,6 +201,21 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SynergyConfig:
+    """Stage `encoder.synergy`: the cosine of the two branches' gradients on a trained encoder."""
+
+    run: str  # folder that encoder.train wrote
+    split: Literal["train", "val", "test"] = "val"
+    num_batches: int = 16
+    batch_size: int = 64
+    seed: int = 0  # of the noise and the sentences
+
+    def __post_init__(self):
+        if self.num_batches < 1 or self.batch_size < 2:
+            raise ValueError("num_batches must be 1 or more, batch_size 2 or more (contrastive)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureChoice:
     """Which features each bridge sees: see `encoder.frozen.FrozenEncoder`."""
 
@@ -234,6 +249,7 @@ class TokensConfig:
     limit: int | None = None
     dtype: Literal["fp16", "fp32"] = "fp16"
     batch_size: int = 64
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,7 +95,7 @@ def encode_batch(encoder: FrozenEncoder, pictures: list[Picture], dtype: torch.d
     Raises: ValueError if a token does not fit the type.
     """
     images = torch.as_tensor(np.stack([pixels for _, pixels, _ in pictures]))
-    tokens = encoder.encode(to_pixels(images)).to(dtype)
+    tokens = encoder.encode(to_pixels(images.to(encoder.device))).to(dtype).cpu()
     if not torch.isfinite(tokens).all():
         raise ValueError(f"tokens of {encoder.name} near {pictures[0][0]} overflow {dtype}; set dtype=fp32")
     return tokens
@@ -104,7 +104,7 @@ def encode_batch(encoder: FrozenEncoder, pictures: list[Picture], dtype: torch.d
 def run(config: TokensConfig, out_dir: Path) -> dict:
     """Encode, write, and return the counts."""
     torch.set_flush_denormal(True)
-    encoder = load_encoder(config.encoder, vae=config.vae, features=config.features)
+    encoder = load_encoder(config.encoder, vae=config.vae, features=config.features, device=config.device)
     skipped: list[str] = []
     reader = None
     if config.records:

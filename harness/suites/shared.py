@@ -28,7 +28,13 @@ def add_tokens(
         place = {"data": str(scenes.folder), "split": "train"}
         features = encoder.config.features.generation
     config = stage_config(
-        TokensConfig, request.preset.tokens, "tokens", encoder=encoder.name, features=features, **place
+        TokensConfig,
+        request.preset.tokens,
+        "tokens",
+        encoder=encoder.name,
+        features=features,
+        device=request.device,
+        **place,
     )
     return request.graph.add(
         "tokens",

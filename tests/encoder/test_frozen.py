@@ -1,6 +1,8 @@
 """The frozen-encoder contract, for every kind that can be built without a download."""
 
 import json
+import sys
+import types
 
 import pytest
 import torch
@@ -197,6 +199,47 @@ def test_blind_gives_zeros_by_name_and_by_class():
     for encoder in (load_encoder("blind"), BlindEncoder()):
         assert encoder.encode(torch.rand(2, 3, 64, 64)).abs().max() == 0
     assert load_encoder("blind").name == "blind"
+
+
+class WithoutTokens(FrozenEncoder):
+    """Forgot `_tokens`."""
+
+
+class Weightless(FrozenEncoder):
+    """No weights, and a decoder that was promised but not written."""
+
+    can_decode = True
+
+    def __init__(self, *, features=None, vae=None):
+        super().__init__(name="weightless", image_size=8, grid=(2, 2), width=3, features=features)
+
+    def _tokens(self, inputs):
+        return F.avg_pool2d(inputs, 4).flatten(2).mT
+
+
+def test_a_class_must_implement_tokens_and_needs_no_weights(monkeypatch):
+    module = types.ModuleType("somebodys")
+    module.WithoutTokens, module.Weightless, module.Plain = (
+        WithoutTokens,
+        Weightless,
+        type("Plain", (Weightless,), {"__init__": lambda self: None}),
+    )
+    monkeypatch.setitem(sys.modules, "somebodys", module)
+    with pytest.raises(ValueError, match=r"somebodys:WithoutTokens.*abstract method '?_tokens"):
+        load_encoder("module:somebodys:WithoutTokens")
+    with pytest.raises(ValueError, match=r"built as Plain\(features=..., vae=...\).*features"):
+        load_encoder("module:somebodys:Plain")
+    encoder = load_encoder("module:somebodys:Weightless", dtype=torch.float64)
+    pixels = torch.rand(1, 3, 8, 8)
+    assert encoder.encode(pixels).shape == (1, 4, 3) and encoder.device.type == "cpu"
+    with pytest.raises(ValueError, match="Weightless does not implement _decode"):
+        encoder.decode(torch.zeros(1, 4, 3))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="torch sees no GPU here; use device=cpu"):
+        load_encoder("blind", device="cuda")
 
 
 @pytest.mark.parametrize(("source", "message"), [
