@@ -24,6 +24,7 @@ from encoder.config import ROOT
 # FLUX.1-dev/-schnell vae and of taef1.
 FLUX_SCALE, FLUX_SHIFT = 0.3611, 0.1159
 TAEF1_OFFSET = FLUX_SHIFT * FLUX_SCALE
+PIXELS = "pixels"  # what `load_vae` takes for no VAE at all
 
 
 class FrozenVAE(nn.Module):
@@ -88,6 +89,36 @@ class FrozenVAE(nn.Module):
         return (self.codec.decode(latents.to(self.dtype)).sample.float() + 1) / 2
 
 
+class PixelSpace(FrozenVAE):
+    """No VAE: z_vae is the picture itself in [-1, 1], three channels at full size.
+
+    With it, and with the tower's patch as large as VAE and patch were together, OpenVision 3 is the paper's
+    "w/o VAE" model (arXiv:2601.15369v2, Tables 6 to 8); latent_l1 then equals pixel_l1.
+    """
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.name, self.channels, self.downsample = PIXELS, 3, 1
+        self.scale, self.offset = 1.0, 0.0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """pixels (B 3 H W, in [0, 1]) -> z_vae (B 3 H W, in [-1, 1]). Raises: ValueError otherwise."""
+        if pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise ValueError(f"pixels must be B 3 H W, got {tuple(pixels.shape)}")
+        return pixels.float() * 2 - 1
+
+    def decode(self, z_vae: Tensor) -> Tensor:
+        """z_vae (B 3 H W) -> pixels (B 3 H W, nominally in [0, 1]). Raises: ValueError for another shape."""
+        if z_vae.ndim != 4 or z_vae.shape[1] != 3:
+            raise ValueError(f"z_vae must be B 3 h w, got {tuple(z_vae.shape)}")
+        return (z_vae + 1) / 2
+
+
 CODECS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
@@ -117,12 +148,14 @@ def load_vae(
     subtract_shift: bool = False,
 ) -> FrozenVAE:
     """Load a frozen VAE from a folder in diffusers' layout (a whole FLUX pipeline too) or a hub id.
-    Safetensors only.
+    Safetensors only. `pixels` is none at all.
 
     Raises: FileNotFoundError if there is no such folder or hub repository; ValueError for a class that is
     no known codec.
     """
     source = str(source)
+    if source == PIXELS:
+        return PixelSpace()
     folder = next((path for path in (Path(source), ROOT / source) if path.is_dir()), None)
     config, subfolder = _read_config(source, folder)
     if config.get("_class_name") not in CODECS:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from encoder.batch import to_pixels
-from encoder.config import ROOT, load
-from encoder.frozen import FrozenEncoder, load_encoder
-from encoder.options import EncoderConfig, Features
+from encoder.config import ROOT
+from encoder.frozen import FrozenEncoder, encoder_config, load_encoder
+from encoder.options import Features
 from rae_bridge.decoder import PixelDecoder
 
 OWN = "own"
@@ -41,12 +41,6 @@ class Codec:
     def reconstruct(self, images: Tensor, device: str = "cpu") -> Tensor:
         """uint8 images (B H W 3) -> pixels (B 3 S S), there and back."""
         return self.decode(self.encode(to_pixels(images.to(device))))
-
-
-def encoder_config(source: str) -> EncoderConfig:
-    """configs/encoders/<source>.yaml, or the defaults for anything else that `load_encoder` takes."""
-    path = ROOT / "configs" / "encoders" / f"{source}.yaml"
-    return load(EncoderConfig, path) if path.is_file() else EncoderConfig(name=source, source=source)
 
 
 def load_for_generation(source: str, features: Features | None = None, device: str = "cpu") -> FrozenEncoder:
