@@ -21,7 +21,7 @@ from encoder.distributed import gather_rows, num_processes
 from encoder.options import ObjectiveConfig, OpenVision3Shape
 from encoder.perceptual import PerceptualLoss
 from encoder.pretrained import load_pretrained, write_pretrained
-from encoder.text import Captioner, TextEncoder
+from encoder.text import Captioner, ParallelCaptioner, TextEncoder
 from encoder.tokenizer import Tokenizer
 from encoder.vit import ViTDecoder, ViTEncoder
 
@@ -47,7 +47,11 @@ class OpenVision3(nn.Module):
         if shape.text is not None:
             vocab_size = Tokenizer(shape.text.tokenizer).vocab_size
             self.text = TextEncoder(shape.text, vocab_size, shape.encoder.embed_dim)
-            self.captioner = Captioner(shape.captioner, vocab_size, shape.encoder.width)
+            if shape.captioner.kind == "parallel":
+                widths = (shape.encoder.width, shape.text.width)
+                self.captioner = ParallelCaptioner(shape.captioner, vocab_size, *widths)
+            else:
+                self.captioner = Captioner(shape.captioner, vocab_size, shape.encoder.width)
             self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
 
     def save_pretrained(
@@ -154,12 +158,18 @@ def understanding_terms(
     contrast: Contrast | None = None,
     num_tokens: Tensor | float | None = None,
 ) -> dict[str, Tensor]:
-    """caption: next-word cross entropy of the dense caption (`num_tokens`: see `losses.caption`);
+    """caption: cross entropy of the dense caption's words (`num_tokens`: see `losses.caption`);
     contrastive: `contrast` of pooled and the texts' features, by default `global_contrast()`."""
     contrast = contrast or global_contrast()
-    logits = model.captioner(z_u, batch.caption_ids[:, :-1])
     targets = batch.caption_ids[:, 1:]
-    features = text_features(model.text, batch)
+    if model.shape.captioner.kind == "parallel":
+        text_tokens = model.text.tokens(torch.cat(batch.text_ids))
+        features = model.text.pool(text_tokens).chunk(len(batch.text_ids))
+        alt_tokens = text_tokens[: len(z_u), :-1]  # the alt text comes first; [CLS] is left out
+        logits = model.captioner(z_u, alt_tokens, targets.shape[1])
+    else:
+        features = text_features(model.text, batch)
+        logits = model.captioner(z_u, batch.caption_ids[:, :-1])
     return {
         "caption": losses.caption(logits, targets, targets != batch.pad_id, num_tokens),
         "contrastive": contrast(pooled, features, model.logit_scale.exp()),

@@ -91,7 +91,7 @@ class DecoderShape:
 class TextShape:
     """The text encoder. OpenVision 1's beside a B tower (12 x 512); OpenVision 3 gives no sizes."""
 
-    tokenizer: str = "scenes"  # "scenes", or a BERT vocab.txt or the folder it lies in
+    tokenizer: str = "scenes"  # "scenes", or a BERT vocab.txt, the folder it lies in, or its hub id
     context_length: int = 80
     width: int = 512
     layers: int = 12
@@ -100,8 +100,12 @@ class TextShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptionerShape:
-    """The caption decoder (autoregressive). OpenVision 1's beside a B tower; OpenVision 3 gives no sizes."""
+    """The caption decoder. OpenVision 1's beside a B tower; OpenVision 3 gives no sizes."""
 
+    # autoregressive: each word from the picture and the words before it (OpenVision 3: "autoregressive").
+    # parallel: every word at once, from the picture, the alt text and `context_length` learned queries
+    # (OpenVision 1, after CLIPS)
+    kind: Literal["autoregressive", "parallel"] = "autoregressive"
     context_length: int = 128
     width: int = 512
     layers: int = 12

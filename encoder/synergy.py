@@ -142,7 +142,7 @@ def run(config: SynergyConfig, out_dir: Path) -> dict:
         output = model.encoder(batch.z_vae)
         noise = checkpoint.step_generator(config.seed, index, "noise")
         terms = reconstruction_terms(model, output.z_u, batch, vae, perceptual, weights.tau, noise)
-        terms |= understanding_terms(model, output.z_u, output.pooled, batch, trained.contrastive_chunk)
+        terms |= understanding_terms(model, output.z_u, output.pooled, batch)
         both = [
             torch.autograd.grad(loss, parameters, retain_graph=True)
             for loss in (reconstruction_loss(terms, weights), understanding_loss(terms, weights))

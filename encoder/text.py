@@ -1,6 +1,6 @@
-"""The text towers: TextEncoder (contrastive) and Captioner (autoregressive caption decoder).
+"""The text towers: TextEncoder (contrastive), and the caption decoder, Captioner or ParallelCaptioner.
 
-Letters: L text tokens, N image tokens, V vocabulary.
+Letters: L text tokens, N image tokens, T alt-text tokens, Q queries, V vocabulary.
 """
 
 from __future__ import annotations
@@ -30,10 +30,25 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.head.weight, std=shape.width**-0.5)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def tokens(self, input_ids: Tensor) -> Tensor:
+        """input_ids (B L) -> text tokens (B L D), before the final norm."""
         x = self.token_embedding(input_ids) + self.positional_embedding  # B L D
-        x = self.transformer(x)
-        return self.head(self.ln_final(x[:, -1]))
+        return self.transformer(x)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Text tokens (B L D) -> features (B E), from the last place."""
+        return self.head(self.ln_final(tokens[:, -1]))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.pool(self.tokens(input_ids))
+
+
+def prefix_mask(num_prefix: int, num_words: int, device: torch.device) -> Tensor:
+    """True where a row may look (P+L P+L): prefix at the prefix, words at the prefix and at words up to
+    themselves."""
+    mask = torch.ones(num_prefix + num_words, num_prefix + num_words, dtype=torch.bool, device=device).tril()
+    mask[:num_prefix, :num_prefix] = True
+    return mask
 
 
 class Captioner(nn.Module):
@@ -61,7 +76,36 @@ class Captioner(nn.Module):
         num_image = z_u.shape[1]
         words = self.token_embedding(input_ids) + self.positional_embedding[: input_ids.shape[1]]
         x = torch.cat([self.image_proj(z_u).to(words.dtype), words], dim=1)  # B N+L D
-        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
-        mask[:num_image, :num_image] = True
-        x = self.transformer(x, mask)[:, num_image:]
+        x = self.transformer(x, prefix_mask(num_image, words.shape[1], x.device))[:, num_image:]
+        return self.head(self.ln_final(x))
+
+
+class ParallelCaptioner(nn.Module):
+    """z_u (B N D) and alt-text tokens (B T D') -> logits (B Q V): all words of the dense caption at once.
+
+    One stack over [image | alt text | queries]; the prefix sees itself, a query the prefix and the queries up
+    to itself. It never sees a true word of the caption, and no positions are added.
+    Source: UCSC-VLAA/OpenVision@6c24e45, text_decoder.py (`fusion_style` concat; the CLIPS form).
+    """
+
+    def __init__(self, shape: CaptionerShape, vocab_size: int, image_width: int, text_width: int):
+        super().__init__()
+        self.shape = shape
+        self.image_proj = nn.Linear(image_width, shape.width, bias=False)
+        self.text_proj = nn.Linear(text_width, shape.width, bias=False)
+        self.queries = nn.Parameter(torch.randn(shape.context_length, shape.width))
+        self.transformer = Transformer(shape.width, shape.layers, shape.head_width, is_text=True)
+        self.ln_final = nn.LayerNorm(shape.width, eps=EPS)
+        self.head = nn.Linear(shape.width, vocab_size, bias=False)
+        nn.init.normal_(self.image_proj.weight, std=image_width**-0.5)
+        nn.init.normal_(self.text_proj.weight, std=text_width**-0.5)
+        nn.init.normal_(self.head.weight, std=shape.width**-0.5)
+
+    def forward(self, z_u: Tensor, text_tokens: Tensor, num_words: int) -> Tensor:
+        """Logits (B num_words V) of the first `num_words` places; later queries do not change them."""
+        image, text = self.image_proj(z_u), self.text_proj(text_tokens)
+        queries = self.queries[:num_words].to(image.dtype).expand(len(z_u), -1, -1)
+        x = torch.cat([image, text, queries], dim=1)  # B N+T+Q D
+        num_prefix = x.shape[1] - num_words
+        x = self.transformer(x, prefix_mask(num_prefix, num_words, x.device))[:, num_prefix:]
         return self.head(self.ln_final(x))

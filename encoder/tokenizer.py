@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer as FastTokenizer
@@ -14,6 +15,7 @@ from torch import Tensor
 from encoder.config import ROOT
 from encoder.data.scenes.text import VOCABULARY, split_words
 
+VOCAB_FILE = "vocab.txt"
 # BERT's names of the two spare entries that OpenVision's vocabulary calls [bos] and [eos] (ids 1 and 2)
 SPARE = {"[unused0]": "[bos]", "[unused1]": "[eos]"}
 SPECIAL = ("[PAD]", "[bos]", "[eos]", "[UNK]", "[CLS]")
@@ -24,10 +26,22 @@ def _read_vocab(source: str) -> list[str]:
     if source == "scenes":
         return [*SPECIAL, *VOCABULARY]
     path = ROOT / source
-    path = path / "vocab.txt" if path.is_dir() else path
+    path = path / VOCAB_FILE if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"tokenizer vocabulary not found: {path}; give 'scenes' or a BERT vocab.txt")
+        path = _download(source)
     return [SPARE.get(word, word) for word in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _download(repository: str) -> Path:
+    """The vocab.txt of a hub repository such as google-bert/bert-base-uncased, from the cache if there."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, VOCAB_FILE))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        ways = "give 'scenes', a BERT vocab.txt, the folder it lies in, or a hub id"
+        raise FileNotFoundError(f"tokenizer vocabulary not found: {repository}; {ways} ({reason})") from None
 
 
 def _wordpiece(vocab: dict[str, int]) -> FastTokenizer:
@@ -58,7 +72,9 @@ class Tokenizer:
     def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
         if self._fast is None:
             return [[self.vocab.get(word, self.unk) for word in split_words(text)] for text in texts]
-        encodings = self._fast.encode_batch(list(texts), add_special_tokens=False)
+        # TensorFlow-Text, which OpenVision was trained with, reads an ellipsis as three full stops
+        texts = [text.replace("\u2026", "...") for text in texts]
+        encodings = self._fast.encode_batch(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def contrastive_ids(self, texts: Sequence[str], length: int) -> Tensor:

@@ -1,0 +1,48 @@
+"""BERT's WordPiece on a vocabulary file, against transformers' own tokenizer, and OpenVision's marks."""
+
+import pytest
+from transformers import BertTokenizer
+
+from encoder.tokenizer import Tokenizer
+
+WORDS = ["[PAD]", "[unused0]", "[unused1]", *(f"[unused{i}]" for i in range(2, 99)), "[UNK]", "[CLS]"]
+WORDS += ["[SEP]", "[MASK]", *"!.,'[]-?", *"abcdefghijklmnopqrstuvwxyz0123456789", "中", "the", "cafe", "cat"]
+WORDS += [*(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"), "##s", "##ing", "sit", "stop", "cls"]
+TEXTS = [
+    "The cats sit.", "CAFÉ, caf\u00e9!", "it's sitting-stopping?", "中 the中cat", "  tabs\tand\nlines ", "",
+    "[CLS] the", "a" * 120, "\u00fcber nai\u0308ve", "🙂 cat",
+]  # fmt: skip
+
+
+@pytest.fixture
+def vocab(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(dict.fromkeys(WORDS)) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_pieces_are_those_of_transformers(vocab):
+    ours, theirs = Tokenizer(str(vocab)), BertTokenizer.from_pretrained(vocab)
+    assert (ours.pad, ours.bos, ours.eos, ours.unk, ours.cls) == (0, 1, 2, 99 + 1, 101)
+    plain = [text for text in TEXTS if "[CLS]" not in text]
+    wanted = [theirs(text, add_special_tokens=False)["input_ids"] for text in plain]
+    assert ours._pieces(plain) == wanted
+
+
+def test_a_special_name_is_spelled_out_and_an_ellipsis_is_three_stops(vocab):
+    tokenizer = Tokenizer(str(vocab))
+    ids = tokenizer._pieces(["[CLS] the cat\u2026"])[0]
+    assert [tokenizer.words[i] for i in ids] == ["[", "cls", "]", "the", "cat", ".", ".", "."]
+
+
+def test_labels_have_openvisions_marks_at_every_length(vocab):
+    tokenizer = Tokenizer(str(vocab))
+    short, long = "the cat", "cat " * 200
+    contrastive = tokenizer.contrastive_ids([short, long], 80)
+    the, cat = (tokenizer.vocab[word] for word in ("the", "cat"))
+    assert contrastive[0].tolist() == [1, the, cat, 2, *[0] * 75, 101]
+    assert contrastive[1].tolist() == [1, *[cat] * 77, 2, 101]  # index 78 is [eos], 79 [CLS]
+    captions = tokenizer.caption_ids([short, long], 128)
+    assert captions[0, :5].tolist() == [1, the, cat, 2, 0]
+    targets = captions[:, 1:]
+    assert (targets[0] != 0).sum() == 3  # [eos] counts, pads do not
+    assert (targets[1] != 0).sum() == 127 and captions[1, -1] == cat  # a full caption is cut without [eos]
