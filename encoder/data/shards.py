@@ -22,6 +22,8 @@ from PIL import Image
 PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 MAX_PIXELS = 64_000_000  # of one picture; beyond it, decoding would be an attack on memory
 _PATIENCE = 1000  # the bad fraction is judged on at least this many samples, until the end
+# What a broken sample raises while it is decoded
+UNUSABLE = (ValueError, OSError, SyntaxError, Image.DecompressionBombError)
 _log = logging.getLogger(__name__)
 
 
@@ -86,21 +88,15 @@ class ShardReader:
     def _decode(self, shard: Path, raw: dict[str, Any]) -> Sample | None:
         key = raw["__key__"]
         try:
-            record = _record(raw)
+            record = read_record(raw)
             pixels = self._pixels(raw)
-        except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNUSABLE as error:
             self._add_bad(shard, key, str(error))
             return None
         return Sample(key, pixels, record)
 
     def _pixels(self, raw: dict[str, Any]) -> np.ndarray:
-        suffix = next((suffix for suffix in PICTURE_SUFFIXES if suffix in raw), None)
-        if suffix is None:
-            raise ValueError(f"no picture ({', '.join(PICTURE_SUFFIXES)})")
-        picture = Image.open(io.BytesIO(raw[suffix]))
-        if picture.width * picture.height > self.max_pixels:
-            raise ValueError(f"{picture.width}x{picture.height} pixels are more than {self.max_pixels}")
-        picture = picture.convert("RGB")
+        picture = open_picture(raw, self.max_pixels)
         if self.image_size is not None and picture.size != (self.image_size, self.image_size):
             picture = picture.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
         return np.asarray(picture)
@@ -136,7 +132,25 @@ def _is_whole(shard: Path) -> bool:
         return file.read() == bytes(1024)
 
 
-def _record(raw: dict[str, Any]) -> dict[str, Any]:
+def open_picture(raw: dict[str, Any], max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture of a raw sample, decoded to RGB.
+
+    Raises: one of `UNUSABLE` if there is none, it is broken, or it has more than `max_pixels`.
+    """
+    suffix = next((suffix for suffix in PICTURE_SUFFIXES if suffix in raw), None)
+    if suffix is None:
+        raise ValueError(f"no picture ({', '.join(PICTURE_SUFFIXES)})")
+    picture = Image.open(io.BytesIO(raw[suffix]))
+    if picture.width * picture.height > max_pixels:
+        raise ValueError(f"{picture.width}x{picture.height} pixels are more than {max_pixels}")
+    return picture.convert("RGB")
+
+
+def read_record(raw: dict[str, Any]) -> dict[str, Any]:
+    """The JSON record of a raw sample, with its alt text as `txt`.
+
+    Raises: ValueError without JSON or without any text.
+    """
     if "json" not in raw:
         raise ValueError("no JSON")
     record = json.loads(raw["json"])

@@ -1,0 +1,218 @@
+"""Where a trainer's next batch comes from: samples in memory, or lanes of a stream; and the place in them.
+
+A step's batch is cut into equal parts, one for each process and micro-batch, in that order. What a part holds
+does not depend on how many processes share the parts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from encoder import checkpoint
+from encoder.batch import Batch, TrainingSet, cut_padding, sentences, to_pixels
+from encoder.data.options import StreamConfig
+from encoder.data.stream import Lane, Row, find_stream_shards
+from encoder.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """How a step's batch is cut: `num_parts` equal parts, of which this process has `count` from `first` on;
+    each part has pixels for `num_pixels` of its rows."""
+
+    batch_size: int
+    num_parts: int
+    first: int
+    count: int
+    num_pixels: int
+    with_sentence: bool
+
+    @property
+    def rows(self) -> int:
+        """Rows of a part."""
+        return self.batch_size // self.num_parts
+
+
+class Feed(Protocol):
+    """Batches of one process, and where it stands."""
+
+    def parts(self, step: int) -> list[Batch]: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+class MemoryFeed:
+    """Parts of the batches that (seed, step) draw from a set in memory; the step is the whole place."""
+
+    def __init__(self, samples: TrainingSet, cut: Cut, seed: int):
+        self.samples, self.cut, self.seed = samples, cut, seed
+
+    def parts(self, step: int) -> list[Batch]:
+        cut = self.cut
+        indices = checkpoint.batch_indices(self.seed, step, cut.batch_size, len(self.samples))
+        return [
+            self.samples.batch(
+                indices,
+                checkpoint.step_generator(self.seed, step, "sentence"),
+                num_pixels=cut.num_pixels,
+                with_sentence=cut.with_sentence,
+                rows=slice(part * cut.rows, (part + 1) * cut.rows),
+            )
+            for part in range(cut.first, cut.first + cut.count)
+        ]
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class _LaneReader(IterableDataset):
+    """What one reading process yields a step: rows of its lanes as arrays, and their lanes' states."""
+
+    def __init__(self, config: StreamConfig, lanes: list[int], rows: int, encode: _Encode, seed: int):
+        self.config, self.lanes, self.rows, self.encode, self.seed = config, lanes, rows, encode, seed
+        self.shards = find_stream_shards(config)
+        self.states: dict[str, Any] = {}
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], dict[str, Any], list[str]]]:
+        worker = get_worker_info()
+        own = self.lanes
+        if worker is not None:
+            share = len(own) // worker.num_workers
+            own = own[worker.id * share : (worker.id + 1) * share]
+        lanes = [Lane(number, self.config, self.shards, self.seed) for number in own]
+        for lane in lanes:
+            if str(lane.lane) in self.states:
+                lane.load_state(self.states[str(lane.lane)])
+        readers = [iter(lane) for lane in lanes]
+        while True:
+            rows = [next(reader) for reader in readers for _ in range(self.rows)]
+            states = {str(lane.lane): lane.state() for lane in lanes}
+            bad = [name for lane in lanes for name in lane.bad]
+            for lane in lanes:
+                lane.bad.clear()
+            yield self.encode(rows), states, bad
+
+
+class _Encode:
+    """Rows to tensors: pictures, latents, and the ids of their texts. Runs where the rows are read."""
+
+    def __init__(self, tokenizer: Tokenizer, text_length: int, caption_length: int | None, sentence: bool):
+        self.tokenizer, self.text_length = tokenizer, text_length
+        self.caption_length, self.sentence = caption_length, sentence
+
+    def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
+        alt_texts = [row.record.get("org_caption") or row.record["txt"] for row in rows]
+        captions = [row.record.get("re_caption") or alt for row, alt in zip(rows, alt_texts, strict=True)]
+        alt_texts = [alt or caption for alt, caption in zip(alt_texts, captions, strict=True)]
+        tensors = {
+            "images": torch.from_numpy(np.stack([row.pixels for row in rows])),
+            "alt_ids": self.tokenizer.contrastive_ids(alt_texts, self.text_length),
+        }
+        if self.sentence:
+            chosen = []
+            for row, caption, alt in zip(rows, captions, alt_texts, strict=True):
+                choices = sentences(caption, alt)
+                chosen.append(choices[int(row.draw * len(choices))])
+            tensors["sentence_ids"] = self.tokenizer.contrastive_ids(chosen, self.text_length)
+        if self.caption_length is not None:
+            tensors["caption_ids"] = self.tokenizer.caption_ids(captions, self.caption_length)
+        if rows[0].z_vae is not None:
+            tensors["z_vae"] = torch.stack([row.z_vae for row in rows])
+        return tensors
+
+
+class StreamFeed:
+    """Parts of the batches that lanes of a stream give, in order; decoding runs in worker processes if asked.
+
+    Raises: ValueError if lanes, processes, workers and rows do not divide.
+    """
+
+    def __init__(
+        self,
+        config: StreamConfig,
+        cut: Cut,
+        tokenizer: Tokenizer,
+        *,
+        text_length: int,
+        caption_length: int | None,
+        seed: int,
+        keep_all_pixels: bool,
+    ):
+        num_ranks = cut.num_parts // cut.count
+        if cut.batch_size % config.num_lanes or config.num_lanes % num_ranks:
+            raise ValueError(
+                f"stream.num_lanes {config.num_lanes} must divide batch_size {cut.batch_size} and be a "
+                f"multiple of the {num_ranks} processes"
+            )
+        share = config.num_lanes // num_ranks
+        if config.num_workers and share % config.num_workers:
+            raise ValueError(
+                f"stream.num_workers {config.num_workers} must divide the {share} lanes of a process"
+            )
+        self.config, self.cut, self.pad_id = config, cut, tokenizer.pad
+        self.keep_all_pixels = keep_all_pixels
+        first = cut.first // cut.count * share
+        encode = _Encode(tokenizer, text_length, caption_length, cut.with_sentence)
+        rows = cut.batch_size // config.num_lanes
+        self.reader = _LaneReader(config, list(range(first, first + share)), rows, encode, seed)
+        self.skipped: list[str] = []
+        self._iterator: Iterator | None = None
+
+    def parts(self, step: int) -> list[Batch]:
+        """The next step's parts; `skipped` then names what was skipped on the way."""
+        if self._iterator is None:
+            workers = self.config.num_workers
+            loader = DataLoader(self.reader, batch_size=None, num_workers=workers, collate_fn=_as_it_is)
+            self._iterator = iter(loader)
+        pieces = [next(self._iterator) for _ in range(max(1, self.config.num_workers))]
+        for _, states, bad in pieces:
+            self.reader.states |= states
+            self.skipped += bad
+        tensors = {name: torch.cat([piece[name] for piece, _, _ in pieces]) for name in pieces[0][0]}
+        return [
+            self._batch({name: value[start : start + self.cut.rows] for name, value in tensors.items()})
+            for start in range(0, self.cut.rows * self.cut.count, self.cut.rows)
+        ]
+
+    def _batch(self, tensors: dict[str, Tensor]) -> Batch:
+        images = tensors["images"]
+        captions = tensors.get("caption_ids", torch.empty(len(images), 0, dtype=torch.long))
+        passes = [tensors[name] for name in ("alt_ids", "sentence_ids") if name in tensors]
+        return Batch(
+            pixels=to_pixels(images if self.keep_all_pixels else images[: self.cut.num_pixels]),
+            z_vae=tensors["z_vae"].float() if "z_vae" in tensors else None,
+            text_ids=tuple(passes),
+            caption_ids=cut_padding(captions, self.pad_id) if captions.shape[1] else captions,
+            pad_id=self.pad_id,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """The lanes' places after the parts given last, as JSON (checkpoints hold plain values)."""
+        return {lane: json.dumps(state) for lane, state in self.reader.states.items()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from the places in `state`, of this process's lanes and maybe others'."""
+        self.reader.states = {lane: json.loads(text) for lane, text in state.items()}
+        self._iterator = None
+
+
+def num_bad(state: dict[str, Any]) -> int:
+    """How many samples the lanes in a state have skipped since the run began."""
+    return sum(json.loads(text)["num_bad"] for text in state.values())
+
+
+def _as_it_is(value: Any) -> Any:
+    return value

@@ -1,0 +1,72 @@
+"""The configurations of streamed data. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Crop = Literal["squash", "centre", "random"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceConfig:
+    """One set of shards in a mixture."""
+
+    # A folder, a pattern with * (local, s3), or names with {00000..00999} (any place that fsspec reads)
+    shards: str
+    weight: float = 1.0  # its share of the samples, relative to the other sources'
+
+    def __post_init__(self):
+        if self.weight <= 0:
+            raise ValueError(f"weight {self.weight} of {self.shards} must be over 0; leave the source out")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamConfig:
+    """Training samples read from shards as they are needed, in an order that (seed, lanes) fixes.
+
+    A lane is one reader of its own part of every source's shards; each step takes equally many samples from
+    every lane. Lanes are dealt to processes and their workers, so neither count changes what a step sees.
+    """
+
+    sources: list[SourceConfig]
+    image_size: int  # px
+    # squash: the whole picture to a square; centre: the short side resized, the middle cut (as the paper's
+    # reconstruction is scored); random: an inception crop (OpenVision 1's augmentation, of which the colour
+    # jitter is left out: the decoder would learn it; OpenVision 3 does not say)
+    crop: Crop = "centre"
+    crop_area: tuple[float, float] = (0.4, 1.0)  # OpenVision 1's (UCSC-VLAA/OpenVision@6c24e45)
+    latents: bool = False  # the shards hold z_vae (python -m encoder.cache): cropped and encoded already
+    num_lanes: int = 8
+    shuffle_window: int = 2000  # samples of a shard that are read and mixed at once, in each lane
+    num_workers: int = 0  # reading processes beside each training process; 0: it reads itself
+    max_bad_fraction: float = 0.01  # of a lane's samples; beyond it the run stops
+    max_pixels: int = 64_000_000  # of one picture
+    retries: int = 5  # of a shard that cannot be read, with growing pauses, before the run stops
+    retry_seconds: float = 1.0  # the first pause
+
+    def __post_init__(self):
+        if not self.sources:
+            raise ValueError("stream.sources is empty: give at least one {shards: ...}")
+        if min(self.num_lanes, self.shuffle_window, self.image_size) < 1:
+            raise ValueError("stream: num_lanes, shuffle_window and image_size must be 1 or more")
+        low, high = self.crop_area
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"stream.crop_area {list(self.crop_area)} must be 0 < low <= high <= 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """Stage `encoder.cache`: shards of bf16 VAE latents beside their pictures and texts."""
+
+    vae: str  # folder or hub id
+    shards: str  # as in `SourceConfig`
+    image_size: int  # px; a multiple of the VAE's downsampling
+    crop: Literal["squash", "centre"] = "centre"
+    # The picture as the VAE saw it, for the pixel and perceptual terms: png is exact
+    picture: Literal["png", "jpeg"] = "png"
+    batch_size: int = 64
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_bad_fraction: float = 0.01
+    max_pixels: int = 64_000_000
+    split: str = field(default="train")  # the folder in out_dir that the shards go to
