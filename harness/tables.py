@@ -12,6 +12,7 @@ from rich.table import Table
 from harness.config import SuiteConfig
 
 NOT_RUN = "not run"
+OTHER = "By other judges and tasks"  # numbers that the suite's file does not name
 _ARROWS = {True: " ↑", False: " ↓", None: ""}
 
 
@@ -32,9 +33,13 @@ class Grid:
 def grids(board: Mapping, suite: SuiteConfig, *, with_appendix: bool) -> Iterator[Grid]:
     """The suite's tables: the headline has a line per encoder; the longer ones turn that round."""
     own = [row for row in board["rows"] if row["kind"] != "published"]
-    yield _by_encoder(suite.title, own, suite.headline)
-    for title, keys in {**suite.details, **(suite.appendix if with_appendix else {})}.items():
-        yield _by_key(title, own, keys)
+    asked = keys_of(own)  # a suite's file names what every judge and task can give
+    yield _by_encoder(suite.title, own, [key for key in suite.headline if key in asked])
+    longer = {**suite.details, **(suite.appendix if with_appendix else {})}
+    longer[OTHER] = [key for key in asked if key not in suite.keys]
+    for title, keys in longer.items():
+        if any(key in asked for key in keys):
+            yield _by_key(title, own, [key for key in keys if key in asked])
     settings: dict[str, list[Mapping]] = {}  # a published row's source is "paper, table: setting"
     for row in board["rows"]:
         if row["kind"] == "published":

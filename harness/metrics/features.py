@@ -1,6 +1,6 @@
-"""The judge's eyes: features of EfficientNet-lite0 (ImageNet), whose weights come inside a Python package.
+"""What a judge sees in pictures: features of a frozen network, taken batch by batch.
 
-Letters: N pictures, D = 1280 feature width, K = 1000 classes.
+Letters: N pictures, D feature width, K classes of its classifier, S size of its spatial features (sFID's).
 """
 
 import dataclasses
@@ -15,6 +15,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from encoder.frozen import FrozenEncoder, load_encoder
+from harness.metrics.config import ENCODER, INCEPTION, LITE0, ReferenceConfig
+from harness.metrics.fid import Moments
+from harness.metrics.inception import Inception
+from harness.metrics.seen import Seen
+
 IMAGE_SIZE_PX = 128
 WIDTH = 1280
 
@@ -24,20 +30,29 @@ class Features:
     """What the judge sees in a set of pictures."""
 
     pooled: Tensor  # N D
-    logits: Tensor  # N K
-
-    def __getitem__(self, part: slice) -> "Features":
-        return Features(pooled=self.pooled[part], logits=self.logits[part])
+    logits: Tensor | None = None  # N K; an encoder has no classifier
+    spatial: Moments | None = None  # of N S features: only their moments are ever needed
 
     def save(self, path: Path) -> None:
         """Write as an npz file."""
-        np.savez(path, pooled=self.pooled.numpy(), logits=self.logits.numpy())
+        parts = {"pooled": self.pooled.numpy()}
+        if self.logits is not None:
+            parts["logits"] = self.logits.numpy()
+        if self.spatial is not None:
+            parts |= {f"spatial_{name}": value for name, value in self.spatial.arrays().items()}
+        np.savez(path, **parts)
 
     @classmethod
     def load(cls, path: Path) -> "Features":
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as archive:
-            return cls(pooled=torch.from_numpy(archive["pooled"]), logits=torch.from_numpy(archive["logits"]))
+            held = dict(archive)
+        spatial = {name.removeprefix("spatial_"): held[name] for name in held if name.startswith("spatial_")}
+        return cls(
+            pooled=torch.from_numpy(held["pooled"]),
+            logits=torch.from_numpy(held["logits"]) if "logits" in held else None,
+            spatial=Moments.from_arrays(spatial) if spatial else None,
+        )
 
 
 class Lite0(nn.Module):
@@ -57,29 +72,60 @@ class Lite0(nn.Module):
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # a third faster on CPUs
 
     @torch.inference_mode()
-    def forward(self, pictures: Tensor) -> Features:
+    def forward(self, pictures: Tensor) -> Seen:
         """See pictures (N 3 H W, uint8), each resized (bicubic, antialiased) to 128 x 128."""
         pixels = functional.interpolate(
             pictures.float(), (IMAGE_SIZE_PX, IMAGE_SIZE_PX), mode="bicubic", antialias=True
         )
         maps = self.network.extract_features((pixels.clamp(0, 255) - 127) / 128)  # N D h w
         pooled = maps.mean(dim=(2, 3))
-        return Features(pooled=pooled, logits=self.network._fc(pooled))
+        return Seen(pooled=pooled, logits=self.network._fc(pooled))
+
+
+class EncoderJudge(nn.Module):
+    """Any frozen encoder as a judge: the mean of its tokens."""
+
+    def __init__(self, encoder: FrozenEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    @torch.inference_mode()
+    def forward(self, pictures: Tensor) -> Seen:
+        """See pictures (N 3 H W, uint8); the encoder resizes and normalises as ever."""
+        return Seen(pooled=self.encoder.encode(pictures.float() / 255).mean(dim=1))
+
+
+def load_extractor(config: ReferenceConfig, device: str = "cpu") -> nn.Module:
+    """The network that `extractor` names.
+
+    Raises:
+        FileNotFoundError, ValueError: its weights are missing, damaged, unsafe or of another network.
+    """
+    if config.extractor.startswith(ENCODER):
+        encoder = load_encoder(config.extractor.removeprefix(ENCODER), device=device)
+        return EncoderJudge(encoder)
+    makers = {LITE0: Lite0, INCEPTION: lambda: Inception.load(config.weights)}
+    return makers[config.extractor]().to(device)
 
 
 def extract(
-    network: Lite0,
+    network: nn.Module,
     pictures: np.ndarray,
     *,
     batch_size: int = 16,
+    device: str = "cpu",
     report: Callable[[int], None] = lambda done: None,
 ) -> Features:
-    """Features of pictures (N H W 3, uint8); `report` is told how many are done."""
-    seen = []
+    """Features of pictures (N H W 3, uint8), on the CPU; `report` is told how many are done."""
+    pooled, logits, spatial = [], [], None
     for start in range(0, len(pictures), batch_size):
-        batch = torch.from_numpy(pictures[start : start + batch_size])
-        seen.append(network(rearrange(batch, "n h w c -> n c h w")))
+        batch = torch.from_numpy(np.array(pictures[start : start + batch_size]))
+        seen = network(rearrange(batch, "n h w c -> n c h w").to(device))
+        pooled.append(seen.pooled.float().cpu())
+        if seen.logits is not None:
+            logits.append(seen.logits.float().cpu())
+        if seen.spatial is not None:
+            spatial = spatial or Moments.empty(seen.spatial.shape[1])
+            spatial.update(seen.spatial)
         report(start + len(batch))
-    return Features(
-        pooled=torch.cat([part.pooled for part in seen]), logits=torch.cat([part.logits for part in seen])
-    )
+    return Features(pooled=torch.cat(pooled), logits=torch.cat(logits) if logits else None, spatial=spatial)

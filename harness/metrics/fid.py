@@ -4,21 +4,26 @@ feature width.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.linalg.blas import dsyrk
 from torch import Tensor
+
+_ROWS = 1024  # features that are held in float64 at a time
 
 
 @dataclasses.dataclass
 class Moments:
     """Count, sum and sum of outer products of features, in float64: all that the distance needs, however
-    many pictures.
+    many pictures (33 MB at D = 2048). Those of several processes merge.
     """
 
     num_samples: int
     total: Tensor  # D
-    outer: Tensor  # D D
+    outer: Tensor  # D D; only the upper triangle is kept
 
     @classmethod
     def empty(cls, width: int) -> "Moments":
@@ -27,10 +32,13 @@ class Moments:
 
     def update(self, features: Tensor) -> None:
         """Add a batch (N D)."""
-        features = features.detach().cpu().double()
-        self.num_samples += len(features)
-        self.total += features.sum(dim=0)
-        self.outer += features.T @ features
+        for part in features.detach().split(_ROWS):
+            rows = part.cpu().double()
+            self.num_samples += len(rows)
+            self.total += rows.sum(dim=0)
+            # In place, and half the work of a product: the sum is symmetric. BLAS reads arrays column by
+            # column, so both transposes are views and its lower triangle is our upper one.
+            dsyrk(1.0, rows.numpy().T, beta=1.0, c=self.outer.numpy().T, lower=1, overwrite_c=1)
 
     def merge(self, other: "Moments") -> None:
         """Add what another process saw."""
@@ -50,8 +58,23 @@ class Moments:
         """
         if self.num_samples < 2:
             raise ValueError(f"a covariance needs at least 2 pictures, got {self.num_samples}")
-        mean = self.mean()
-        return (self.outer - self.num_samples * torch.outer(mean, mean)) / (self.num_samples - 1)
+        covariance = self.outer.triu()
+        covariance.addr_(self.mean(), self.mean(), alpha=-self.num_samples).div_(self.num_samples - 1)
+        return covariance.triu_().add_(covariance.triu(1).T)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """As arrays by name, for a file or another process."""
+        return {
+            "num_samples": np.asarray(self.num_samples),
+            "total": self.total.numpy(),
+            "outer": self.outer.numpy(),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Moments":
+        """From what `arrays` gave."""
+        total, outer = (torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in ("total", "outer"))
+        return cls(int(arrays["num_samples"]), total, outer)
 
 
 def moments_of(features: Tensor) -> Moments:
@@ -84,8 +107,40 @@ def frechet_distance(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covar
     )
 
 
-def distance(moments_1: Moments, moments_2: Moments) -> float:
-    """Squared Frechet distance between two sets of features, from their moments."""
-    return frechet_distance(
-        moments_1.mean(), moments_1.covariance(), moments_2.mean(), moments_2.covariance()
-    )
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """A Gaussian as papers publish it: ADM's `mu` and `sigma`, or its `mu_s` and `sigma_s` for sFID."""
+
+    mean: np.ndarray  # D, float64
+    cov: np.ndarray  # D D, float64
+
+    @classmethod
+    def load(cls, path: Path, mean: str = "mu", cov: str = "sigma") -> "Statistics":
+        """Two arrays of an npz file; nothing is unpickled.
+
+        Raises:
+            ValueError: the file is damaged, or its arrays are no mean and covariance.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                mu, sigma = (np.asarray(archive[name], dtype=np.float64) for name in (mean, cov))
+        except Exception as error:  # zip, zlib and numpy each raise their own kinds for a damaged file
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            raise ValueError(f"statistics damaged or unsafe: {path} ({reason})") from None
+        if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not np.isfinite(sigma).all():
+            raise ValueError(f"{path}: {mean} {mu.shape} and {cov} {sigma.shape} are no mean and covariance")
+        return cls(mu, sigma)
+
+
+def distance(moments: Moments, reference: Moments | Statistics) -> float:
+    """Squared Frechet distance of a set of features to another set, or to published statistics.
+
+    Raises:
+        ValueError: they are of features of another width.
+    """
+    width = len(moments.total)
+    if isinstance(reference, Moments):
+        reference = Statistics(reference.mean().numpy(), reference.covariance().numpy())
+    if len(reference.mean) != width:
+        raise ValueError(f"statistics of {len(reference.mean)} features, the extractor gives {width}")
+    return frechet_distance(moments.mean(), moments.covariance(), reference.mean, reference.cov)

@@ -1,9 +1,10 @@
 """The generation suite's numbers under their names, with unit, direction, count and standard error.
 
-The judge is EfficientNet-lite0, so its name is in each key. `stderr` is over the pictures: of a mean for
-PSNR and SSIM; of a share for precision and recall (the other set's manifold held fixed); by the delete-d
-jackknife over the random subsets for the kernel distance; none for the Frechet distance, whose spread only
-other seeds can show.
+The judge's name is in each key that depends on it; the 2015 Inception alone has the reserved ones (FID, IS).
+`stderr` is over the pictures: of a mean for PSNR, SSIM and LPIPS; of a share for precision and recall (the
+other set's manifold held fixed); by the delete-d jackknife over the random subsets for the kernel distance;
+over the ten chunks for the Inception score; none for the Frechet distances, whose spread only other seeds
+can show.
 """
 
 import dataclasses
@@ -15,41 +16,66 @@ from einops import rearrange
 from torch import Tensor
 
 from harness.metrics import fid, psnr_ssim
-from harness.metrics.config import Metric
+from harness.metrics.config import LITE0, Judge, Metric
 from harness.metrics.features import Features
 from harness.metrics.inception_score import inception_score
 from harness.metrics.kid import kernel_distance
+from harness.metrics.lpips import Lpips
 from harness.metrics.precision_recall import precision_recall
 
 _BATCH_SIZE = 100  # pictures that PSNR and SSIM hold in float64 at a time
+_NUM_CHUNKS = 10  # of the Inception score
+LITE0_JUDGE = Judge(extractor=LITE0, label=LITE0)
 
 
-def generation_metrics(seen: Features, seen_real: Features, kernel_subset_size: int) -> dict[str, dict]:
-    """How generated pictures compare with as many real ones, as plain values by key."""
+@dataclasses.dataclass(frozen=True)
+class Against:
+    """What generated pictures are compared with: moments, and features where single pictures are there."""
+
+    moments: fid.Moments | fid.Statistics
+    spatial: fid.Moments | fid.Statistics | None = None
+    pooled: Tensor | None = None  # N D, for KID, precision and recall
+    name: str | None = None  # of published statistics
+
+    @classmethod
+    def of(cls, seen: Features) -> "Against":
+        """A set of pictures."""
+        return cls(fid.moments_of(seen.pooled), seen.spatial, seen.pooled)
+
+
+def generation_metrics(
+    seen: Features, against: Against, kernel_subset_size: int, judge: Judge = LITE0_JUDGE
+) -> dict[str, dict]:
+    """How generated pictures compare with real ones, as plain values by key."""
     num = len(seen.pooled)
-    kernel = kernel_distance(seen.pooled, seen_real.pooled, subset_size=kernel_subset_size)
-    shares = precision_recall(seen.pooled, seen_real.pooled)
-    score = inception_score(seen.logits)
-    metrics = {
-        "gFD-lite0": Metric(
-            value=_frechet(seen, seen_real), unit="", higher_is_better=False, num_samples=num
-        ),
-        "KID-lite0": Metric(
-            value=kernel.mean,
-            stderr=_jackknife(kernel.std, kernel_subset_size, num),
-            unit="",
-            higher_is_better=False,
-            num_samples=num,
-        ),
-        "precision-lite0": _share(shares.precision, num),
-        "recall-lite0": _share(shares.recall, len(seen_real.pooled)),
-        "IS-lite0": Metric(value=score.mean, unit="", higher_is_better=True, num_samples=num),
-    }
-    return {key: dataclasses.asdict(metric) for key, metric in metrics.items()}
+    down = {"unit": "", "higher_is_better": False, "num_samples": num}
+    up = down | {"higher_is_better": True}
+    metrics = {"gFD": Metric(value=fid.distance(fid.moments_of(seen.pooled), against.moments), **down)}
+    if seen.spatial is not None and against.spatial is not None:
+        metrics["sFD"] = Metric(value=fid.distance(seen.spatial, against.spatial), **down)
+    if against.pooled is not None:
+        kernel = kernel_distance(seen.pooled, against.pooled, subset_size=kernel_subset_size)
+        stderr = _jackknife(kernel.std, kernel_subset_size, num)
+        metrics["KID"] = Metric(value=kernel.mean, stderr=stderr, **down)
+        shares = precision_recall(seen.pooled, against.pooled)
+        metrics["precision"] = _share(shares.precision, num)
+        metrics["recall"] = _share(shares.recall, len(against.pooled))
+    metrics = {judge.key(name): metric for name, metric in metrics.items()}
+    if seen.logits is not None:
+        score = inception_score(seen.logits, _NUM_CHUNKS)
+        stderr = score.std / math.sqrt(_NUM_CHUNKS - 1)  # score.std is of these ten, not unbiased
+        key = judge.key("IS")
+        metrics[key] = Metric(value=score.mean, stderr=stderr, **up)
+        metrics[f"{key}/std"] = Metric(value=score.std, **down | {"higher_is_better": None})
+    return _plain(metrics, judge, against.name)
 
 
 def reconstruction_metrics(
-    pictures: np.ndarray, real: np.ndarray, seen: Features, seen_real: Features
+    pictures: np.ndarray,
+    real: np.ndarray,
+    seen: Features,
+    seen_real: Features,
+    judge: Judge = LITE0_JUDGE,
 ) -> dict[str, dict]:
     """How reconstructions compare with their originals (both N H W 3 uint8, in one order), as plain values
     by key."""
@@ -58,28 +84,46 @@ def reconstruction_metrics(
         pixels, pixels_hat = (_pixels(part[start : start + _BATCH_SIZE]) for part in (real, pictures))
         psnrs.append(psnr_ssim.psnr(pixels, pixels_hat))
         ssims.append(psnr_ssim.ssim(pixels, pixels_hat))
-    metrics = {
-        "rFD-lite0": Metric(
-            value=_frechet(seen, seen_real), unit="", higher_is_better=False, num_samples=len(pictures)
-        ),
-        "PSNR": _mean(torch.cat(psnrs), "dB"),
-        "SSIM": _mean(torch.cat(ssims), ""),
+    value = fid.distance(fid.moments_of(seen.pooled), fid.moments_of(seen_real.pooled))
+    distance = Metric(value=value, unit="", higher_is_better=False, num_samples=len(pictures))
+    means = {
+        "PSNR": _mean(torch.cat(psnrs), "dB", higher_is_better=True),
+        "SSIM": _mean(torch.cat(ssims), "", higher_is_better=True),
     }
-    return {key: dataclasses.asdict(metric) for key, metric in metrics.items()}
+    return _plain({judge.key("rFD"): distance}, judge) | _plain(means)
 
 
-def _frechet(seen: Features, seen_real: Features) -> float:
-    return fid.distance(fid.moments_of(seen.pooled), fid.moments_of(seen_real.pooled))
+def lpips_metric(
+    network: Lpips, judge: Judge, pictures: np.ndarray, real: np.ndarray, *, device: str, batch_size: int
+) -> dict[str, dict]:
+    """LPIPS of reconstructions (both N H W 3 uint8, in one order), as plain values by key."""
+    network, values = network.to(device), []
+    for start in range(0, len(pictures), batch_size):
+        part = slice(start, start + batch_size)
+        pixels, pixels_hat = (_pixels(each[part]).float().to(device) for each in (real, pictures))
+        values.append(network(pixels, pixels_hat).double().cpu())
+    return _plain({judge.key("LPIPS"): _mean(torch.cat(values), "", higher_is_better=False)}, judge)
 
 
-def _mean(values: Tensor, unit: str) -> Metric:
+def _plain(
+    metrics: dict[str, Metric], judge: Judge | None = None, against: str | None = None
+) -> dict[str, dict]:
+    by = {"judge": None if judge is None else str(judge), "against": against}
+    return {key: dataclasses.asdict(metric) | by for key, metric in metrics.items()}
+
+
+def _mean(values: Tensor, unit: str, *, higher_is_better: bool) -> Metric:
     """Mean of a value per picture, with its standard error; undefined where a picture's value is infinite."""
     num = len(values)
     if not bool(values.isfinite().all()):
-        return Metric(value=None, unit=unit, higher_is_better=True, num_samples=num)
+        return Metric(value=None, unit=unit, higher_is_better=higher_is_better, num_samples=num)
     stderr = float(values.std()) / math.sqrt(num) if num > 1 else None
     return Metric(
-        value=float(values.mean()), stderr=stderr, unit=unit, higher_is_better=True, num_samples=num
+        value=float(values.mean()),
+        stderr=stderr,
+        unit=unit,
+        higher_is_better=higher_is_better,
+        num_samples=num,
     )
 
 
@@ -103,4 +147,4 @@ def _jackknife(std: float, subset_size: int, num: int) -> float | None:
 
 
 def _pixels(pictures: np.ndarray) -> Tensor:
-    return rearrange(torch.from_numpy(pictures), "n h w c -> n c h w").double() / 255
+    return rearrange(torch.from_numpy(np.array(pictures)), "n h w c -> n c h w").double() / 255

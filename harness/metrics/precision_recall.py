@@ -7,6 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+_TILE_BYTES = 128_000_000  # of distances at a time
+
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionRecall:
@@ -17,12 +19,12 @@ class PrecisionRecall:
 
 
 def precision_recall(
-    generated: Tensor, real: Tensor, *, neighbours: int = 3, tile: int = 2000
+    generated: Tensor, real: Tensor, *, neighbours: int = 3, tile: int | None = None
 ) -> PrecisionRecall:
     """Precision and recall of generated against real features (N D each), by balls to the k-th nearest
     neighbour.
 
-    Distances are made `tile` rows at a time: memory is tile x N, not N x N.
+    Distances are made `tile` rows at a time (None: as many as fill 128 MB): memory is tile x N, not N x N.
 
     Raises:
         ValueError: a set holds too few pictures for `neighbours`.
@@ -34,6 +36,7 @@ def precision_recall(
         raise ValueError(
             f"precision and recall need more than {neighbours} pictures, got {len(generated)} and {len(real)}"
         )
+    tile = tile or max(1, _TILE_BYTES // (4 * max(len(generated), len(real))))
     generated, real = generated.float(), real.float()
     return PrecisionRecall(
         precision=_share_inside(generated, real, _radii(real, neighbours, tile), tile),
@@ -44,7 +47,10 @@ def precision_recall(
 def _radii(features: Tensor, neighbours: int, tile: int) -> Tensor:
     """Distance of each picture to its k-th nearest other one, N."""
     return torch.cat(
-        [torch.cdist(rows, features).kthvalue(neighbours + 1).values for rows in features.split(tile)]
+        [
+            torch.cdist(rows, features).topk(neighbours + 1, largest=False).values[:, -1]
+            for rows in features.split(tile)
+        ]
     )
 
 

@@ -9,19 +9,25 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from encoder.config import ROOT, ConfigError
 from harness.config import stage_config
-from harness.encoders import Encoder
-from harness.metrics.config import PICTURES, ReferenceConfig, ScoreConfig
+from harness.encoders import Encoder, resolve_encoder
+from harness.metrics import weights
+from harness.metrics.config import (
+    ENCODER,
+    INCEPTION,
+    PICTURES,
+    ReferenceConfig,
+    ScoreConfig,
+    keys_of,
+    lpips_judge,
+)
 from harness.results import Part, Row
 from harness.stages import Stage
 from harness.suites.request import Request, SuitePlan
 from harness.suites.shared import add_scenes, add_tokens
 from rae_bridge.config import GenerateConfig, ReconstructConfig, TrainDiTConfig
 
-KEYS = {
-    "reconstruction": ("rFD-lite0", "PSNR", "SSIM"),
-    "generation": ("gFD-lite0", "KID-lite0", "precision-lite0", "recall-lite0", "IS-lite0"),
-}
 RECONSTRUCTIONS, SAMPLES = "reconstructions.npz", "samples.npz"
 FLOOR = "real vs real"
 FLOOR_REASON = "the two sets hold different pictures: nothing is reconstructed"
@@ -31,26 +37,18 @@ BLIND_REASON = "this encoder sees nothing: there is nothing to decode"
 def plan(request: Request) -> SuitePlan:
     """Stages and rows of this suite."""
     scenes = add_scenes(request)
-    config = stage_config(ReferenceConfig, request.preset.reference, "reference", data=str(scenes.folder))
-    reference = request.graph.add(
-        "reference",
-        "harness.metrics.reference",
-        config,
-        label="real pictures and the floor",
-        inputs=[scenes],
-        seconds=request.seconds("reference"),
-    )
+    reference = _reference(request, scenes)
     rows, reconstructed, generated = [], {}, {}
     for encoder in request.encoders:
         if encoder.is_blind:
-            reasons = dict.fromkeys(request.suite.keys, BLIND_REASON)
+            keys = [*keys_of("reconstruction", reference.config), *keys_of("generation", reference.config)]
             rows.append(
                 Row(
                     encoder=encoder.name,
                     kind="blind",
                     source=encoder.source("generation"),
                     parts=(),
-                    undefined=reasons,
+                    undefined=dict.fromkeys(keys, BLIND_REASON),
                 )
             )
             continue
@@ -69,14 +67,15 @@ def plan(request: Request) -> SuitePlan:
         rows.append(
             Row(encoder=name, kind="measured", source=encoder.source("generation"), parts=parts, undefined={})
         )
-    floor = Part(stage=reference, keys=KEYS["generation"], data=(reference.folder / PICTURES,))
+    keys = keys_of("generation", reference.config)
+    floor = Part(stage=reference, keys=keys, data=(reference.folder / PICTURES,))
     rows.append(
         Row(
             encoder=FLOOR,
             kind="floor",
             source="two disjoint sets of real test pictures",
             parts=(floor,),
-            undefined=dict.fromkeys(KEYS["reconstruction"], FLOOR_REASON),
+            undefined=dict.fromkeys(keys_of("reconstruction", reference.config), FLOOR_REASON),
         )
     )
     return SuitePlan(
@@ -84,6 +83,40 @@ def plan(request: Request) -> SuitePlan:
         rows=rows,
         draw=lambda folder, board: _draw(folder, reference, reconstructed, generated),
     )
+
+
+def _reference(request: Request, scenes: Stage) -> Stage:
+    """The real pictures, and the judge with all the files that it is made of.
+
+    Raises:
+        ConfigError: the judge is one of the encoders that are to be judged.
+        FileNotFoundError: a file of it is not there.
+    """
+    section = request.preset.reference
+    filled = {"data": str(scenes.folder), "device": request.device}
+    config = stage_config(ReferenceConfig, section, "reference", **filled)
+    files = [ROOT / config.statistics] if config.statistics else []
+    if config.extractor == INCEPTION:
+        files += _present(weights.find(weights.INCEPTION, config.weights))
+    elif config.extractor.startswith(ENCODER):
+        judge = resolve_encoder(config.extractor.removeprefix(ENCODER))
+        if judge.name in [encoder.name for encoder in request.encoders]:
+            raise ConfigError(f"{judge.name} is both a row and the judge; nothing may judge itself")
+        files += judge.files
+    return request.graph.add(
+        "reference",
+        "harness.metrics.reference",
+        config,
+        label="real pictures and the floor",
+        inputs=[scenes],
+        files=files,
+        seconds=request.seconds("reference"),
+    )
+
+
+def _present(path: Path) -> list[Path]:
+    """A file that is there; one that is yet to be downloaded is checked by its published hash instead."""
+    return [path] if path.is_file() else []
 
 
 def _stages(
@@ -152,16 +185,21 @@ def _score(
         kind=kind,
         pictures=str(pictures.folder / file),
         reference=str(reference.folder),
+        device=request.device,
     )
+    lpips = lpips_judge(config)
+    trunk = _present(weights.find(weights.TRUNKS[config.lpips_net], config.lpips)) if lpips else []
     stage = request.graph.add(
         "score",
         "harness.metrics.score",
         config,
         label=f"{encoder.name}: score the {kind}",
         inputs=[pictures, reference],
+        files=trunk,
         seconds=request.seconds("score"),
     )
-    return Part(stage=stage, keys=KEYS[kind], checkpoint=checkpoint, data=(reference.folder / PICTURES,))
+    keys = keys_of(kind, reference.config, lpips)
+    return Part(stage=stage, keys=keys, checkpoint=checkpoint, data=(reference.folder / PICTURES,))
 
 
 def _draw(

@@ -96,8 +96,7 @@ def _generation(made: Made, encoders: dict[str, float]) -> list[tuple[Row, Stage
     stage = _stage(made, "score", "harness.metrics.score", _score("floor"), floor)
     reasons = dict.fromkeys(("rFD-lite0", "PSNR", "SSIM"), "the two sets hold different pictures")
     rows.append(_row(made, "real vs real", "floor", stage, floor, reasons))
-    (config,) = chosen_suites("generation")
-    row, stage = _row(made, "blind", "blind", stage, {}, dict.fromkeys(config.keys, UNSEEN))
+    row, stage = _row(made, "blind", "blind", stage, {}, dict.fromkeys(numbers, UNSEEN))
     rows.append((dataclasses.replace(row, parts=()), stage))
     return rows
 

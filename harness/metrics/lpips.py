@@ -1,0 +1,33 @@
+"""LPIPS between pictures and their reconstructions, per picture. Letters: B pictures."""
+
+from typing import Literal
+
+import lpips
+import torch
+from torch import Tensor, nn
+
+from harness.metrics import weights
+
+
+class Lpips(nn.Module):
+    """LPIPS 0.1: the heads of the package `lpips` on a trunk of torchvision, given as a file.
+
+    Source: Zhang et al., arXiv:1801.03924v2, Eq. 1. The package would download its trunk; this one is read
+    from where it was said to lie, as tensors only.
+    """
+
+    def __init__(self, net: Literal["alex", "vgg", "squeeze"], given: str | None) -> None:
+        super().__init__()
+        self.distance = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+        published = weights.TRUNKS[net]
+        state = weights.read(published, given)
+        features = {name.removeprefix("features."): value for name, value in state.items()}
+        places = {name.partition(".")[2]: name for name in self.distance.net.state_dict()}
+        found = {place: features[name] for name, place in places.items() if name in features}
+        weights.fill(self.distance.net, found, weights.find(published, given))
+        self.eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def forward(self, pixels: Tensor, pixels_hat: Tensor) -> Tensor:
+        """Distance of each picture (B,); pixels B 3 H W in [0, 1]."""
+        return self.distance(pixels, pixels_hat, normalize=True).flatten()
