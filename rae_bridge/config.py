@@ -1,162 +1,25 @@
-"""The configurations of this package's models and stages. No torch here: the command line reads them.
+"""The configurations of this package's stages; those of its models are in `rae_bridge.shapes`. No torch here:
+the command line reads them.
 
-Relative paths are relative to the repository root. Model fields carry RAE's own names, so that its configs
-load as they are.
+Relative paths are relative to the repository root.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from encoder.config import ConfigError, load
 from encoder.options import Features, OptimConfig, Precision
+from rae_bridge.shapes import (
+    DIT_SIZES,
+    DecoderConfig,
+    DecoderSize,
+    DiTConfig,
+    DiTSize,
+    Prediction,
+    decoder_config,
+    dit_config,
+)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiTSize:
-    """Depths and widths, one entry per part: (backbone, head) is DiT-DH, (backbone,) is LightningDiT."""
-
-    hidden_size: tuple[int, ...] = (1152, 2048)
-    depth: tuple[int, ...] = (28, 2)
-    num_heads: tuple[int, ...] = (16, 16)
-    mlp_ratio: float = 4.0
-    use_qknorm: bool = False
-
-    def __post_init__(self) -> None:
-        parts = (self.hidden_size, self.depth, self.num_heads)
-        if {len(part) for part in parts} not in ({1}, {2}):
-            raise ValueError(
-                "hidden_size {}, depth {} and num_heads {} must have two entries each (backbone, head), "
-                "or one each for LightningDiT".format(*parts)
-            )
-        for width, heads in zip(self.hidden_size, self.num_heads, strict=True):
-            if width % (4 * heads):
-                raise ValueError(
-                    f"hidden_size {width} must be a multiple of 4 x num_heads = {4 * heads} "
-                    "(rotary positions split each head over two axes of channel pairs)"
-                )
-
-
-# name: backbone width, depth, heads. Source: RAE's configs/stage2; the head is 2048 x 2 with 16 heads in all.
-_BACKBONES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
-DIT_SIZES = {
-    f"DiT-{name}": DiTSize(hidden_size=(width,), depth=(depth,), num_heads=(heads,))
-    for name, (width, depth, heads) in _BACKBONES.items()
-} | {
-    f"DiTDH-{name}": DiTSize(hidden_size=(width, 2048), depth=(depth, 2), num_heads=(heads, 16))
-    for name, (width, depth, heads) in _BACKBONES.items()
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiTConfig(DiTSize):
-    """A whole model: its size, and the latents and classes it is for."""
-
-    input_size: int = 16  # tokens along each side of the latent grid
-    in_channels: int = 768  # width of a token
-    num_classes: int = 1000
-    class_dropout_prob: float = 0.1  # above 0, the label table has a null row of index num_classes
-
-    @property
-    def has_null_class(self) -> bool:
-        return self.class_dropout_prob > 0
-
-
-_RAE_FIXED = {
-    **dict.fromkeys(("use_swiglu", "use_rope", "use_rmsnorm", "use_pos_embed", "use_gembed"), True),
-    **dict.fromkeys(("wo_shift", "learn_sigma"), False),
-}
-
-
-def dit_config(source: DiTConfig | Mapping[str, Any]) -> DiTConfig:
-    """Our config, or a mapping with the parameter names of RAE's `DiTwDDTHead` or `LightningDiT`.
-
-    Raises:
-        ConfigError: an unknown name, or a variant that no released model uses (each named).
-    """
-    if isinstance(source, DiTConfig):
-        return source
-    values = _pop_fixed(dict(source), _RAE_FIXED)
-    patch_size = values.pop("patch_size", 1)
-    if patch_size not in (1, [1, 1], (1, 1)):
-        raise ConfigError(f"RAE config: patch_size={patch_size} is not supported, only 1")
-    for key in ("hidden_size", "depth"):
-        if isinstance(values.get(key), int):
-            values[key] = (values[key],)
-    if isinstance(values.get("num_heads"), int):  # RAE: one number stands for both parts
-        values["num_heads"] = (values["num_heads"],) * len(values.get("hidden_size", (0, 0)))
-    return load(DiTConfig, values, name="RAE config")
-
-
-def _pop_fixed(values: dict[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` without the keys of `fixed`, each of which must have the one value of all released models."""
-    for key, only in fixed.items():
-        if (got := values.pop(key, only)) != only:
-            raise ConfigError(f"RAE config: {key}={got} is not supported, only {only}")
-    return values
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecoderSize:
-    """Width and depth of a pixel decoder, under RAE's names (transformers' ViT-MAE). Defaults: ViT-XL."""
-
-    decoder_hidden_size: int = 1152
-    decoder_num_hidden_layers: int = 28
-    decoder_num_attention_heads: int = 16
-    decoder_intermediate_size: int = 4096
-
-    def __post_init__(self) -> None:
-        width, heads = self.decoder_hidden_size, self.decoder_num_attention_heads
-        if width % heads or width % 4:
-            name = "decoder_num_attention_heads"
-            raise ValueError(f"decoder_hidden_size {width} must be a multiple of 4 and of {name} {heads}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecoderConfig(DecoderSize):
-    """A whole pixel decoder: its size, and the tokens and pictures it is for."""
-
-    hidden_size: int = 768  # width of the encoder's tokens
-    image_size: int = 256  # pixels on a side of what it draws
-    patch_size: int = 16  # pixels on a side that one token draws
-    layer_norm_eps: float = 1e-12
-    # the encoder's own preprocessing, undone at the end (ImageNet's here)
-    image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-    def __post_init__(self) -> None:
-        DecoderSize.__post_init__(self)
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}"
-            )
-
-    @property
-    def grid(self) -> int:
-        """Tokens on a side."""
-        return self.image_size // self.patch_size
-
-
-_MAE_FIXED = {"hidden_act": "gelu", "qkv_bias": True, "num_channels": 3, "hidden_dropout_prob": 0.0}
-_MAE_FIXED |= {"attention_probs_dropout_prob": 0.0}
-# what ViT-MAE's config says of its own encoder, its training and its file
-_MAE_UNUSED = ("_name_or_path", "architectures", "initializer_range", "intermediate_size", "mask_ratio")
-_MAE_UNUSED += ("model_type", "norm_pix_loss", "num_attention_heads", "num_hidden_layers", "torch_dtype")
-_MAE_UNUSED += ("transformers_version", "dtype")
-
-
-def decoder_config(source: DecoderConfig | Mapping[str, Any]) -> DecoderConfig:
-    """Our config, or a mapping with the names of RAE's decoder configs.
-
-    RAE's own files leave hidden_size, patch_size and image_size to the encoder: the mapping must set them.
-
-    Raises:
-        ConfigError: an unknown name, or a variant that RAE does not have (each named).
-    """
-    if isinstance(source, DecoderConfig):
-        return source
-    values = {key: value for key, value in source.items() if key not in _MAE_UNUSED}
-    return load(DecoderConfig, _pop_fixed(values, _MAE_FIXED), name="RAE decoder config")
+__all__ = ["DIT_SIZES", "DecoderConfig", "DiTConfig", "decoder_config", "dit_config"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +27,7 @@ class DiTOptimConfig:
     """AdamW at a constant rate, then a linear fall, then constant again. Defaults: RAE's, for batch 1024."""
 
     lr: float = 2e-4
+    muon_lr: float | None = None  # the blocks' matrices learn by Muon, at this rate, which falls alike
     final_lr: float = 2e-5
     decay_steps: tuple[int, int] | None = None  # the fall's first and last step; RAE: epochs 40 and 800
     warmup_steps: int = 0  # linear; RAE has none
@@ -174,25 +38,50 @@ class DiTOptimConfig:
     def __post_init__(self) -> None:
         if self.decay_steps is not None and not self.decay_steps[0] < self.decay_steps[1]:
             raise ValueError(f"decay_steps {self.decay_steps} must be (first, last) with first < last")
+        if self.muon_lr is not None and self.weight_decay:
+            raise ValueError(f"weight_decay {self.weight_decay} must be 0 with muon_lr, which has none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeConfig:
+    """A Frechet distance to real pictures. The network is named: this package imports no metric."""
+
+    reference: str  # npz with the real pictures' features (`pooled` N D), as harness.metrics.reference writes
+    network: str = "harness.metrics.features:Lite0"  # module:Class; uint8 N 3 H W -> an object with `pooled`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnlineConfig:
+    """Samples of the averaged weights on the way, drawn and judged every few steps."""
+
+    judge: JudgeConfig
+    every_steps: int
+    num_samples: int = 500
+    num_steps: int = 25  # model calls
+    encoder: str | None = None  # None: the one whose name the tokens bear
+    decoder: str | None = None  # as in `rae_bridge.generate`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainDiTConfig:
     """Stage `rae_bridge.train`: a diffusion transformer on the cached tokens of one frozen encoder."""
 
-    tokens: str  # folder written by `encoder.tokens`
+    tokens: str  # folder written by `encoder.tokens` or `rae_bridge.cache`
     num_classes: int
     num_steps: int
     batch_size: int = 1024
-    micro_batch_size: int | None = None  # of one forward pass; None: no accumulation
+    micro_batch_size: int | None = None  # of one forward pass in one process; None: no accumulation
     size: DiTSize = field(default_factory=DiTSize)
     class_dropout_prob: float = 0.1
+    prediction: Prediction = "velocity"
     statistics: str | None = None  # a statistics file (ours or RAE's); None: exact ones of these tokens
     time_distribution: Literal["logit_normal", "uniform"] = "logit_normal"
     shift: float | None = None  # None: sqrt(latent numbers / 4096), at least 1
     optim: DiTOptimConfig = field(default_factory=DiTOptimConfig)
     ema_decay: float = 0.9995  # RAE's; a ramp keeps the first random weights out
     precision: Precision = "fp32"
+    compile: bool = False  # the loss by torch.compile
+    online: OnlineConfig | None = None  # scores of the averaged weights on the way
     device: str = "cpu"
     seed: int = 0
     log_steps: int = 20
@@ -202,6 +91,28 @@ class TrainDiTConfig:
         if self.batch_size % (self.micro_batch_size or self.batch_size):
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdversarialConfig:
+    """RAE's adversarial term: a discriminator on frozen DINO features. Defaults: RAE's."""
+
+    backbone: str = "vit_small_patch8_224.dino"  # of timm
+    checkpoint: str | None = None  # its weights: None: timm's own (a download), "random", or a file
+    weight: float = 0.75  # beside the adaptive one
+    max_adaptive_weight: float = 1e4
+    learns_from: float = (
+        6 / 16
+    )  # fraction of the steps after which the discriminator learns; RAE: epoch 6 of 16
+    acts_from: float = 8 / 16  # and after which the decoder hears of it
+    lr: float = 2e-4
+    kernel_size: int = 9  # of the heads' convolution along the tokens
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.learns_from <= self.acts_from <= 1:
+            raise ValueError(
+                f"learns_from {self.learns_from} and acts_from {self.acts_from} must be 0 to 1, in this order"
             )
 
 
@@ -224,8 +135,10 @@ class TrainDecoderConfig:
     perceptual_weight: float = 0.5  # OpenVision 3's; RAE's is 1
     perceptual_from: float = 0.0  # fraction of the steps after which the perceptual term joins
     perceptual_fraction: float = 1.0  # part of each batch that it sees; 1 is exact, less the same on average
+    adversarial: AdversarialConfig | None = None  # RAE's third term
     ema_decay: float = 0.9978  # RAE's
     precision: Precision = "fp32"
+    device: str = "cpu"
     train_limit: int | None = None  # pictures held in memory; None: all
     eval_split: Literal["val", "test"] = "val"
     eval_limit: int = 1000
@@ -266,6 +179,8 @@ class GenerateConfig:
     guidance: GuidanceConfig | None = None
     rounding: Literal["round", "truncate"] = "round"  # of x 255 to uint8; RAE truncates
     batch_size: int = 100
+    output: Literal["npz", "shards"] = "npz"  # samples.npz of ADM's layout, or a PNG tar every shard_size
+    shard_size: int = 1000
     precision: Precision = "fp32"
     device: str = "cpu"
     seed: int = 0
@@ -287,3 +202,47 @@ class ReconstructConfig:
     rounding: Literal["round", "truncate"] = "round"  # of x 255 to uint8; RAE truncates
     batch_size: int = 100
     device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """Stage `rae_bridge.cache`: frozen tokens of pictures and of their mirror images, in shards."""
+
+    encoder: str  # what `encoder.load_encoder` takes
+    features: Features | None = None  # None: those that the encoder's config names for generation
+    data: str  # folder with {train,val,test}/*.tar
+    split: Literal["train", "val", "test"] = "train"
+    flips: bool = True  # keep the mirror images' tokens too; training then draws either
+    limit: int | None = None
+    shard_size: int = 1024  # pictures
+    batch_size: int = 64
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepConfig:
+    """Stage `rae_bridge.sweep`: the Frechet distance against guidance scale and number of steps."""
+
+    model: str  # weights folder by `rae_bridge.train`
+    encoder: str
+    decoder: str | None = None
+    judge: JudgeConfig
+    scales: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0)
+    steps: tuple[int, ...] = (5, 10, 25, 50)
+    default_scale: float = 1.0  # held while the steps vary
+    default_steps: int = 25  # held while the scale varies
+    kind: Literal["cfg", "autoguidance"] = "cfg"
+    weaker: str | None = None  # autoguidance: the weaker model's weights folder
+    interval: tuple[float, float] = (0.0, 1.0)
+    solver: Literal["euler", "heun"] = "euler"
+    num_samples: int = 500
+    batch_size: int = 100
+    precision: Precision = "fp32"
+    device: str = "cpu"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.scales or not self.steps:
+            raise ValueError("scales and steps must name at least one value each")
+        if (self.kind == "autoguidance") != (self.weaker is not None):
+            raise ValueError("autoguidance needs the weaker model's weights folder as weaker; cfg takes none")

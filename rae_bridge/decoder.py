@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from encoder.pretrained import load_pretrained, write_pretrained
 from rae_bridge.blocks import attend, sincos_positions
-from rae_bridge.config import DecoderConfig
+from rae_bridge.shapes import DecoderConfig
 
 
 class DecoderLayer(nn.Module):

@@ -27,7 +27,8 @@ from rae_bridge.blocks import (
     TimeEmbedding,
     sincos_positions,
 )
-from rae_bridge.config import DiTConfig
+from rae_bridge.flow import velocity_of_latents
+from rae_bridge.shapes import DiTConfig
 
 
 class DiT(nn.Module):
@@ -63,6 +64,11 @@ class DiT(nn.Module):
         """The rotary tables of the backbone (part 0) or of the head (part 1)."""
         config = self.config
         return RotaryEmbedding(config.hidden_size[part] // config.num_heads[part], config.input_size)
+
+    def velocity(self, tokens: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """What the last layer says (B N C) as a velocity B C h w; see `DiTConfig.prediction`."""
+        grid = to_grid(tokens, x_t)
+        return grid if self.config.prediction == "velocity" else velocity_of_latents(grid, x_t, t)
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write config.json and model.safetensors, in fp32."""
@@ -103,7 +109,7 @@ class LightningDiT(DiT):
             condition = (self.t_embedder(t) + self.y_embedder(y))[:, None]  # B 1 D
         for block in self.blocks:
             x = block(x, condition, self.feat_rope)
-        return to_grid(self.final_layer(x, condition), x_t)
+        return self.velocity(self.final_layer(x, condition), x_t, t)
 
 
 class DiTDH(DiT):
@@ -135,7 +141,7 @@ class DiTDH(DiT):
         s = self.s_projector(F.silu(time + s))  # B N D_d; the class reaches the head only through s
         for block in self.blocks[num_backbone_blocks:]:
             x = block(x, s, self.dec_feat_rope)
-        return to_grid(self.final_layer(x, s), x_t)
+        return self.velocity(self.final_layer(x, s), x_t, t)
 
 
 def build_dit(config: DiTConfig) -> DiT:

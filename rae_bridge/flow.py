@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 T_MAX = 0.999  # RAE draws no time above this in training, and its sampler's grid ends this far from its start
+T_MIN = 0.05  # predicted latents are divided by no smaller t: the quotient would be rounding alone
 
 TimeDistribution = Literal["logit_normal", "uniform"]
 
@@ -27,6 +28,15 @@ def interpolate(latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 def velocity_target(latents: Tensor, noise: Tensor) -> Tensor:
     """dx_t/dt of the linear path: it points from data to noise."""
     return noise - latents
+
+
+def velocity_of_latents(latents_hat: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """The velocity (x_t - latents_hat) / max(t, T_MIN) of predicted latents (B D h w) at times t (B,).
+
+    Source: JiT (arXiv:2511.13720); RAEv2 (arXiv:2605.18324) with the same bound.
+    """
+    t = t.clamp(min=T_MIN).view(-1, *[1] * (x_t.ndim - 1))
+    return (x_t - latents_hat) / t
 
 
 def flow_loss(velocity: Tensor, target: Tensor) -> Tensor:

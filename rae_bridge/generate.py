@@ -1,19 +1,26 @@
 """Stage: pictures from a trained diffusion transformer, equally many of each class.
 
-`python -m rae_bridge.generate <config.yaml> <out_dir>` writes out_dir/samples.npz (ADM's layout: arr_0,
-uint8 M S S 3; and labels M). Sample i has class i mod K and its noise from (seed, i) alone: the same picture
-whatever the batch size. Finished batches are kept, so an interrupted run goes on where it stopped.
+`python -m rae_bridge.generate <config.yaml> <out_dir>` (several processes: `accelerate launch -m
+rae_bridge.generate ...`) writes out_dir/samples.npz (ADM's layout: arr_0, uint8 M S S 3; and labels M), or
+tar shards of PNG files. Sample i has class i mod K and its noise from (seed, i) alone: the same picture
+whatever the batch size and the number of processes. Finished batches are kept, so an interrupted run goes on
+where it stopped, on any number of processes. `draw_pictures` streams the same pictures without any file.
 
 Source of the protocol: RAE (src/sample_ddp.py at a4d18c4, `--label-sampling equal`).
 """
 
+import io
 import json
 import shutil
+import tarfile
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from encoder import checkpoint
@@ -24,6 +31,7 @@ from rae_bridge.codec import Codec, check_tokens, load_codec, to_images
 from rae_bridge.config import GenerateConfig, GuidanceConfig
 from rae_bridge.dit import DiT
 from rae_bridge.latents import LatentStatistics, to_tokens
+from rae_bridge.ranks import Ranks
 from rae_bridge.sample import Guidance, sample
 
 
@@ -89,39 +97,98 @@ def draw_images(
     guidance: Guidance | None,
 ) -> Tensor:
     """uint8 images (B S S 3) for noise (B D h w) and classes y (B,)."""
-    noise, y = noise.to(config.device), y.to(config.device)
+    device = str(next(flow.model.parameters()).device)  # of several processes, each has its own
+    noise, y = noise.to(device), y.to(device)
     steps = {"num_steps": config.num_steps, "solver": config.solver, "end": config.end}
-    with autocast(config.precision, config.device):
+    with autocast(config.precision, device.partition(":")[0]):
         latents = sample(flow.model, noise, y, shift=flow.shift, guidance=guidance, **steps)
     tokens = to_tokens(flow.statistics.denormalise(latents))
     return to_images(codec.decode(tokens), config.rounding)
 
 
+def batches(num_samples: int, batch_size: int, ranks: Ranks) -> list[range]:
+    """The indices of each batch that is this process's."""
+    starts = range(0, num_samples, batch_size)
+    return [range(i, min(i + batch_size, num_samples)) for i in starts[ranks.rank :: ranks.world]]
+
+
+def draw_pictures(
+    flow: TrainedFlow, codec: Codec, config: GenerateConfig, guidance: Guidance | None, ranks: Ranks
+) -> Iterator[tuple[range, Tensor]]:
+    """This process's samples, batch by batch: their indices and uint8 images (B S S 3)."""
+    for indices in batches(config.num_samples, config.batch_size, ranks):
+        yield indices, draw_samples(flow, codec, config, guidance, indices)
+
+
+def draw_samples(
+    flow: TrainedFlow, codec: Codec, config: GenerateConfig, guidance: Guidance | None, indices: range
+) -> Tensor:
+    """uint8 images (B S S 3) of some samples."""
+    noise = draw_noise(config.seed, indices, flow.latent_shape)
+    labels = torch.tensor(indices) % flow.model.num_classes
+    return draw_images(flow, codec, noise, labels, config, guidance)
+
+
+def write_npz(path: Path, parts: list[Path], labels: Tensor) -> None:
+    """ADM's file from batches of images, one batch in memory at a time."""
+    with zipfile.ZipFile(path, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            for i, part in enumerate(parts):
+                images = checkpoint.load_tensors(part)["images"].numpy()
+                if i == 0:
+                    shape = {"shape": (len(labels), *images.shape[1:])}
+                    header = shape | {"fortran_order": False, "descr": images.dtype.str}
+                    np.lib.format.write_array_header_2_0(file, header)
+                file.write(images.tobytes())
+        with archive.open("labels.npy", "w") as file:
+            np.lib.format.write_array(file, labels.numpy())
+
+
+def write_shards(folder: Path, parts: list[Path], labels: Tensor, shard_size: int) -> int:
+    """Tar files of `shard_size` pictures each, <index>.png beside <index>.cls; returns how many."""
+    pictures = (image for part in parts for image in checkpoint.load_tensors(part)["images"].numpy())
+    for start in range(0, len(labels), shard_size):
+        with tarfile.open(folder / f"{start // shard_size:05d}.tar", "w") as shard:
+            for i in range(start, min(start + shard_size, len(labels))):
+                png = io.BytesIO()
+                Image.fromarray(next(pictures)).save(png, "png")
+                for suffix, content in (("png", png.getvalue()), ("cls", str(int(labels[i])).encode())):
+                    member = tarfile.TarInfo(f"{i:08d}.{suffix}")
+                    member.size = len(content)
+                    shard.addfile(member, io.BytesIO(content))
+    return -(-len(labels) // shard_size)
+
+
 def run(config: GenerateConfig, out_dir: Path) -> dict:
     """Sample, decode and write; see the module's docstring."""
     torch.set_flush_denormal(True)
-    flow = TrainedFlow.load(config.model, config.device)
-    codec = load_codec(config.encoder, decoder=config.decoder, device=config.device)
+    ranks = Ranks.start(config.device)
+    flow = TrainedFlow.load(config.model, ranks.device)
+    codec = load_codec(config.encoder, decoder=config.decoder, device=ranks.device)
     check_tokens(ROOT / config.model, codec.encoder)
-    guidance = make_guidance(config.guidance, flow.model, config.device)
-    labels = torch.arange(config.num_samples) % flow.model.num_classes
+    guidance = make_guidance(config.guidance, flow.model, ranks.device)
 
     parts = out_dir / "parts"
     parts.mkdir(exist_ok=True)
-    paths = []
-    for start in range(0, config.num_samples, config.batch_size):
-        indices = range(start, min(start + config.batch_size, config.num_samples))
-        paths.append(parts / f"{start:08d}.safetensors")
-        if not paths[-1].is_file():
-            noise = draw_noise(config.seed, indices, flow.latent_shape)
-            images = draw_images(flow, codec, noise, labels[start : indices.stop], config, guidance)
-            checkpoint.save_tensors(paths[-1], {"images": images})
-        progress(out_dir, indices.stop, config.num_samples, "samples")
+    for indices in batches(config.num_samples, config.batch_size, ranks):
+        path = parts / f"{indices.start:08d}.safetensors"
+        if not path.is_file():
+            images = draw_samples(flow, codec, config, guidance, indices)
+            checkpoint.save_tensors(path, {"images": images})
+        if ranks.is_main:
+            progress(out_dir, indices.stop, config.num_samples, "samples")
+    ranks.wait()
 
-    images = torch.cat([checkpoint.load_tensors(path)["images"] for path in paths])
-    np.savez(out_dir / "samples.npz", arr_0=images.numpy(), labels=labels.numpy())
-    shutil.rmtree(parts)
-    return {"num_samples": len(images), "num_steps": config.num_steps, "image_size": codec.image_size}
+    if ranks.is_main:
+        everyone = batches(config.num_samples, config.batch_size, Ranks(0, 1, config.device))
+        paths = [parts / f"{indices.start:08d}.safetensors" for indices in everyone]
+        labels = torch.arange(config.num_samples) % flow.model.num_classes
+        if config.output == "npz":
+            write_npz(out_dir / "samples.npz", paths, labels)
+        else:
+            write_shards(out_dir, paths, labels, config.shard_size)
+        shutil.rmtree(parts)
+    return {"num_samples": config.num_samples, "num_steps": config.num_steps, "image_size": codec.image_size}
 
 
 if __name__ == "__main__":

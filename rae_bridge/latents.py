@@ -11,6 +11,7 @@ momentum 0.1, in effect of the last twenty batches; these are exact.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -116,21 +117,26 @@ class TokenCache:
         origin = {key: about[key] for key in ("encoder", "features", "fingerprint")}
         return TokenCache(content["tokens"], content["labels"].long(), origin)
 
+    has_flips: ClassVar[bool] = False  # mirror images are in `rae_bridge.cache` only
+
     @property
     def side(self) -> int:
-        """Tokens along each side of the grid.
+        """Tokens along each side of the grid."""
+        return grid_side(self.tokens.shape[1])
+
+    @property
+    def width(self) -> int:
+        """Width of a token."""
+        return self.tokens.shape[2]
+
+    def latents(self, indices: Tensor, is_flipped: Tensor | None = None) -> Tensor:
+        """Latents (B D h w, fp32, not normalised) of the pictures at `indices` (B,).
 
         Raises:
-            ValueError: the grid is not square.
+            ValueError: mirror images are asked for.
         """
-        num_tokens = self.tokens.shape[1]
-        side = round(num_tokens**0.5)
-        if side * side != num_tokens:
-            raise ValueError(f"{num_tokens} tokens a picture are not a square grid; the DiT needs one")
-        return side
-
-    def latents(self, indices: Tensor) -> Tensor:
-        """Latents (B D h w, fp32, not normalised) of the pictures at `indices` (B,)."""
+        if is_flipped is not None:
+            raise ValueError("these tokens hold no mirror images; rae_bridge.cache writes them")
         return to_latents(self.tokens[indices].float(), self.side)
 
     def statistics(self, batch_size: int = 256) -> LatentStatistics:
@@ -139,6 +145,18 @@ class TokenCache:
         for batch in self.tokens.split(batch_size):
             moments.update(to_latents(batch, self.side))
         return moments.statistics()
+
+
+def grid_side(num_tokens: int) -> int:
+    """Tokens along each side of a grid of `num_tokens`.
+
+    Raises:
+        ValueError: the grid is not square.
+    """
+    side = round(num_tokens**0.5)
+    if side * side != num_tokens:
+        raise ValueError(f"{num_tokens} tokens a picture are not a square grid; the DiT needs one")
+    return side
 
 
 def to_latents(tokens: Tensor, side: int) -> Tensor:

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from encoder.checkpoint import load, load_tensors
-from rae_bridge.config import DecoderConfig, DiTConfig, decoder_config, dit_config
 from rae_bridge.decoder import PixelDecoder
 from rae_bridge.dit import DiT, build_dit
+from rae_bridge.shapes import DecoderConfig, DiTConfig, decoder_config, dit_config
 
 
 def load_dit(path: Path | str, config: DiTConfig | Mapping[str, Any]) -> DiT:

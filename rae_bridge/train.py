@@ -1,18 +1,22 @@
 """Stage: train a diffusion transformer by flow matching on the cached tokens of a frozen encoder.
 
-`python -m rae_bridge.train <config.yaml> <out_dir>` writes out_dir/weights: the averaged model (config.json,
-model.safetensors), latent_stats.pt in RAE's format, flow.json with the shift it was trained under, and
-tokens.json, which says whose tokens it knows.
+`python -m rae_bridge.train <config.yaml> <out_dir>` (several processes: `accelerate launch -m
+rae_bridge.train ...`) writes out_dir/weights: the averaged model (config.json, model.safetensors),
+latent_stats.pt in RAE's format, flow.json with the shift it was trained under, and tokens.json, which says
+whose tokens it knows.
 
 Source: RAE (arXiv:2510.11690, Sec. 4-5; src/train.py at a4d18c4). Deviations: labels are dropped, and times
-and noise drawn, from generators that depend on seed and step alone, so that a run repeats and resumes to the
-last bit; the average of the weights has a ramp; accumulation adds up gradients.
+and noise drawn, from generators that depend on seed, step and row alone: a run repeats, resumes to the
+last bit and is the same on any number of processes; the average of the weights has a ramp; accumulation adds
+up gradients; what is compiled is the loss, so that the average is judged by its own weights.
 """
 
 import copy
 import dataclasses
+import functools
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,13 +24,18 @@ from torch import Tensor, nn
 
 from encoder import checkpoint
 from encoder.config import ROOT
-from encoder.optim import autocast, average_weights
+from encoder.optim import MuonWithAdamW, autocast, average_weights
 from encoder.stage import main, progress, write_json
-from rae_bridge.codec import TOKENS_FILE
-from rae_bridge.config import DiTConfig, DiTOptimConfig, TrainDiTConfig
+from rae_bridge.cache import Cache, open_cache
+from rae_bridge.codec import TOKENS_FILE, load_codec
+from rae_bridge.config import DiTOptimConfig, GenerateConfig, TrainDiTConfig
 from rae_bridge.dit import DiT, build_dit
 from rae_bridge.flow import flow_loss, interpolate, sample_time, shift_time, training_shift, velocity_target
-from rae_bridge.latents import LatentStatistics, TokenCache
+from rae_bridge.generate import TrainedFlow, draw_pictures
+from rae_bridge.judge import Judge
+from rae_bridge.latents import LatentStatistics
+from rae_bridge.ranks import Ranks, no_sync, unwrapped
+from rae_bridge.shapes import DiTConfig
 
 NUM_EVALUATED = 1024  # pictures whose loss is reported at the end
 
@@ -46,28 +55,77 @@ class FlowBatch:
         return [FlowBatch(*part) for part in zip(*parts, strict=True)]
 
 
-def draw_batch(latents: Tensor, y: Tensor, config: TrainDiTConfig, shift: float, step: int) -> FlowBatch:
-    """Draw times, noise and dropped labels of one step for normalised latents (B D h w) of classes y (B,)."""
-    device, size = latents.device, len(latents)
+def draw_noise(seed: int, step: int, rows: range, like: Tensor) -> Tensor:
+    """Standard normal noise of `like`'s shape (B D h w): row i from (seed, step, i) alone."""
+    noise, generator = torch.empty_like(like), torch.Generator(like.device)
+    for row, i in zip(noise, rows, strict=True):
+        row.normal_(
+            generator=generator.manual_seed(
+                checkpoint.step_generator(seed, step, f"noise/{i}").initial_seed()
+            )
+        )
+    return noise
+
+
+def draw_batch(
+    latents: Tensor, y: Tensor, config: TrainDiTConfig, shift: float, step: int, part: slice | None = None
+) -> FlowBatch:
+    """Draw times, noise and dropped labels of one step for normalised latents (B D h w) of classes y (B,).
+
+    part: which rows of the step's `batch_size` they are; None: these are all.
+    """
+    size = len(latents) if part is None else config.batch_size
+    rows = range(size)[part or slice(None)]
     draw = checkpoint.step_generator(config.seed, step, "time")
-    t = shift_time(sample_time(size, draw, distribution=config.time_distribution), shift).to(device)
+    t = shift_time(sample_time(size, draw, distribution=config.time_distribution), shift)
     is_dropped = torch.rand(size, generator=draw) < config.class_dropout_prob
-    seed = checkpoint.step_generator(config.seed, step, "noise").initial_seed()
-    noise = torch.randn(latents.shape, generator=torch.Generator(device).manual_seed(seed), device=device)
-    y = torch.where(is_dropped.to(device), config.num_classes, y)
+    t, is_dropped = (value[rows.start : rows.stop].to(latents.device) for value in (t, is_dropped))
+    noise = draw_noise(config.seed, step, rows, latents)
+    y = torch.where(is_dropped, config.num_classes, y)
     return FlowBatch(interpolate(latents, noise, t), t, y, velocity_target(latents, noise))
 
 
-def accumulate_gradients(model: nn.Module, batch: FlowBatch, config: TrainDiTConfig) -> float:
+def batch_loss(model: nn.Module, batch: FlowBatch, precision: str) -> Tensor:
+    """The flow-matching loss of a batch: a scalar."""
+    with autocast(precision, batch.x_t.device.type):
+        velocity = model(batch.x_t, batch.t, batch.y)
+    return flow_loss(velocity, batch.target)
+
+
+def accumulate_gradients(
+    model: nn.Module,
+    batch: FlowBatch,
+    config: TrainDiTConfig,
+    loss_of: Callable[[nn.Module, FlowBatch, str], Tensor] = batch_loss,
+) -> float:
     """Add the gradient of the batch's mean loss, in micro-batches; returns that loss."""
-    total = 0.0
-    for part in batch.split(config.micro_batch_size or len(batch.t)):
-        with autocast(config.precision, part.x_t.device.type):
-            velocity = model(part.x_t, part.t, part.y)
-        loss = flow_loss(velocity, part.target) * (len(part.t) / len(batch.t))
-        loss.backward()
-        total += loss.item()
-    return total
+    parts = batch.split(config.micro_batch_size or len(batch.t))
+    total = torch.zeros((), device=batch.t.device)
+    for i, part in enumerate(parts):
+        with no_sync(model, is_last=i == len(parts) - 1):
+            loss = loss_of(model, part, config.precision) * (len(part.t) / len(batch.t))
+            loss.backward()
+        total = total + loss.detach()
+    return total.item()
+
+
+def build_optimiser(model: nn.Module, config: DiTOptimConfig) -> torch.optim.Optimizer | MuonWithAdamW:
+    """AdamW, or Muon on the matrices of the blocks' attention and MLP with AdamW on everything else.
+
+    The modulation layers stay with AdamW: they start at zero and are wide, so orthogonalising them costs more
+    than all others together.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if config.muon_lr is None:
+        settings = {"betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
+        return torch.optim.AdamW([parameter for _, parameter in named], lr=config.lr, **settings)
+    is_matrix = {
+        name: parameter.ndim == 2 and ".blocks." in f".{name}" and "adaLN" not in name
+        for name, parameter in named
+    }
+    matrices = [parameter for name, parameter in named if is_matrix[name]]
+    rest = [parameter for name, parameter in named if not is_matrix[name]]
+    return MuonWithAdamW(matrices, rest, config, config.muon_lr)
 
 
 def learning_rate(config: DiTOptimConfig, step: int) -> float:
@@ -81,19 +139,25 @@ def learning_rate(config: DiTOptimConfig, step: int) -> float:
 
 
 def train_step(
-    model: nn.Module, optimiser: torch.optim.Optimizer, batch: FlowBatch, config: TrainDiTConfig, step: int
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer | MuonWithAdamW,
+    batch: FlowBatch,
+    config: TrainDiTConfig,
+    step: int,
+    loss_of: Callable[[nn.Module, FlowBatch, str], Tensor] = batch_loss,
 ) -> tuple[float, float]:
-    """One update; returns the loss and the gradient's norm before clipping.
+    """One update; returns this process's loss and the gradient's norm before clipping.
 
     Raises:
         ValueError: the loss or its gradient is not finite; the weights are still those before the step.
     """
-    loss = accumulate_gradients(model, batch, config)
+    loss = accumulate_gradients(model, batch, config, loss_of)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf).item()
     if not math.isfinite(loss + grad_norm):
         raise ValueError(f"loss {loss}, gradient norm {grad_norm} at step {step}; lower optim.lr or use fp32")
+    factor = learning_rate(config.optim, step) / config.optim.lr
     for group in optimiser.param_groups:
-        group["lr"] = learning_rate(config.optim, step)
+        group["lr"] = group.get("peak_lr", config.optim.lr) * factor
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return loss, grad_norm
@@ -105,23 +169,52 @@ def evaluate(model: nn.Module, latents: Tensor, y: Tensor, config: TrainDiTConfi
     batch = draw_batch(latents, y, config, shift, step=-1)
     total = 0.0
     for part in FlowBatch(batch.x_t, batch.t, y, batch.target).split(256):
-        with autocast(config.precision, part.x_t.device.type):
-            velocity = model(part.x_t, part.t, part.y)
-        total += flow_loss(velocity, part.target).item() * len(part.t)
+        total += batch_loss(model, part, config.precision).item() * len(part.t)
     return total / len(y)
 
 
-def build_model(config: TrainDiTConfig, cache: TokenCache) -> DiT:
+class OnlineScore:
+    """The Frechet distance of a few samples of the averaged weights, drawn by all processes together."""
+
+    def __init__(self, config: TrainDiTConfig, cache: Cache, ranks: Ranks) -> None:
+        self.config, self.ranks = config.online, ranks
+        encoder = self.config.encoder or cache.origin["encoder"]
+        self.codec = load_codec(encoder, decoder=self.config.decoder, device=ranks.device)
+        sizes = {"num_samples": self.config.num_samples, "num_steps": self.config.num_steps}
+        about = {"precision": config.precision, "device": ranks.device, "seed": config.seed}
+        self.generate = GenerateConfig(model="", encoder=encoder, **sizes, **about)
+
+    def measure(self, flow: TrainedFlow) -> float:
+        """The distance of what `flow` draws."""
+        judge = Judge(self.config.judge, self.ranks.device)
+        for _, images in draw_pictures(flow, self.codec, self.generate, None, self.ranks):
+            judge.see(images)
+        return judge.merged(self.ranks).distance()
+
+
+def build_model(config: TrainDiTConfig, cache: Cache) -> DiT:
     """A new model for these tokens, its weights drawn from the seed."""
     shape = DiTConfig(
         **dataclasses.asdict(config.size),
         input_size=cache.side,
-        in_channels=cache.tokens.shape[2],
+        in_channels=cache.width,
         num_classes=config.num_classes,
         class_dropout_prob=config.class_dropout_prob,
+        prediction=config.prediction,
     )
     torch.manual_seed(config.seed)
-    return build_dit(shape).to(config.device)
+    return build_dit(shape)
+
+
+def load_batch(
+    cache: Cache, statistics: LatentStatistics, config: TrainDiTConfig, step: int, part: slice, device: str
+) -> tuple[Tensor, Tensor]:
+    """Normalised latents (B D h w) and classes (B,) of rows of a step, mirrored at random if they can be."""
+    indices = checkpoint.batch_indices(config.seed, step, config.batch_size, len(cache.labels))[part]
+    draw = checkpoint.step_generator(config.seed, step, "flip")
+    is_flipped = (torch.rand(config.batch_size, generator=draw) < 0.5)[part] if cache.has_flips else None
+    latents = cache.latents(indices, is_flipped).to(device)
+    return statistics.normalise(latents), cache.labels[indices].to(device)
 
 
 def train(config: TrainDiTConfig, out_dir: Path) -> dict:
@@ -129,25 +222,24 @@ def train(config: TrainDiTConfig, out_dir: Path) -> dict:
     torch.set_flush_denormal(True)  # denormal numbers slow a CPU many times over
 
     # ---- data
-    cache = TokenCache.load(ROOT / config.tokens)
+    ranks = Ranks.start(config.device)
+    part = ranks.part(config.batch_size)
+    cache = open_cache(ROOT / config.tokens)
     if int(cache.labels.max()) >= config.num_classes:
         raise ValueError(
             f"num_classes {config.num_classes}: the tokens have a label {int(cache.labels.max())}"
         )
     given = config.statistics
     statistics = LatentStatistics.load(ROOT / given) if given else cache.statistics()
-    shift = training_shift(cache.tokens[0].numel()) if config.shift is None else config.shift
-
-    def load_batch(indices: Tensor) -> tuple[Tensor, Tensor]:
-        latents = statistics.normalise(cache.latents(indices).to(config.device))
-        return latents, cache.labels[indices].to(config.device)
+    shift = training_shift(cache.width * cache.side**2) if config.shift is None else config.shift
+    load = functools.partial(load_batch, cache, statistics, config, device=ranks.device)
 
     # ---- model, optimiser
-    model = build_model(config, cache).train()
+    model = build_model(config, cache).to(ranks.device).train()
     averaged = copy.deepcopy(model).requires_grad_(False).eval()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    settings = {"betas": config.optim.betas, "weight_decay": config.optim.weight_decay, "fused": True}
-    optimiser = torch.optim.AdamW(trained, lr=config.optim.lr, **settings)
+    optimiser = build_optimiser(model, config.optim)
+    online = OnlineScore(config, cache, ranks) if config.online else None
+    loss_of = torch.compile(batch_loss) if config.compile else batch_loss
 
     # ---- resume
     path, first_step, seconds = out_dir / "checkpoint.pt", 0, 0.0
@@ -158,34 +250,46 @@ def train(config: TrainDiTConfig, out_dir: Path) -> dict:
         optimiser.load_state_dict(state["optimiser"])
         first_step, seconds = state["step"], state["seconds"]
     started = time.monotonic() - seconds
+    model = ranks.wrap(model)
 
     # ---- loop
     for step in range(first_step, config.num_steps):
-        indices = checkpoint.batch_indices(config.seed, step, config.batch_size, len(cache.labels))
-        batch = draw_batch(*load_batch(indices), config, shift, step)
-        loss, grad_norm = train_step(model, optimiser, batch, config, step)
-        average_weights(averaged.parameters(), model.parameters(), config.ema_decay, step)
+        batch = draw_batch(*load(step, part), config, shift, step, part)
+        loss, grad_norm = train_step(model, optimiser, batch, config, step, loss_of)
+        average_weights(averaged.parameters(), unwrapped(model).parameters(), config.ema_decay, step)
         done = step + 1
-        if done % config.log_steps == 0 or done == config.num_steps:
+        is_last = done == config.num_steps
+        if done % config.log_steps == 0 or is_last:
+            loss = ranks.mean(torch.tensor(loss, device=ranks.device)).item()
             scalars = {"loss": loss, "grad_norm": grad_norm, "lr": learning_rate(config.optim, step)}
             rate = (done - first_step) * config.batch_size / (time.monotonic() - started - seconds)
-            progress(out_dir, done, config.num_steps, **scalars, samples_per_second=rate)
-        if done % config.checkpoint_steps == 0 or done == config.num_steps:
-            state = {"step": done, "seconds": time.monotonic() - started, "model": model.state_dict()}
-            averages = {"averaged": averaged.state_dict(), "optimiser": optimiser.state_dict()}
-            checkpoint.save(path, state | averages)
+            if ranks.is_main:
+                progress(out_dir, done, config.num_steps, **scalars, samples_per_second=rate)
+        if online and (done % config.online.every_steps == 0 or is_last):
+            distance = online.measure(TrainedFlow(averaged, statistics, shift))
+            if ranks.is_main:
+                progress(out_dir, done, config.num_steps, frechet_distance=distance)
+        if ranks.is_main and (done % config.checkpoint_steps == 0 or is_last):
+            state = {"step": done, "seconds": time.monotonic() - started, "optimiser": optimiser.state_dict()}
+            weights = {"model": unwrapped(model).state_dict(), "averaged": averaged.state_dict()}
+            checkpoint.save(path, state | weights)
 
     # ---- save
     seconds = time.monotonic() - started
-    averaged.save_pretrained(out_dir / "weights")
-    statistics.save(out_dir / "weights" / "latent_stats.pt")
-    write_json(out_dir / "weights" / "flow.json", {"shift": shift})
-    write_json(out_dir / "weights" / TOKENS_FILE, cache.origin)
-    evaluated = load_batch(torch.arange(min(NUM_EVALUATED, len(cache.labels))))
-    return {
-        "loss": evaluate(averaged, *evaluated, config, shift),
+    if ranks.is_main:
+        averaged.save_pretrained(out_dir / "weights")
+        statistics.save(out_dir / "weights" / "latent_stats.pt")
+        write_json(out_dir / "weights" / "flow.json", {"shift": shift})
+        write_json(out_dir / "weights" / TOKENS_FILE, cache.origin)
+    ranks.wait()
+    first = torch.arange(min(NUM_EVALUATED, len(cache.labels)))
+    latents = statistics.normalise(cache.latents(first).to(ranks.device))
+    loss = evaluate(averaged, latents, cache.labels[first].to(ranks.device), config, shift)
+    result = {"frechet_distance": distance} if online and first_step < config.num_steps else {}
+    return result | {
+        "loss": loss,
         "num_samples": config.num_steps * config.batch_size,
-        "num_parameters": sum(parameter.numel() for parameter in trained),
+        "num_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "shift": shift,
         "training_seconds": round(seconds, 1),
     }

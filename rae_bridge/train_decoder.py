@@ -2,10 +2,12 @@
 
 `python -m rae_bridge.train_decoder <config.yaml> <out_dir>` writes out_dir/weights: the averaged decoder in
 fp16 (config.json, model.safetensors), tokens.json and card.yaml. Pixel and perceptual losses are those of
-OpenVision 3's own decoder, so that the two can be compared.
+OpenVision 3's own decoder, so that the two can be compared; RAE's adversarial term is `adversarial`.
+Several processes: `accelerate launch -m rae_bridge.train_decoder ...`.
 
-Source: RAE (arXiv:2510.11690, Sec. 3; src/train_stage1.py at a4d18c4). Deviations: no adversarial term; the
-perceptual distance may be Lite1's; the encoder runs once, before the first step.
+Source: RAE (arXiv:2510.11690, Sec. 3; src/train_stage1.py at a4d18c4). Deviations: the perceptual distance
+may be Lite1's; the encoder runs once, before the first step; the adaptive weight compares the gradients of
+the whole batch on any number of processes.
 """
 
 import copy
@@ -13,7 +15,7 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from encoder import checkpoint
 from encoder.batch import to_pixels
@@ -23,51 +25,87 @@ from encoder.data.shards import load_images
 from encoder.evaluate import psnr
 from encoder.frozen import FrozenEncoder
 from encoder.losses import PerceptualLoss, pixel_l1
-from encoder.optim import autocast, average_weights, build_adamw, update
+from encoder.optim import autocast, average_weights, build_adamw, update, warmup_cosine
 from encoder.stage import main, progress, write_json
 from rae_bridge.codec import TOKENS_FILE, load_for_generation, origin_of
-from rae_bridge.config import DecoderConfig, TrainDecoderConfig
+from rae_bridge.config import TrainDecoderConfig
 from rae_bridge.decoder import PixelDecoder
+from rae_bridge.discriminator import Adversary
+from rae_bridge.ranks import Ranks, unwrapped
+from rae_bridge.shapes import DecoderConfig
 
 EVAL_BATCH = 100
 
 
-def noise_tokens(tokens: Tensor, config: TrainDecoderConfig, step: int) -> Tensor:
-    """tokens (B N D) + sigma * N(0, I), one sigma a sample, drawn from (seed, step)."""
+def noise_tokens(tokens: Tensor, config: TrainDecoderConfig, step: int, part: slice | None = None) -> Tensor:
+    """tokens (B N D) + sigma * N(0, I), one sigma a sample, drawn from (seed, step).
+
+    part: which rows of the step's `batch_size` they are; None: these are all.
+    """
+    size = len(tokens) if part is None else config.batch_size
     generator = checkpoint.step_generator(config.seed, step, "noise")
     draw = torch.rand if config.noise == "uniform" else torch.randn
-    sigma = config.tau * draw(len(tokens), 1, 1, generator=generator).abs()
-    return tokens + sigma * torch.randn(tokens.shape, generator=generator)
+    sigma = config.tau * draw(size, 1, 1, generator=generator).abs()
+    noise = sigma * torch.randn((size, *tokens.shape[1:]), generator=generator)
+    return tokens + noise[part or slice(None)].to(tokens.device)
 
 
 def train_step(
-    decoder: PixelDecoder,
+    decoder: nn.Module,
     tokens: Tensor,
     pixels: Tensor,
     config: TrainDecoderConfig,
     step: int,
     perceptual: PerceptualLoss | None,
+    adversary: Adversary | None = None,
+    part: slice | None = None,
 ) -> dict[str, Tensor]:
     """The loss and its terms for tokens (B N D) and the pixels (B 3 H W, in [0, 1]) they stand for."""
-    with autocast(config.precision):
-        pixels_hat = decoder(noise_tokens(tokens, config, step))
+    with autocast(config.precision, tokens.device.type):
+        pixels_hat = decoder(noise_tokens(tokens, config, step, part))
     terms = {"pixel": pixel_l1(pixels_hat, pixels)}
     loss = terms["pixel"]
     if perceptual is not None and step >= config.perceptual_from * config.num_steps:
         num_seen = max(1, round(config.perceptual_fraction * len(pixels)))
         terms["perceptual"] = perceptual(pixels_hat[:num_seen], pixels[:num_seen])
         loss = loss + config.perceptual_weight * terms["perceptual"]
+    if adversary is not None and step >= config.adversarial.acts_from * config.num_steps:
+        draws = adversary.draws(step, "decoder", part or slice(None), config.batch_size)
+        last = unwrapped(decoder).decoder_pred.weight
+        terms["adversarial"] = adversary.term(pixels_hat, loss, last, draws)
+        loss = loss + terms["adversarial"]
     return {"loss": loss, **terms}
 
 
-def encode_split(encoder: FrozenEncoder, images: Tensor, out_dir: Path, split: str) -> Tensor:
+def adversary_step(
+    adversary: Adversary,
+    decoder: PixelDecoder,
+    tokens: Tensor,
+    pixels: Tensor,
+    config: TrainDecoderConfig,
+    step: int,
+    part: slice,
+) -> dict[str, Tensor]:
+    """One step of the discriminator on pixels and on what the updated decoder makes of clean tokens."""
+    with torch.no_grad(), autocast(config.precision, tokens.device.type):
+        pixels_hat = decoder(tokens)
+    kinds = ("real", "fake")
+    draws = tuple(adversary.draws(step, kind, part, config.batch_size) for kind in kinds)
+    adversary.set_rate(warmup_cosine(step, config.num_steps, config.optim.warmup_steps))
+    return {"discriminator": adversary.learn(pixels, pixels_hat, draws)}
+
+
+def encode_split(
+    encoder: FrozenEncoder, images: Tensor, out_dir: Path, split: str, device: str = "cpu"
+) -> Tensor:
     """Tokens of every image (M H W 3 uint8) as M N D fp16, kept in out_dir for the next start."""
     path = out_dir / f"tokens-{split}.safetensors"
     if path.is_file():
         return checkpoint.load_tensors(path)["tokens"]
     encoded = []
     for start in range(0, len(images), EVAL_BATCH):
-        encoded.append(encoder.encode(to_pixels(images[start : start + EVAL_BATCH])).half())
+        batch = images[start : start + EVAL_BATCH].to(device)
+        encoded.append(encoder.encode(to_pixels(batch)).half().cpu())
         progress(out_dir, start, len(images), f"tokens of {split}")
     checkpoint.save_tensors(path, {"tokens": torch.cat(encoded)})
     return torch.cat(encoded)
@@ -114,21 +152,31 @@ def train(config: TrainDecoderConfig, out_dir: Path) -> dict:
     torch.set_flush_denormal(True)  # denormal numbers slow a CPU many times over
 
     # ---- data: every picture in memory as uint8, every token as fp16
-    encoder = load_for_generation(config.encoder, config.features)
+    ranks = Ranks.start(config.device)
+    part, device = ranks.part(config.batch_size), ranks.device
+    encoder = load_for_generation(config.encoder, config.features, device)
     size = config.image_size or encoder.image_size
     limits = {"train": config.train_limit, config.eval_split: config.eval_limit}
     splits = {
         split: torch.as_tensor(load_images(ROOT / config.data, split, limit, image_size=size)[0])
         for split, limit in limits.items()
     }
-    encoded = {split: encode_split(encoder, images, out_dir, split) for split, images in splits.items()}
+    if ranks.is_main:  # the others read what it has kept
+        for split, images in splits.items():
+            encode_split(encoder, images, out_dir, split, device)
+    ranks.wait()
+    encoded = {
+        split: encode_split(encoder, images, out_dir, split, device) for split, images in splits.items()
+    }
     images, tokens = splits["train"], encoded["train"]
 
     # ---- model, optimiser
-    decoder = build_decoder(config, encoder).train()
+    decoder = build_decoder(config, encoder).to(device).train()
     averaged = copy.deepcopy(decoder).requires_grad_(False).eval()
     optimiser = build_adamw(decoder, config.optim)
-    perceptual = PerceptualLoss(config.perceptual) if config.perceptual_weight else None
+    perceptual = PerceptualLoss(config.perceptual).to(device) if config.perceptual_weight else None
+    adversarial = config.adversarial
+    adversary = adversarial and Adversary(adversarial, ranks, config.precision, config.seed)
 
     # ---- resume
     path, first_step, seconds = out_dir / "checkpoint.pt", 0, 0.0
@@ -137,37 +185,46 @@ def train(config: TrainDecoderConfig, out_dir: Path) -> dict:
         decoder.load_state_dict(state["decoder"])
         averaged.load_state_dict(state["averaged"])
         optimiser.load_state_dict(state["optimiser"])
+        if adversary:
+            adversary.load_state_dict(state["adversary"])
         first_step, seconds = state["step"], state["seconds"]
     started = time.monotonic() - seconds
+    model = ranks.wrap(decoder)
 
     # ---- loop
     for step in range(first_step, config.num_steps):
-        indices = checkpoint.batch_indices(config.seed, step, config.batch_size, len(images))
-        batch = tokens[indices].float(), to_pixels(images[indices])
-        terms = train_step(decoder, *batch, config, step, perceptual)
+        indices = checkpoint.batch_indices(config.seed, step, config.batch_size, len(images))[part]
+        batch = tokens[indices].to(device).float(), to_pixels(images[indices].to(device))
+        terms = train_step(model, *batch, config, step, perceptual, adversary, part)
         grad_norm = update(optimiser, terms["loss"], config.optim, step, config.num_steps)
         average_weights(averaged.parameters(), decoder.parameters(), config.ema_decay, step)
+        if adversary and step >= adversarial.learns_from * config.num_steps:
+            terms |= adversary_step(adversary, decoder, *batch, config, step, part)
         done = step + 1
         if done % config.log_steps == 0 or done == config.num_steps:
             rate = (done - first_step) * config.batch_size / (time.monotonic() - started - seconds)
-            scalars = {name: value.item() for name, value in terms.items()} | {"grad_norm": grad_norm}
-            progress(out_dir, done, config.num_steps, **scalars, samples_per_second=rate)
-        if done % config.checkpoint_steps == 0 or done == config.num_steps:
+            scalars = {name: ranks.mean(value.detach()).item() for name, value in terms.items()}
+            if ranks.is_main:
+                about = {**scalars, "grad_norm": grad_norm, "samples_per_second": rate}
+                progress(out_dir, done, config.num_steps, **about)
+        if ranks.is_main and (done % config.checkpoint_steps == 0 or done == config.num_steps):
             state = {"step": done, "seconds": time.monotonic() - started, "optimiser": optimiser.state_dict()}
-            checkpoint.save(
-                path, {**state, "decoder": decoder.state_dict(), "averaged": averaged.state_dict()}
-            )
+            state |= {"decoder": decoder.state_dict(), "averaged": averaged.state_dict()}
+            checkpoint.save(path, state | ({"adversary": adversary.state_dict()} if adversary else {}))
 
     # ---- export, evaluate what was written
     seconds = time.monotonic() - started
     folder = out_dir / "weights"
-    averaged.save_pretrained(folder, dtype=torch.float16)
-    write_json(folder / TOKENS_FILE, origin_of(encoder))
+    if ranks.is_main:
+        averaged.save_pretrained(folder, dtype=torch.float16)
+        write_json(folder / TOKENS_FILE, origin_of(encoder))
+    ranks.wait()
     split = config.eval_split
     scores = evaluate(PixelDecoder.from_pretrained(folder.resolve()), encoded[split], splits[split])
-    what = f"ViT pixel decoder on the tokens of {encoder.name}"
-    stage = "rae_bridge.train_decoder"
-    write_card(folder, what=what, stage=stage, config=config, seconds=seconds, scores=scores)
+    if ranks.is_main:
+        what = f"ViT pixel decoder on the tokens of {encoder.name}"
+        stage = "rae_bridge.train_decoder"
+        write_card(folder, what=what, stage=stage, config=config, seconds=seconds, scores=scores)
     return scores
 
 

@@ -12,6 +12,11 @@ from einops import rearrange
 from PIL import Image
 
 from encoder.frozen import FrozenEncoder
+from encoder.stage import write_json
+from rae_bridge.codec import load_for_generation, origin_of
+from rae_bridge.config import DiTConfig
+from rae_bridge.dit import build_dit
+from rae_bridge.latents import LatentStatistics
 
 torch.set_num_threads(1)
 
@@ -48,6 +53,29 @@ def blind_to_pixels() -> str:
 def invertible() -> str:
     """Source of an encoder that can."""
     return f"module:{__name__}:InvertibleEncoder"
+
+
+@pytest.fixture
+def write_model():
+    """A function that writes a weights folder as `rae_bridge.train` leaves it, with random weights."""
+    return write_random_model
+
+
+def write_random_model(folder, encoder_source, seed=0, class_dropout_prob=0.1):
+    """A weights folder as `rae_bridge.train` leaves it, with random weights."""
+    size = {"hidden_size": (16, 16), "depth": (1, 1), "num_heads": (2, 2), "input_size": 2, "in_channels": 48}
+    torch.manual_seed(seed)
+    model = build_dit(DiTConfig(**size, num_classes=3, class_dropout_prob=class_dropout_prob))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(std=0.2)
+    model.save_pretrained(folder)
+    LatentStatistics(torch.full((48, 2, 2), 0.1), torch.full((48, 2, 2), 0.2)).save(
+        folder / "latent_stats.pt"
+    )
+    write_json(folder / "flow.json", {"shift": 2.0})
+    write_json(folder / "tokens.json", origin_of(load_for_generation(encoder_source)))
+    return folder
 
 
 @pytest.fixture

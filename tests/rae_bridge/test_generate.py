@@ -15,33 +15,15 @@ from encoder.stage import write_json
 from rae_bridge import generate as stage
 from rae_bridge import reconstruct
 from rae_bridge import sample as sampling
-from rae_bridge.codec import Codec, load_codec, load_for_generation, origin_of, to_images
-from rae_bridge.config import DiTConfig, GenerateConfig, GuidanceConfig, ReconstructConfig
-from rae_bridge.dit import build_dit
-from rae_bridge.latents import LatentStatistics, to_latents
+from rae_bridge.codec import Codec, load_codec, load_for_generation, to_images
+from rae_bridge.config import GenerateConfig, GuidanceConfig, ReconstructConfig
+from rae_bridge.latents import to_latents
 
 CLASSES = 3
 
 
-def write_model(folder, encoder_source, seed=0, class_dropout_prob=0.1):
-    """A weights folder as `rae_bridge.train` leaves it, with random weights."""
-    size = {"hidden_size": (16, 16), "depth": (1, 1), "num_heads": (2, 2), "input_size": 2, "in_channels": 48}
-    torch.manual_seed(seed)
-    model = build_dit(DiTConfig(**size, num_classes=CLASSES, class_dropout_prob=class_dropout_prob))
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data.normal_(std=0.2)
-    model.save_pretrained(folder)
-    LatentStatistics(torch.full((48, 2, 2), 0.1), torch.full((48, 2, 2), 0.2)).save(
-        folder / "latent_stats.pt"
-    )
-    write_json(folder / "flow.json", {"shift": 2.0})
-    write_json(folder / "tokens.json", origin_of(load_for_generation(encoder_source)))
-    return folder
-
-
 @pytest.fixture
-def config(tmp_path, invertible) -> GenerateConfig:
+def config(tmp_path, invertible, write_model) -> GenerateConfig:
     model = write_model(tmp_path / "model", invertible)
     return GenerateConfig(model=str(model), encoder=invertible, num_samples=8, num_steps=4, batch_size=3)
 
@@ -105,7 +87,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(config, tmp_path, monkeypat
     assert not (tmp_path / "cut" / "parts").exists()
 
 
-def test_guidance_is_built_from_folders_and_refused_where_it_cannot_be(config, tmp_path, invertible):
+def test_guidance_is_built_from_folders_and_refused_where_it_cannot_be(
+    config, tmp_path, invertible, write_model
+):
     weaker = write_model(tmp_path / "weaker", invertible, seed=1)
     plain = run(config, tmp_path / "plain")[1]
     for name, guidance in (

@@ -79,10 +79,10 @@ def test_a_killed_run_goes_on_to_the_same_last_bit(config, tmp_path, monkeypatch
     whole = stage.train(config, folder(tmp_path, "whole"))
     original = stage.train_step
 
-    def killed(decoder, tokens, pixels, config, step, perceptual):
+    def killed(decoder, tokens, pixels, config, step, *others):
         if step == 4:
             raise KeyboardInterrupt
-        return original(decoder, tokens, pixels, config, step, perceptual)
+        return original(decoder, tokens, pixels, config, step, *others)
 
     cut = folder(tmp_path, "cut")
     monkeypatch.setattr(stage, "train_step", killed)

@@ -1,0 +1,124 @@
+"""Stage: the Frechet distance of samples against guidance scale and against number of steps, as a figure.
+
+`python -m rae_bridge.sweep <config.yaml> <out_dir>` writes out_dir/sweep.json and sweep.png. Every point
+draws the same classes from the same noise and is kept once it is known, so that an interrupted run goes on.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from encoder.config import ROOT
+from encoder.stage import main, progress, write_json
+from rae_bridge.codec import check_tokens, load_codec
+from rae_bridge.config import GenerateConfig, GuidanceConfig, SweepConfig
+from rae_bridge.generate import TrainedFlow, draw_pictures, make_guidance
+from rae_bridge.judge import Judge
+from rae_bridge.ranks import Ranks
+
+RESULT = "sweep.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One setting of the sampler."""
+
+    scale: float
+    steps: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the result file."""
+        return f"scale={self.scale:g} steps={self.steps}"
+
+
+def points(config: SweepConfig) -> tuple[list[Point], list[Point]]:
+    """The points along the scale, and those along the steps."""
+    along_scale = [Point(scale, config.default_steps) for scale in config.scales]
+    return along_scale, [Point(config.default_scale, steps) for steps in config.steps]
+
+
+def generate_config(config: SweepConfig, point: Point) -> GenerateConfig:
+    """What `rae_bridge.generate` would be given for one point.
+
+    Raises:
+        ValueError: a combination that it refuses.
+    """
+    guidance = None
+    if point.scale != 1:
+        about = {"interval": config.interval, "model": config.weaker}
+        guidance = GuidanceConfig(kind=config.kind, scale=point.scale, **about)
+    names = (
+        "model",
+        "encoder",
+        "decoder",
+        "num_samples",
+        "solver",
+        "batch_size",
+        "precision",
+        "device",
+        "seed",
+    )
+    shared = {name: getattr(config, name) for name in names}
+    return GenerateConfig(**shared, seed=config.seed, num_steps=point.steps, guidance=guidance)
+
+
+def draw_figure(path: Path, config: SweepConfig, distances: dict[str, float]) -> None:
+    """Two curves beside each other: over scale, over steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.5), sharey=True, layout="constrained")
+    along_scale, along_steps = points(config)
+    panels = (
+        (axes[0], along_scale, "scale", f"{config.kind} guidance scale ({config.default_steps} model calls)"),
+        (axes[1], along_steps, "steps", f"model calls (guidance scale {config.default_scale:g})"),
+    )
+    for axis, some, name, label in panels:
+        pairs = sorted((getattr(point, name), distances[point.key]) for point in some)
+        axis.plot(*zip(*pairs, strict=True), marker="o")
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+    axes[1].set_xscale("log")
+    axes[1].set_xticks(sorted(config.steps), [str(steps) for steps in sorted(config.steps)], minor=False)
+    axes[1].minorticks_off()
+    axes[0].set_ylabel(f"Frechet distance, {config.num_samples} samples")
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def run(config: SweepConfig, out_dir: Path) -> dict:
+    """Sample and judge each point; see the module's docstring."""
+    torch.set_flush_denormal(True)
+    along_scale, along_steps = points(config)
+    wanted = {point.key: generate_config(config, point) for point in (*along_scale, *along_steps)}
+    flow = TrainedFlow.load(config.model, config.device)
+    codec = load_codec(config.encoder, decoder=config.decoder, device=config.device)
+    check_tokens(ROOT / config.model, codec.encoder)
+    judge = Judge(config.judge, config.device)
+    path = out_dir / RESULT
+    distances: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+    for key, settings in wanted.items():
+        if key not in distances:
+            fresh = judge.again()
+            guidance = make_guidance(settings.guidance, flow.model, config.device)
+            for _, images in draw_pictures(flow, codec, settings, guidance, Ranks(0, 1, config.device)):
+                fresh.see(images)
+            distances[key] = fresh.distance()
+            write_json(path, distances)
+        progress(out_dir, len(distances), len(wanted), "points")
+    draw_figure(out_dir / "sweep.png", config, distances)
+    best = min(wanted, key=distances.__getitem__)
+    return {
+        "distances": {key: distances[key] for key in wanted},
+        "best": best,
+        "num_samples": config.num_samples,
+    }
+
+
+if __name__ == "__main__":
+    main(SweepConfig, run)
