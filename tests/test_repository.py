@@ -21,6 +21,7 @@ RECIPES = {
     "ov3": TrainConfig,
     "clip": TrainConfig,
     "clip_decoder": TrainDecoderConfig,
+    "llama-lessons": TrainLlmConfig,
     "llama": TrainLlmConfig,
 }
 
