@@ -8,6 +8,9 @@ from typing import Literal
 
 from encoder.options import OptimConfig, Precision
 
+Template = Literal["plain", "vicuna_v1", "chat"]  # see `prompt`
+Aspect = Literal["stretch", "crop", "pad"]  # how a picture becomes square
+Grouping = Literal["length", "modality", "random"]  # of samples to batches
 Attention = Literal["eager", "sdpa"]  # on a CPU, eager is the faster of the two below about 250 tokens
 
 
@@ -33,6 +36,7 @@ class TrainLlmConfig:
     """Stage `llava_bridge.train_llm`: train the demo's Llama on text alone, from scratch."""
 
     corpus: list[str]  # JSONL files of {id, conversations} and {id, text} rows
+    init: str | None = None  # folder of a trained Llama to go on from, in its own shape and vocabulary
     num_steps: int  # on whole conversations
     batch_size: int = 16
     num_lesson_steps: int = 0  # before them, on single questions of growing length: see `lessons`
@@ -71,23 +75,44 @@ class LlavaConfig:
     )
     data: list[str]  # LLaVA JSON or JSONL files
     image_root: str | None = None  # folder of the pictures; needed when there are no cached tokens
+    more_image_roots: list[str] = field(default_factory=list)  # searched after it, in order
+    # LLaVA-1.5: crop in stage 1, pad in stage 2. Cached tokens were made with `stretch`.
+    aspect: Aspect = "stretch"
     tokens: str | None = (
         None  # folder written by `encoder.tokens` for these pictures; None: the tower runs at every step
     )
     # stage 1: folder of a causal language model with its tokenizer; stage 2: the folder that stage 1 wrote
     init: str
+    # None: the stage's own (plain, vicuna_v1); `chat`: the language model's own chat template in stage 2
+    template: Template | None = None
     num_epochs: float = 1.0
     batch_size: int  # of one optimiser step, all processes and accumulated micro-batches together
     micro_batch_size: int | None = None  # of one forward pass on one process; None: no accumulation
     learning_rate: float  # LLaVA-1.5: 1e-3 in stage 1, 2e-5 in stage 2; peak of a cosine
     warmup_fraction: float = 0.03
     weight_decay: float = 0.0
+    # of the loss: `tokens` counts every supervised token of a step alike (transformers 5); `samples` averages
+    # each micro-batch first, as LLaVA's original did, so that short answers weigh more
+    loss_average: Literal["tokens", "samples"] = "tokens"
     max_length: int = 2048  # tokens, pictures' included
+    # samples of similar length share a batch; `modality`: all with a picture or all without, too (LLaVA-1.5)
+    grouping: Grouping = "length"
+    # Tokens of a packed row; None: a sample a row, padded. Packed samples cannot see each other: the loss is
+    # that of separate rows.
+    pack_length: int | None = None
+    # Rows are padded to a multiple of this: on a CPU every new length builds new kernels, which take time and
+    # stay in memory.
+    length_multiple: int = 32
+    lora_rank: int | None = None  # None: the whole language model learns. LLaVA-1.5: 128
+    lora_alpha: float = 256.0
+    lora_dropout: float = 0.05
+    projector_learning_rate: float | None = None  # None: learning_rate. LLaVA-1.5's LoRA: 2e-5
     precision: Precision = "bf16"
     attention: Attention = "sdpa"
     gradient_checkpointing: bool = False
     deepspeed: str | None = "configs/deepspeed/zero2.json"  # None: transformers' Trainer alone
-    max_missing_fraction: float = 0.0  # of the pictures; beyond it the run stops before the first step
+    # of the pictures; beyond it the run stops before the first step. `encoder.tokens` skips as many.
+    max_missing_fraction: float = 0.01
     seed: int = 0
     log_steps: int = 10
     checkpoint_steps: int = 200
@@ -99,6 +124,16 @@ class LlavaConfig:
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}"
             )
+        if self.tokens is not None and self.aspect != "stretch":
+            raise ValueError(
+                f"aspect '{self.aspect}' with cached tokens, which were made with 'stretch'; drop one of them"
+            )
+        if self.pack_length is not None and self.pack_length < self.max_length:
+            raise ValueError(
+                f"pack_length {self.pack_length} must be at least max_length {self.max_length}, a sample's"
+            )
+        if self.stage == 1 and (self.lora_rank is not None or self.template == "chat"):
+            raise ValueError("stage 1 trains the projector on captions: lora_rank, template are of stage 2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
