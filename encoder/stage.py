@@ -10,14 +10,15 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from encoder.config import dump, load
+from encoder.config import dump, load, read_yaml, resolve
 
 DONE = "DONE.json"
 PROGRESS = "progress.json"
+CONFIG = "config.yaml"
 BAD_INPUT = 2  # exit code: the caller is wrong; nothing was started
 INTERRUPTED = 130
 _SECONDS_BETWEEN_REPORTS = 0.5
@@ -40,7 +41,9 @@ def main(config_class: type, run: Callable[[Any, Path], dict], argv: list[str] |
     try:
         config = load(config_class, Path(argv[0]), argv[2:])
         make_writable(out_dir)
-        dump(config, out_dir / "config.yaml")
+        if os.environ.get("RANK", "0") == "0":  # of several processes, one looks and writes
+            refuse_other_config(config, out_dir)
+            dump(config, out_dir / CONFIG)
         started = time.monotonic()
         result = run(config, out_dir)
     except (ValueError, OSError) as error:  # also a full disk
@@ -54,6 +57,28 @@ def main(config_class: type, run: Callable[[Any, Path], dict], argv: list[str] |
     write_json(out_dir / DONE, {
         "stage": _module_name(), "seconds": round(time.monotonic() - started, 2),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "result": result})
+
+
+def refuse_other_config(config: Any, out_dir: Path) -> None:
+    """Raises: ValueError if the stage was begun in this folder with another value of some key, naming it.
+
+    Keys that the older config.yaml does not have are passed over.
+    """
+    path = out_dir / CONFIG
+    if (out_dir / PROGRESS).is_file() and path.is_file():
+        for key, before, now in _differences(read_yaml(path), resolve(config)):
+            raise ValueError(
+                f"{out_dir} was begun with {key}={before}, not {now}; choose another folder or delete it"
+            )
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Key, old and new value, for every key of both that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted(before.keys() & now.keys()):
+            yield from _differences(before[name], now[name], f"{key}.{name}" if key else name)
+    elif before != now:
+        yield key, before, now
 
 
 def progress(out_dir: Path, done: int, total: int, unit: str = "steps", **scalars: float) -> None:

@@ -36,6 +36,21 @@ def test_a_stage_writes_its_result_last_and_never_runs_twice(tmp_path):
     assert calls == [4] and done["result"] == {"twice": 8} and done["peak_memory_mb"] > 0
 
 
+def test_a_folder_that_was_begun_with_other_values_is_refused(tmp_path, capsys):
+    def interrupted(config, out_dir):
+        stage.progress(out_dir, 1, 2)
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit, match=str(stage.INTERRUPTED)):
+        stage.main(Options, interrupted, write_config(tmp_path))
+    with pytest.raises(SystemExit, match=str(stage.BAD_INPUT)):
+        stage.main(Options, lambda *_: pytest.fail("ran"), write_config(tmp_path, "number: 5\n"))
+    assert "was begun with number=4, not 5; choose another folder" in capsys.readouterr().err
+    (tmp_path / "out" / stage.CONFIG).write_text("older: 1\n")  # keys that came later are passed over
+    stage.main(Options, lambda *_: {}, write_config(tmp_path))
+    assert (tmp_path / "out" / stage.DONE).is_file()
+
+
 @pytest.mark.parametrize(("text", "part"), [
     ("numbr: 4\n", "did you mean 'number'"), ("number: x\n", "expected int")])
 def test_bad_config_exits_2_before_work_with_one_line(tmp_path, capsys, text, part):
