@@ -10,14 +10,14 @@ from rich.console import Console
 
 from encoder.config import dump
 from encoder.stage import BAD_INPUT, INTERRUPTED, make_writable
-from harness import leaderboard, report, tables, verbs
-from harness.config import ALL, Options, Preset, chosen_suites, parse
+from harness import comparisons, leaderboard, report, tables, verbs
+from harness.config import ABLATION, ALL, Options, Preset, SuiteConfig, chosen_suites, parse
 from harness.display import Display
 from harness.encoders import resolve_encoder
 from harness.launch import Launcher, Outcome
 from harness.lock import FolderBusyError, hold
 from harness.plan import print_choices, print_plan
-from harness.results import Identity, collect
+from harness.results import Identity, collect, merge_seeds
 from harness.saved import RUN_CONFIG
 from harness.stages import Graph
 from harness.suites import plan_suite
@@ -29,10 +29,12 @@ python harness/run.py [--list | --plan] [key=value ...]
 python harness/run.py verify results/demo          is every table what the result files say?
 python harness/run.py compare results/a results/b  two folders side by side: config, provenance, numbers
 
-  suite=understanding|generation|all   what to measure (all)
+  suite=understanding|generation|all   what to measure (all: both)
+  suite=ablation                       train variants of OpenVision 3, measure each: branches, omega, tau, ...
   preset=demo                          sizes of everything: configs/presets (demo: a laptop CPU, no download)
   encoders=[ov3-demo,clip-demo]        which frozen encoders: names of configs/encoders, a folder, or
                                        module:my_module:MyEncoder, timm:<model>, ... (the preset's)
+  seeds=[0,1]                          what depends on the seed runs for each: mean, deviation, n
   seed=0  device=cpu|cuda  launch=local  runs_dir=runs  results_dir=results
   a.b=value                            a value of the preset, e.g. rae.train.num_steps=100
 
@@ -76,22 +78,24 @@ def main(words: Sequence[str]) -> int:
 
 
 def make_plans(graph: Graph, options: Options, preset: Preset) -> list[SuitePlan]:
-    """The chosen suites' stages added to `graph`; the other suites are planned too, so that every section is
-    checked."""
+    """The chosen suites' stages added to `graph`, a plan for each suite and seed; the other suites are
+    planned too, so that every section is checked."""
     names = options.encoders or preset.encoders
     device = options.device or preset.device
 
-    def request(suite, into: Graph) -> Request:
+    def request(suite: SuiteConfig, into: Graph, seed: int) -> Request:
         encoders = [resolve_encoder(name) for name in dict.fromkeys([*names, *suite.controls])]
-        return Request(
-            graph=into, preset=preset, suite=suite, encoders=encoders, seed=options.seed, device=device
-        )
+        return Request(graph=into, preset=preset, suite=suite, encoders=encoders, seed=seed, device=device)
 
     chosen = chosen_suites(options.suite)
-    plans = [plan_suite(request(suite, graph)) for suite in chosen]
-    for suite in chosen_suites(ALL):
+    plans = []
+    for seed in options.all_seeds:
+        graph.note = f", seed {seed}" if seed != options.all_seeds[0] else ""
+        plans += [plan_suite(request(suite, graph, seed)) for suite in chosen]
+    every = chosen_suites(ALL) + (chosen_suites(ABLATION) if preset.ablation else [])
+    for suite in every:
         if suite not in chosen:
-            plan_suite(request(suite, Graph(graph.runs_dir)))
+            plan_suite(request(suite, Graph(graph.runs_dir), options.seed))
     return plans
 
 
@@ -103,7 +107,8 @@ def run(graph: Graph, plans: list[SuitePlan], options: Options, preset: Preset, 
         display = Display(graph, preset.jobs, console)
         launcher = Launcher(graph=graph, jobs=preset.jobs, threads=preset.threads, lock=lock, display=display)
         outcomes = launcher.run()
-        reports = [_report(plan, outcomes, options, preset, console) for plan in plans]
+        suites = {plan.suite.name: [each for each in plans if each.suite is plan.suite] for plan in plans}
+        reports = [_report(seeds, outcomes, options, preset, console) for seeds in suites.values()]
         page = report.write(options.results_dir.resolve() / options.preset)
     console.print("\nfiles:")
     for path in [*(path for each in reports for path in each.files), page]:
@@ -118,15 +123,26 @@ class _Report:
 
 
 def _report(
-    plan: SuitePlan, outcomes: Mapping[Path, Outcome], options: Options, preset: Preset, console: Console
+    plans: Sequence[SuitePlan],
+    outcomes: Mapping[Path, Outcome],
+    options: Options,
+    preset: Preset,
+    console: Console,
 ) -> _Report:
-    """Write a suite's result files, leaderboard, config and figures, and show its tables."""
+    """Write a suite's result files, leaderboard, config and figures, and show its tables; `plans` holds the
+    suite's plan for each seed.
+    """
+    plan = plans[0]
     folder = options.results_dir.resolve() / options.preset / plan.suite.name
-    identity = Identity(suite=plan.suite.name, preset=options.preset, seed=options.seed)
-    rows = [collect(row, outcomes, folder, identity) for row in plan.rows]
+    seeds = []
+    for each in plans:
+        identity = Identity(suite=plan.suite.name, preset=options.preset, seed=each.seed)
+        seeds.append([collect(row, outcomes, folder, identity) for row in each.rows])
+    rows = [merge_seeds(runs) for runs in zip(*seeds, strict=True)]
+    comparisons.write(plans, outcomes, preset.baseline, folder)
     board = leaderboard.build(plan.suite, options.preset, rows, folder)
     files = leaderboard.write(board, plan.suite, folder) + plan.draw(folder, board)
-    said = {"seed": options.seed, "device": options.device or preset.device, "preset": preset}
+    said = {"seeds": options.all_seeds, "device": options.device or preset.device, "preset": preset}
     dump({**said, "encoders": [row.encoder for row in plan.rows]}, folder / RUN_CONFIG)
     tables.show(board, plan.suite, console)
     planned = zip(rows, plan.rows, strict=True)  # what a row cannot have by its nature is no failure

@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeVar
 from encoder.config import ROOT, ConfigError, choose, load, nearest
 
 CONFIGS = ROOT / "configs"
-ALL = "all"  # suite=all: every suite
+ABLATION = "ablation"  # the suite that a preset need not have
+ALL = "all"  # suite=all: every suite that does not train encoders
 Config = TypeVar("Config")
 
 
@@ -25,10 +26,20 @@ class Options:
     preset: str = "demo"
     encoders: list[str] | None = None  # None: the preset's
     seed: int = 0  # of training, sampling and bootstrap; the data has its own in the preset
+    seeds: list[int] | None = None  # several: what depends on the seed runs for each
     device: Literal["cpu", "cuda"] | None = None  # None: the preset's
     launch: Literal["local"] = "local"
     runs_dir: Path = ROOT / "runs"
     results_dir: Path = ROOT / "results"
+
+    def __post_init__(self) -> None:
+        if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
+            raise ValueError(f"seeds must be one or more different numbers, got {self.seeds}")
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """`seeds`, or the one `seed`."""
+        return self.seeds or [self.seed]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +64,20 @@ class RaeSections:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AblationSections:
+    """What suite=ablation trains at this size, and which of its studies go through the bridges."""
+
+    train: dict[str, Any]  # encoder.options.TrainConfig of the variant that all others differ from
+    # Study -> variant -> what it changes in `train`: sizes, which differ from preset to preset
+    variants: dict[str, dict[str, dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    bridges: list[str] = dataclasses.field(default_factory=lambda: ["branches", "tau"])
+    llava: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # over the preset's own
+    rae: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # over the preset's own
+    synergy: dict[str, Any] = dataclasses.field(default_factory=dict)  # encoder.options.SynergyConfig
+    reconstruct: dict[str, Any] = dataclasses.field(default_factory=dict)  # over the preset's rae.reconstruct
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """One size of everything: `configs/presets/<name>.yaml`."""
 
@@ -67,11 +92,21 @@ class Preset:
     rae: RaeSections
     reference: dict[str, Any]  # ReferenceConfig
     score: dict[str, Any]  # ScoreConfig
+    baseline: str | None = None  # the encoder that the others are tested against, question by question
+    ablation: AblationSections | None = None
     seconds: dict[str, float]  # estimated wall time of each stage, by its folder's name
 
     def __post_init__(self) -> None:
         if self.jobs < 1 or self.threads < 1:
             raise ValueError(f"jobs and threads must be at least 1, got {self.jobs} and {self.threads}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """One question of suite=ablation: a table and a figure."""
+
+    title: str
+    variants: dict[str, dict[str, Any]]  # label -> what it changes in the preset's ablation.train
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +124,8 @@ class SuiteConfig:
     appendix: dict[str, list[str]] = dataclasses.field(
         default_factory=dict
     )  # in the files, not on the terminal
+    studies: dict[str, Study] = dataclasses.field(default_factory=dict)  # a table each, over `headline`
+    is_part_of_all: bool = True  # suite=all runs it
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -144,7 +181,8 @@ def chosen_suites(name: str) -> list[SuiteConfig]:
     files = suites()
     if name != ALL:
         choose({**files, ALL: None}, name, "suite")
-    return [load(SuiteConfig, files[key]) for key in (files if name == ALL else [name])]
+    chosen = [load(SuiteConfig, files[key]) for key in (files if name == ALL else [name])]
+    return [suite for suite in chosen if suite.is_part_of_all or name != ALL]
 
 
 def stage_config(cls: type[Config], section: Mapping[str, Any], name: str, **filled: Any) -> Config:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from encoder.config import ROOT, ConfigError, choose, load, nearest
 from encoder.options import EncoderConfig
+from harness.stages import Stage
 
 CONFIGS = ROOT / "configs" / "encoders"
 SCHEMES = ("clip", "module", "timm", "vae")  # what `load_encoder` takes besides names, folders and hub ids
@@ -15,11 +16,18 @@ BLIND = "blind"  # the control row: configs/encoders/blind.yaml
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """A row's encoder; `name` is its id in the tables and what the stages hand to `load_encoder`."""
+    """A row's encoder; `name` is its id in the tables."""
 
     name: str
+    word: str  # what the stages hand to `load_encoder`
     config: EncoderConfig
     files: tuple[Path, ...]  # configs, weights and code whose content is part of its stages' fingerprints
+    stages: tuple[Stage, ...] = ()  # those that make it, where it is not there from the start
+
+    @property
+    def checkpoint(self) -> tuple[Path, ...]:
+        """What is scored with it: its files, or the weights that its first stage writes."""
+        return self.files or tuple(stage.folder / "weights" for stage in self.stages[:1])
 
     @property
     def is_blind(self) -> bool:
@@ -46,7 +54,10 @@ def resolve_encoder(word: str) -> Encoder:
     names = encoder_configs()
     if word in names:
         config = load(EncoderConfig, names[word])
-        return Encoder(name=word, config=config, files=(names[word], *_files_of(config)))
+        return Encoder(name=word, word=word, config=config, files=(names[word], *_files_of(config)))
+    if word.endswith(".yaml") and Path(word).is_file():
+        config, path = load(EncoderConfig, word), Path(word).resolve()
+        return Encoder(name=config.name, word=str(path), config=config, files=(path, *_files_of(config)))
     config = EncoderConfig(name=word, source=word)
     scheme, colon, _ = word.partition(":")
     if colon and not Path(word).exists():
@@ -55,9 +66,9 @@ def resolve_encoder(word: str) -> Encoder:
         kinds = ", ".join(f"{kind}:..." for kind in SCHEMES)
         raise ConfigError(
             f"unknown encoder '{word}'{nearest(word, names)}; names: {', '.join(names)}; "
-            f"or a folder, a hub id, {kinds}"
+            f"or a folder, a YAML file like theirs, a hub id, {kinds}"
         )
-    return Encoder(name=word, config=config, files=_files_of(config))
+    return Encoder(name=word, word=word, config=config, files=_files_of(config))
 
 
 def _files_of(config: EncoderConfig) -> tuple[Path, ...]:
@@ -71,7 +82,7 @@ def _files_of(config: EncoderConfig) -> tuple[Path, ...]:
     for place in filter(None, places):
         if folder := _folder(place):
             files.append(folder)
-        elif place != "own" and scheme not in SCHEMES and not _is_hub_id(place):
+        elif place not in ("own", "pixels") and scheme not in SCHEMES and not _is_hub_id(place):
             raise FileNotFoundError(f"encoder {config.name}: weights folder not found: {place}")
     return tuple(dict.fromkeys(files))
 

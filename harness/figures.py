@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 
 DPI = 150
 _GAP_PX = 2
-_PALETTE = (
+PALETTE = (
     "#0072b2",
     "#d55e00",
     "#009e73",
@@ -33,7 +33,7 @@ def reconstructions(path: Path, sets: Mapping[str, np.ndarray], num_pictures: in
         axes = figure.add_axes((0.12, 1 - (i + 1) / len(sets), 0.88, 1 / len(sets)))
         _show(axes, _tile(pictures[chosen][None]))
         figure.text(0.11, 1 - (i + 0.5) / len(sets), name, ha="right", va="center", fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def samples(
@@ -61,7 +61,7 @@ def samples(
         figure.text(
             left - 0.01, top * (1 - (row + 0.5) / num_classes), name, ha="right", va="center", fontsize=8
         )
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def dots(path: Path, rows: Sequence[Mapping], keys: Sequence[str], *, chance: float, title: str) -> Path:
@@ -80,7 +80,7 @@ def dots(path: Path, rows: Sequence[Mapping], keys: Sequence[str], *, chance: fl
             xerr=[metric["stderr"] or 0.0 for _, metric in found],
             fmt="o" if is_measured else "x",
             markersize=5,
-            color=_PALETTE[measured.index(row["encoder"]) % len(_PALETTE)] if is_measured else _CONTROL,
+            color=PALETTE[measured.index(row["encoder"]) % len(PALETTE)] if is_measured else _CONTROL,
             elinewidth=1,
             capsize=2,
             label=row["encoder"],
@@ -98,7 +98,7 @@ def dots(path: Path, rows: Sequence[Mapping], keys: Sequence[str], *, chance: fl
     axes.grid(axis="x", color="#e5e5e5")
     axes.set_axisbelow(True)
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(rows), fontsize=8, frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _tile(grid: np.ndarray) -> np.ndarray:
@@ -112,7 +112,8 @@ def _show(axes: Axes, picture: np.ndarray, aspect: str = "equal") -> None:
     axes.axis("off")
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure on white; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, facecolor="white")
     return path

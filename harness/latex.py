@@ -5,7 +5,7 @@ needs `\\usepackage{booktabs}`.
 from collections.abc import Iterator, Mapping
 
 from harness.config import SuiteConfig
-from harness.tables import Grid, grids
+from harness.tables import Grid, grids, measured_at
 
 _ESCAPES = str.maketrans(
     {
@@ -30,7 +30,7 @@ _ESCAPES = str.maketrans(
 
 def latex(board: Mapping, suite: SuiteConfig) -> str:
     """The whole leaderboard, measured tables first."""
-    about = f"{suite.title}: preset {board['preset']}, commit {board['commit']}, {board['date']}"
+    about = f"{suite.title}: preset {board['preset']}, {measured_at(board)}, {board['date']}"
     lines = [f"% {_one_line(about)}", r"% needs \usepackage{booktabs}"]
     for grid in grids(board, suite, with_appendix=True):
         lines += ["", *_table(grid)]

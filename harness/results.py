@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +30,8 @@ class Part:
     keys: tuple[str, ...]  # what it gives when it completes
     checkpoint: tuple[Path, ...] = ()  # what was scored: files or folders
     data: tuple[Path, ...] = ()  # what it was scored on
+    answers: Path | None = None  # samples.jsonl, for comparisons question by question
+    only_keys: bool = False  # nothing beside `keys` is wanted of what the stage gives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,7 @@ class Row:
     source: str  # what the encoder id stands for
     parts: tuple[Part, ...]
     undefined: Mapping[str, str]  # keys that this row cannot have, and why
+    groups: Mapping[str, str] = field(default_factory=dict)  # study -> this row's label in its table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,8 @@ def collect(row: Row, outcomes: Mapping[Path, Outcome], folder: Path, identity: 
                 not_run[key] = f"{part.stage.label} did not give it"
         facts = None
         for key, metric in metrics.items():
+            if part.only_keys and key not in part.keys:
+                continue
             path = (
                 folder / "values" / slug(row.encoder) / f"seed{identity.seed}" / f"{slug(key, keep='/')}.json"
             )
@@ -87,9 +92,23 @@ def collect(row: Row, outcomes: Mapping[Path, Outcome], folder: Path, identity: 
         "encoder": row.encoder,
         "kind": row.kind,
         "source": row.source,
-        "files": files,
+        "files": {key: [name] for key, name in files.items()},
         "not_run": not_run,
+        **({"groups": dict(row.groups)} if row.groups else {}),
     }
+
+
+def merge_seeds(rows: Sequence[Mapping]) -> dict:
+    """One row of its runs with several seeds (`collect`'s answers): each key has the files of all seeds that
+    gave it, and is not run where none did.
+    """
+    files: dict[str, list[str]] = {}
+    not_run: dict[str, str] = {}
+    for row in rows:
+        for key, names in row["files"].items():
+            files.setdefault(key, []).extend(names)
+        not_run |= row["not_run"]
+    return {**rows[0], "files": files, "not_run": {k: why for k, why in not_run.items() if k not in files}}
 
 
 def slug(name: str, keep: str = "") -> str:

@@ -50,10 +50,11 @@ class SavedSuite:
         return [row for row in self.board["rows"] if row["kind"] != "published"]
 
     def numbers(self) -> Iterator[tuple[dict, str, str]]:
-        """(row, key, name of its result file) of every number that was measured here."""
+        """(row, key, name of its result file) of every number that was measured here, seed by seed."""
         for row in self.own_rows:
             for key, metric in row["metrics"].items():
-                yield row, key, metric["result_file"]
+                for name in result_files(metric):
+                    yield row, key, name
 
     def result(self, name: str) -> dict:
         """A result file by its name in the leaderboard.
@@ -68,6 +69,11 @@ class SavedSuite:
         if missing := [field for field in _RESULT_FIELDS if field not in content]:
             raise ValueError(f"{path}: a result file without '{missing[0]}'; run its suite again")
         return content
+
+
+def result_files(metric: dict) -> list[str]:
+    """The result files of a leaderboard's number: one, or one for each seed."""
+    return metric.get("result_files") or [metric["result_file"]]
 
 
 def saved_suites(results: Path) -> list[SavedSuite]:

@@ -68,6 +68,7 @@ class Graph:
 
     runs_dir: Path
     stages: dict[Path, Stage] = field(default_factory=dict)
+    note: str = ""  # after the label of each stage that is added, such as which seed it is for
 
     def add(
         self,
@@ -88,7 +89,7 @@ class Graph:
         inputs = tuple(inputs)
         stage = Stage(
             name=name,
-            label=label or name,
+            label=f"{label or name}{self.note}",
             module=module,
             config=config,
             inputs=inputs,

@@ -2,7 +2,7 @@
 is bold, what was not run says so, published rows stand apart.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -12,6 +12,10 @@ from rich.table import Table
 from harness.config import SuiteConfig
 
 NOT_RUN = "not run"
+LEGEND = (
+    "Best measured value in bold; ± is one standard error over the pictures or questions, or, with (n=...), "
+    "the standard deviation over n seeds."
+)
 OTHER = "By other judges and tasks"  # numbers that the suite's file does not name
 _ARROWS = {True: " ↑", False: " ↓", None: ""}
 
@@ -28,18 +32,28 @@ class Grid:
     shown: list[list[tuple[Mapping, str] | None]]  # per cell: leaderboard row and key; None for a heading
     best: set[tuple[int, int]]
     is_published: bool = False
+    is_appendix: bool = False
 
 
 def grids(board: Mapping, suite: SuiteConfig, *, with_appendix: bool) -> Iterator[Grid]:
     """The suite's tables: the headline has a line per encoder; the longer ones turn that round."""
     own = [row for row in board["rows"] if row["kind"] != "published"]
     asked = keys_of(own)  # a suite's file names what every judge and task can give
-    yield _by_encoder(suite.title, own, [key for key in suite.headline if key in asked])
+    better = better_than_baseline(board)
+    for name, study in suite.studies.items():
+        rows = [row | {"encoder": row["groups"][name]} for row in own if name in row.get("groups", {})]
+        keys = keys_of(rows)
+        if rows:
+            yield _by_encoder(study.title, rows, [key for key in suite.headline if key in keys])
+    if suite.studies:
+        return
+    yield _by_encoder(suite.title, own, [key for key in suite.headline if key in asked], better)
     longer = {**suite.details, **(suite.appendix if with_appendix else {})}
     longer[OTHER] = [key for key in asked if key not in suite.keys]
     for title, keys in longer.items():
         if any(key in asked for key in keys):
-            yield _by_key(title, own, [key for key in keys if key in asked])
+            folded = title == OTHER or title in suite.appendix
+            yield _by_key(title, own, [key for key in keys if key in asked], better, is_appendix=folded)
     settings: dict[str, list[Mapping]] = {}  # a published row's source is "paper, table: setting"
     for row in board["rows"]:
         if row["kind"] == "published":
@@ -73,8 +87,8 @@ def markdown(board: Mapping, suite: SuiteConfig) -> str:
         "",
         suite.description,
         "",
-        f"Preset `{board['preset']}`, commit `{board['commit']}`, {board['date']}. Best measured value in "
-        "bold; ± is one standard error over the pictures or questions.",
+        f"Preset `{board['preset']}`, {measured_at(board, '`')}, {board['date']}. {LEGEND}",
+        *([f"`*`: {comparison_words(board)}."] if board.get("comparisons") else []),
         "",
     ]
     published_heading = [
@@ -92,13 +106,41 @@ def markdown(board: Mapping, suite: SuiteConfig) -> str:
     return "\n".join([*lines, *(["## Not run", "", *reasons, ""] if reasons else [])])
 
 
+def measured_at(board: Mapping, quote: str = "") -> str:
+    """Which commits gave the numbers, and which one made the tables of them."""
+    commits = board.get("measured_commits") or ["unknown"]
+    listed = ", ".join(f"{quote}{commit}{quote}" for commit in commits)
+    return f"measured at commit {listed}, rendered at {quote}{board['commit']}{quote}"
+
+
+def comparison_words(board: Mapping) -> str:
+    """What a star says."""
+    about = board["comparisons"]
+    return (
+        f"differs from {about['baseline']} on the same questions: the {about['confidence_percent']} % "
+        f"interval of the difference leaves out 0 (paired bootstrap, {about['num_resamples']} resamples of "
+        "whole groups of questions)"
+    )
+
+
 def keys_of(rows: Sequence[Mapping]) -> list[str]:
     """All keys of the rows, in the order in which they first appear."""
     return list(dict.fromkeys(key for row in rows for key in (*row["metrics"], *row["not_run"])))
 
 
-def _by_encoder(title: str, rows: Sequence[Mapping], keys: Sequence[str]) -> Grid:
-    columns = [_Column(rows, key) for key in keys]
+def better_than_baseline(board: Mapping) -> set[tuple[str, str]]:
+    """(encoder, key) of the numbers whose 95 % interval of the difference from the baseline leaves out 0."""
+    return {
+        (each["encoder"], each["key"])
+        for each in board.get("comparisons", {}).get("pairs", [])
+        if each["low"] > 0 or each["high"] < 0
+    }
+
+
+def _by_encoder(
+    title: str, rows: Sequence[Mapping], keys: Sequence[str], starred: Set[tuple[str, str]] = frozenset()
+) -> Grid:
+    columns = [_Column(rows, key, starred) for key in keys]
     lines = [[row["encoder"], *(column.cell(row) for column in columns)] for row in rows]
     best = {(i, j + 1) for j, column in enumerate(columns) for i in column.best()}
     shown = [[None, *((row, key) for key in keys)] for row in rows]
@@ -116,20 +158,27 @@ def _published(setting: str, rows: Sequence[Mapping]) -> Grid:
     return Grid(title=setting, header=header, lines=lines, shown=shown, best=set(), is_published=True)
 
 
-def _by_key(title: str, rows: Sequence[Mapping], keys: Sequence[str]) -> Grid:
-    columns = [_Column(rows, key) for key in keys]
+def _by_key(
+    title: str,
+    rows: Sequence[Mapping],
+    keys: Sequence[str],
+    starred: Set[tuple[str, str]],
+    *,
+    is_appendix: bool,
+) -> Grid:
+    columns = [_Column(rows, key, starred) for key in keys]
     lines = [[column.heading, *(column.cell(row) for row in rows)] for column in columns]
     best = {(j, i + 1) for j, column in enumerate(columns) for i in column.best()}
     shown = [[None, *((row, key) for row in rows)] for key in keys]
     header = ["", *(row["encoder"] for row in rows)]
-    return Grid(title=title, header=header, lines=lines, shown=shown, best=best)
+    return Grid(title=title, header=header, lines=lines, shown=shown, best=best, is_appendix=is_appendix)
 
 
 class _Column:
     """One key over all rows: its heading, its digits, its winner."""
 
-    def __init__(self, rows: Sequence[Mapping], key: str) -> None:
-        self.rows, self.key = rows, key
+    def __init__(self, rows: Sequence[Mapping], key: str, starred: Set[tuple[str, str]]) -> None:
+        self.rows, self.key, self.starred = rows, key, starred
         self.metrics = [row["metrics"].get(key) for row in rows]
         self.known = [metric for metric in self.metrics if metric and metric["value"] is not None]
 
@@ -140,15 +189,20 @@ class _Column:
         return " ".join(filter(None, [self.key, metric["unit"]])) + _ARROWS[metric["higher_is_better"]]
 
     def cell(self, row: Mapping) -> str:
-        """Value and standard error, or why there is none."""
+        """Value, `*` where it differs from the baseline's, then ± standard error; of several seeds ± their
+        standard deviation and their number. Or why there is none.
+        """
         if self.key in row["not_run"]:
             return NOT_RUN
         metric = row["metrics"].get(self.key)
         if metric is None or metric["value"] is None:
             return "undefined" if metric else ""
         digits = self._digits()
-        stderr = "" if metric["stderr"] is None else f" ± {metric['stderr']:.{digits}f}"
-        return f"{metric['value']:.{digits}f}{stderr}"
+        star = "*" if (row["encoder"], self.key) in self.starred else ""
+        spread = metric["stderr"] if metric["std"] is None else metric["std"]
+        plus_minus = "" if spread is None else f" ± {spread:.{digits}f}"
+        seeds = f" (n={metric['num_seeds']})" if (metric["num_seeds"] or 1) > 1 else ""
+        return f"{metric['value']:.{digits}f}{star}{plus_minus}{seeds}"
 
     def best(self) -> list[int]:
         """The lines of the best measured value; none where all are equal or nothing is better."""
@@ -178,9 +232,13 @@ def _markdown_lines(grid: Grid) -> Iterator[str]:
     yield f"|---|{'---:|' * (len(grid.header) - 1)}"
     for i, line in enumerate(grid.lines):
         cells = [
-            f"**{text}**" if (i, j) in grid.best else text.replace("|", r"\|") for j, text in enumerate(line)
+            f"**{_marked(text)}**" if (i, j) in grid.best else _marked(text) for j, text in enumerate(line)
         ]
         yield f"| {' | '.join(cells)} |"
+
+
+def _marked(text: str) -> str:
+    return text.replace("|", r"\|").replace("*", r"\*")
 
 
 def _reasons(board: Mapping) -> Iterator[str]:

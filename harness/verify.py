@@ -18,7 +18,7 @@ from encoder.stage import DONE, sha256_json
 from harness import leaderboard
 from harness.report import REPORT, published_tables, suite_tables
 from harness.results import content_hash, finite
-from harness.saved import LEADERBOARD, SavedSuite, saved_suites
+from harness.saved import LEADERBOARD, SavedSuite, result_files, saved_suites
 
 _FROM_STAGE = ("value", "stderr", "unit", "higher_is_better", "num_samples")
 
@@ -77,8 +77,8 @@ def rebuild(suite: SavedSuite) -> dict:
     """The leaderboard again, its numbers from the result files, its commit as recorded."""
     rows = [
         {
-            **{name: row[name] for name in ("encoder", "kind", "source", "not_run")},
-            "files": {key: metric["result_file"] for key, metric in row["metrics"].items()},
+            **{name: row[name] for name in ("encoder", "kind", "source", "not_run", "groups") if name in row},
+            "files": {key: result_files(metric) for key, metric in row["metrics"].items()},
         }
         for row in suite.own_rows
     ]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from harness.report.markup import Markup, element, join
 from harness.report.provenance import popover
 from harness.saved import SavedSuite
-from harness.tables import NOT_RUN, Grid, grids
+from harness.tables import NOT_RUN, Grid, comparison_words, grids
 
 _ARROWS = {"↑": "higher is better", "↓": "lower is better"}
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5}(?:v\d+)?)")
@@ -24,14 +24,19 @@ def suite_tables(suite: SavedSuite) -> Markup:
     again.
     """
     own = [grid for grid in _grids(suite) if not grid.is_published]
-    num_open = 1 + len(suite.config.details)  # the headline and its details; the appendix is folded
-    shown = [join([element("h3", grid.title), _table(grid, suite)]) for grid in own[1:num_open]]
-    folded = [join([element("h4", grid.title), _table(grid, suite)]) for grid in own[num_open:]]
+    has_lead = own and own[0].title == suite.config.title  # its heading is the section's
+    shown = [
+        join([None if has_lead and grid is own[0] else element("h3", grid.title), _table(grid, suite)])
+        for grid in own
+        if not grid.is_appendix
+    ]
+    folded = [join([element("h4", grid.title), _table(grid, suite)]) for grid in own if grid.is_appendix]
+    words = f"*: {comparison_words(suite.board)}." if suite.board.get("comparisons") else None
     popovers = {name: popover(suite, name, _id(suite, name)) for _, _, name in suite.numbers()}
     return join(
         [
-            _table(own[0], suite),
             *shown,
+            element("p", words, class_="note") if words else None,
             _folded("More tables", folded),
             _folded("Not run, and why", _reasons(suite)),
             *popovers.values(),

@@ -1,10 +1,12 @@
 """The suites: each turns encoders into stages and rows."""
 
+import dataclasses
+
 from encoder.config import choose
-from harness.suites import generation, understanding
+from harness.suites import ablation, generation, understanding
 from harness.suites.request import Request, SuitePlan
 
-BUILDERS = {"understanding": understanding.plan, "generation": generation.plan}
+BUILDERS = {"understanding": understanding.plan, "generation": generation.plan, "ablation": ablation.plan}
 
 
 def plan_suite(request: Request) -> SuitePlan:
@@ -13,4 +15,5 @@ def plan_suite(request: Request) -> SuitePlan:
     Raises:
         ConfigError: no code for this suite, or a value of the preset that a stage refuses.
     """
-    return choose(BUILDERS, request.suite.name, "suite")(request)
+    plan = choose(BUILDERS, request.suite.name, "suite")(request)
+    return dataclasses.replace(plan, seed=request.seed)

@@ -37,7 +37,7 @@ BLIND_REASON = "this encoder sees nothing: there is nothing to decode"
 def plan(request: Request) -> SuitePlan:
     """Stages and rows of this suite."""
     scenes = add_scenes(request)
-    reference = _reference(request, scenes)
+    reference = add_reference(request, scenes)
     rows, reconstructed, generated = [], {}, {}
     for encoder in request.encoders:
         if encoder.is_blind:
@@ -53,19 +53,16 @@ def plan(request: Request) -> SuitePlan:
             )
             continue
         name = encoder.name
-        reconstructed[name], generated[name], trained = _stages(request, encoder, scenes, reference)
-        score = partial(_score, request, encoder, reference)
-        parts = (
-            score("reconstruction", reconstructed[name], RECONSTRUCTIONS, checkpoint=encoder.files),
-            score(
-                "generation",
-                generated[name],
-                SAMPLES,
-                checkpoint=(trained.folder / "weights", *encoder.files),
-            ),
-        )
+        reconstructed[name], rebuilt = add_reconstruction(request, encoder, scenes, reference)
+        generated[name], sampled = add_generation(request, encoder, scenes, reference)
         rows.append(
-            Row(encoder=name, kind="measured", source=encoder.source("generation"), parts=parts, undefined={})
+            Row(
+                encoder=name,
+                kind="measured",
+                source=encoder.source("generation"),
+                parts=(rebuilt, sampled),
+                undefined={},
+            )
         )
     keys = keys_of("generation", reference.config)
     floor = Part(stage=reference, keys=keys, data=(reference.folder / PICTURES,))
@@ -85,7 +82,7 @@ def plan(request: Request) -> SuitePlan:
     )
 
 
-def _reference(request: Request, scenes: Stage) -> Stage:
+def add_reference(request: Request, scenes: Stage) -> Stage:
     """The real pictures, and the judge with all the files that it is made of.
 
     Raises:
@@ -119,23 +116,31 @@ def _present(path: Path) -> list[Path]:
     return [path] if path.is_file() else []
 
 
-def _stages(
+def add_reconstruction(
     request: Request, encoder: Encoder, scenes: Stage, reference: Stage
-) -> tuple[Stage, Stage, Stage]:
-    """The stages that reconstruct and generate pictures, and the one that trains the generator."""
-    sections, seed, device = request.preset.rae, request.seed, request.device
-    num_samples = reference.config.num_samples
-    add = partial(_add, request, encoder)
+) -> tuple[Stage, Part]:
+    """The stage that reconstructs the test pictures, and its scores."""
     config = stage_config(
         ReconstructConfig,
-        sections.reconstruct,
+        request.preset.rae.reconstruct,
         "rae.reconstruct",
-        encoder=encoder.name,
+        encoder=encoder.word,
         data=str(scenes.folder),
-        limit=num_samples,
-        device=device,
+        limit=reference.config.num_samples,
+        device=request.device,
     )
-    reconstructed = add("reconstruct", config, "reconstruct", [scenes])
+    stage = _add(request, encoder, "reconstruct", config, "reconstruct", [scenes])
+    checkpoint = encoder.checkpoint
+    part = _score(
+        request, encoder, reference, "reconstruction", stage, RECONSTRUCTIONS, checkpoint=checkpoint
+    )
+    return stage, part
+
+
+def add_generation(request: Request, encoder: Encoder, scenes: Stage, reference: Stage) -> tuple[Stage, Part]:
+    """The stages that train a generator on frozen tokens and draw from it (returned), and their scores."""
+    sections, seed, device = request.preset.rae, request.seed, request.device
+    add = partial(_add, request, encoder)
     tokens = add_tokens(request, encoder, "train", scenes)
     config = stage_config(
         TrainDiTConfig, sections.train, "rae.train", tokens=str(tokens.folder), seed=seed, device=device
@@ -146,12 +151,14 @@ def _stages(
         sections.generate,
         "rae.generate",
         model=str(trained.folder / "weights"),
-        encoder=encoder.name,
-        num_samples=num_samples,
+        encoder=encoder.word,
+        num_samples=reference.config.num_samples,
         seed=seed,
         device=device,
     )
-    return reconstructed, add("generate", config, "generate", [trained]), trained
+    stage = add("generate", config, "generate", [trained])
+    checkpoint = (trained.folder / "weights", *encoder.checkpoint)
+    return stage, _score(request, encoder, reference, "generation", stage, SAMPLES, checkpoint=checkpoint)
 
 
 def _add(
@@ -162,7 +169,7 @@ def _add(
         f"rae_bridge.{module}",
         config,
         label=f"{encoder.name}: {label}",
-        inputs=inputs,
+        inputs=[*inputs, *encoder.stages],
         files=encoder.files,
         seconds=request.seconds(f"rae_{module}"),
     )

@@ -32,4 +32,5 @@ class SuitePlan:
 
     suite: SuiteConfig
     rows: list[Row]
+    seed: int = 0
     draw: Callable[[Path, Mapping], list[Path]]  # results folder, leaderboard -> files written

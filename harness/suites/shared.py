@@ -31,7 +31,7 @@ def add_tokens(
         TokensConfig,
         request.preset.tokens,
         "tokens",
-        encoder=encoder.name,
+        encoder=encoder.word,
         features=features,
         device=request.device,
         **place,
@@ -41,7 +41,7 @@ def add_tokens(
         "encoder.tokens",
         config,
         label=f"{encoder.name}: tokens of {pictures} pictures",
-        inputs=[scenes],
+        inputs=[scenes, *encoder.stages],
         files=encoder.files,
         seconds=request.seconds(f"tokens_{pictures}"),
     )

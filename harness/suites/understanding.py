@@ -27,6 +27,17 @@ def plan(request: Request) -> SuitePlan:
 
 
 def _row(request: Request, encoder: Encoder, scenes: Stage) -> Row:
+    return Row(
+        encoder=encoder.name,
+        kind="blind" if encoder.is_blind else "measured",
+        source=encoder.source("understanding"),
+        parts=(add_answers(request, encoder, scenes, request.suite.keys),),
+        undefined={},
+    )
+
+
+def add_answers(request: Request, encoder: Encoder, scenes: Stage, keys: tuple[str, ...]) -> Part:
+    """The stages from the frozen encoder to its scored answers."""
     trained = _train(request, encoder, scenes)
     sections = request.preset.llava
     tasks = {task: str(scenes.folder / path) for task, path in sections.tasks.items()}
@@ -45,22 +56,16 @@ def _row(request: Request, encoder: Encoder, scenes: Stage) -> Row:
         "llava_bridge.evaluate",
         config,
         label=f"{encoder.name}: answer and score",
-        inputs=[scenes, trained],
+        inputs=[scenes, trained, *encoder.stages],
         files=[ROOT / sections.task_dir, *encoder.files],
         seconds=request.seconds("llava_evaluate"),
     )
-    part = Part(
+    return Part(
         stage=evaluated,
-        keys=request.suite.keys,
+        keys=keys,
         checkpoint=(trained.folder / "weights",),
         data=tuple(scenes.folder / path for path in sections.tasks.values()),
-    )
-    return Row(
-        encoder=encoder.name,
-        kind="blind" if encoder.is_blind else "measured",
-        source=encoder.source("understanding"),
-        parts=(part,),
-        undefined={},
+        answers=evaluated.folder / "samples.jsonl",
     )
 
 
@@ -77,7 +82,7 @@ def _train(request: Request, encoder: Encoder, scenes: Stage) -> Stage:
             getattr(sections, name),
             f"llava.{name}",
             stage=number,
-            encoder=encoder.name,
+            encoder=encoder.word,
             features=features,
             data=[str(scenes.folder / "llava" / f"{data}.json")],
             tokens=str(tokens.folder),
@@ -89,7 +94,7 @@ def _train(request: Request, encoder: Encoder, scenes: Stage) -> Stage:
             "llava_bridge.train",
             config,
             label=f"{encoder.name}: LLaVA stage {number}",
-            inputs=previous_inputs,
+            inputs=[*previous_inputs, *encoder.stages],
             files=[ROOT / language_model, ROOT / config.deepspeed, *encoder.files],
             seconds=request.seconds(f"llava_{name}"),
         )

@@ -11,7 +11,7 @@ from harness import leaderboard, tables
 from harness.config import SuiteConfig, chosen_suites
 from harness.launch import Outcome, launch_facts
 from harness.metrics.config import Metric
-from harness.results import Identity, Part, Row, collect, slug
+from harness.results import Identity, Part, Row, collect, merge_seeds, slug
 from harness.stages import Graph
 
 SUITE = SuiteConfig(
@@ -105,7 +105,7 @@ def test_a_result_file_says_all_that_its_number_came_from(board):
 
 def test_the_leaderboard_has_the_agreed_shape(board):
     content, _ = board
-    assert set(content) == {"suite", "preset", "commit", "date", "rows"}
+    assert set(content) == {"suite", "preset", "commit", "measured_commits", "date", "rows"}
     for row in content["rows"]:
         assert set(row) == {"encoder", "kind", "source", "metrics", "not_run"}
         assert row["kind"] in ("measured", "blind", "floor", "published")
@@ -131,7 +131,7 @@ def test_the_table_is_what_the_files_say(board, tmp_path):
     names = [
         {
             **{key: row[key] for key in ("encoder", "kind", "source", "not_run")},
-            "files": {key: metric["result_file"] for key, metric in row["metrics"].items()},
+            "files": {key: [metric["result_file"]] for key, metric in row["metrics"].items()},
         }
         for row in content["rows"]
         if row["kind"] != "published"
@@ -237,6 +237,48 @@ def test_published_figures_are_the_papers():
     assert value("generation", without, "gFID", "100 epochs") == 9.68
     assert value("understanding", without, "SEED-Bench", "LLaVA-NeXT") == 62.0
     assert value("understanding", "OpenVision 3 L", "POPE", "Table 5: LLaVA-NeXT") == 86.6
+
+
+def test_seeds_give_mean_deviation_and_number_and_equal_stages_count_once():
+    def content(value, fingerprint):
+        fields = {"value": value, "stderr": 3.0, "unit": "%", "higher_is_better": True, "num_samples": 9}
+        return {**fields, "fingerprint": fingerprint}
+
+    names = ["seed0.json", "seed1.json", "seed2.json"]
+    metric = leaderboard.aggregate([content(v, str(v)) for v in (1.0, 2.0, 6.0)], names)
+    assert (metric["value"], metric["num_seeds"], metric["stderr"]) == (3.0, 3, pytest.approx(3.0))
+    assert metric["std"] == pytest.approx(7**0.5)  # (4 + 1 + 9) / 2
+    assert metric["result_files"] == names
+    same = leaderboard.aggregate([content(5.0, "one")] * 3, names)
+    assert (same["value"], same["num_seeds"], same["std"]) == (5.0, 1, None)
+    assert "result_files" not in same
+
+
+def test_a_number_that_one_seed_has_is_not_not_run():
+    rows = [
+        {"encoder": "a", "files": {"PSNR": ["0"]}, "not_run": {"SSIM": "killed"}},
+        {"encoder": "a", "files": {"SSIM": ["1"]}, "not_run": {"PSNR": "killed", "LPIPS": "no weights"}},
+    ]
+    merged = merge_seeds(rows)
+    assert merged["files"] == {"PSNR": ["0"], "SSIM": ["1"]}
+    assert merged["not_run"] == {"LPIPS": "no weights"}
+
+
+def test_stars_and_seeds_show_in_the_cells():
+    row = {"encoder": "ov3-demo", "kind": "measured", "source": "", "not_run": {}}
+    metric = {"value": 43.5, "stderr": 1.5, "std": None, "num_seeds": 1, "unit": "%"}
+    metric |= {"higher_is_better": True, "num_samples": 9, "result_file": "x"}
+    seeds = metric | {"std": 0.7, "num_seeds": 2}
+    row["metrics"] = {"Scenes-SEED": metric, "Scenes-POPE/f1/official": seeds}
+    pair = {"encoder": "ov3-demo", "key": "Scenes-SEED", "low": 0.2, "high": 3.0}
+    level = pair | {"key": "Scenes-POPE/f1/official", "low": -0.2}
+    about = {"baseline": "clip-demo", "confidence_percent": 95, "num_resamples": 2000}
+    content = {"preset": "demo", "commit": None, "date": None, "rows": [row]}
+    (config,) = chosen_suites("understanding")
+    text = tables.markdown(content | {"comparisons": {**about, "pairs": [pair, level]}}, config)
+    assert "| ov3-demo | 43.5\\* ± 1.5 | 43.5 ± 0.7 (n=2) |" in text
+    assert "differs from clip-demo" in text
+    assert "\\*" not in tables.markdown(content, config)
 
 
 def test_names_become_safe_paths():
