@@ -18,18 +18,16 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from encoder.checkpoint import epoch_order, load_tensors, step_generator
+from encoder.checkpoint import load_tensors
 from encoder.stage import sha256_json
+from llava_bridge.order import training_order as training_order  # part of this module's interface
 from llava_bridge.prompt import IGNORE, IMAGE, Encoded, Template, encode_conversations
 
-BATCHES_SORTED_TOGETHER = (
-    32  # lengths are sorted within this many batches: little padding, still a random order
-)
 _NAMED = 20  # so many missing pictures are named in the report
 
 
 def read_records(paths: Sequence[Path]) -> list[dict]:
-    """The records of LLaVA JSON (a list) or JSONL (a record a line) files, in order.
+    """The records of LLaVA JSON (a list), JSONL (a record a line) or parquet (a record a row) files.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -39,17 +37,32 @@ def read_records(paths: Sequence[Path]) -> list[dict]:
     for path in map(Path, paths):
         if not path.is_file():
             raise FileNotFoundError(f"training data not found: {path}")
-        try:
-            text = path.read_text()
-            rows = (
-                [json.loads(line) for line in text.splitlines() if line.strip()]
-                if path.suffix == ".jsonl"
-                else json.loads(text)
-            )
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from None
+        rows = _read_parquet(path) if path.suffix == ".parquet" else _read_json(path)
         records += [_as_conversation(row, f"{path} row {i}") for i, row in enumerate(rows)]
     return records
+
+
+def _read_json(path: Path) -> list[dict]:
+    try:
+        text = path.read_text()
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+
+
+def _read_parquet(path: Path) -> list[dict]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path} is not parquet: {error}") from None
+    if any(isinstance(row.get("image"), dict) for row in rows):
+        raise ValueError(f"{path} holds the pictures; write them to a folder and name them in 'image'")
+    return [{key: value for key, value in row.items() if value is not None} for row in rows]
 
 
 def _as_conversation(row: Mapping, place: str) -> dict:
@@ -87,35 +100,49 @@ class CachedPictures:
 
 
 class LivePictures:
-    """Pixels of picture files under one folder, prepared by the model's image processor; the tower encodes
-    them each step."""
+    """Pixels of picture files under one or several folders, prepared by the model's image processor; the
+    tower encodes them each step."""
 
     field = "pixel_values"
 
-    def __init__(self, root: Path, image_processor):
-        self.root = root
+    def __init__(self, roots: Path | Sequence[Path], image_processor):
+        self.roots = [roots] if isinstance(roots, Path) else list(roots)
         self.image_processor = image_processor
+
+    def find(self, name: str) -> Path:
+        """The picture's file in the first folder that has it, or where the first one would have it."""
+        found = (root / name for root in self.roots if (root / name).is_file())
+        return next(found, self.roots[0] / name)
 
     def __contains__(self, name: str) -> bool:
         try:
-            with Image.open(self.root / name):
+            with Image.open(self.find(name)):
                 return True
         except (OSError, UnidentifiedImageError):
             return False
 
     def stack(self, names: Sequence[str]) -> Tensor:
-        """Pixels in [0, 1] of the named pictures, B 3 H W; no names give one black picture (see
-        `collate`)."""
-        if not names:
-            pictures = [Image.new("RGB", (8, 8))]
-        else:
-            pictures = [Image.open(self.root / name).convert("RGB") for name in names]
+        """Pixels in [0, 1] of the named pictures, B 3 H W; no names give one black picture (see `collate`).
+
+        Raises:
+            ValueError: a picture opens and cannot be decoded to its end; it is named.
+        """
+        pictures = [self._read(name) for name in names] or [Image.new("RGB", (8, 8))]
         return self.image_processor(pictures, return_tensors="pt")["pixel_values"]
+
+    def _read(self, name: str) -> Image.Image:
+        try:
+            return Image.open(self.find(name)).convert("RGB")
+        except OSError as error:
+            raise ValueError(f"picture {self.find(name)} is cut off or broken: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """What was read: counts, the first missing pictures' names, and a hash of the records used."""
+    """What was read: counts, the first missing pictures' names, and a hash of the records used.
+
+    `num_missing` pictures were left out with their samples, at most the stage's `max_missing_fraction`.
+    """
 
     num_samples: int
     num_text_only: int
@@ -197,38 +224,61 @@ def build_dataset(
     return LlavaDataset(encoded, [record.get("image") for record in used], report)
 
 
-def training_order(lengths: Tensor, batch_size: int, num_steps: int, seed: int) -> list[int]:
-    """The samples of a whole run in order, `batch_size` a step: epochs joined, then sorted by length within
-    groups of batches.
-
-    Depends on (lengths, batch_size, num_steps, seed) alone, so a resumed run sees what an uninterrupted one
-    sees.
-    """
-    wanted = num_steps * batch_size
-    num_epochs = -(-wanted // len(lengths))
-    order = torch.cat([epoch_order(seed, epoch, len(lengths)) for epoch in range(num_epochs)])[:wanted]
-    groups = []
-    for i, group in enumerate(order.split(BATCHES_SORTED_TOGETHER * batch_size)):
-        batches = group[lengths[group].argsort(stable=True)].view(-1, batch_size)
-        shuffle = torch.randperm(len(batches), generator=step_generator(seed, i, "batches"))
-        groups.append(batches[shuffle].flatten())
-    return torch.cat(groups).tolist()
+def pack_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
+    """Samples to rows of at most `row_length` tokens, the longest first, each into the first row that has
+    room."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for sample in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = next((row for row, left in enumerate(room) if left >= lengths[sample]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(row_length)
+        rows[row].append(sample)
+        room[row] -= lengths[sample]
+    return rows
 
 
 def collate(
-    samples: Sequence[Sample], pictures: CachedPictures | LivePictures | None, pad_id: int
+    samples: Sequence[Sample],
+    pictures: CachedPictures | LivePictures | None,
+    pad_id: int,
+    *,
+    length_multiple: int = 1,
+    pack_length: int | None = None,
 ) -> dict[str, Tensor]:
-    """A right-padded batch: input_ids, labels, attention_mask (B L) and the pictures in order.
+    """A right-padded batch: input_ids, labels (B L), the pictures in order, and attention_mask (B L), or
+    position_ids (B L) where several samples share a row.
 
+    In a packed row positions restart with each sample and the padding, from which transformers builds the
+    block-diagonal mask. An attention_mask beside them, even of ones, would switch that off without a word.
     A batch of text alone carries one zero picture that the model multiplies by zero, as LLaVA does: every
     process then runs the same graph, which gradient reduction needs.
     """
-    ids = [sample.input_ids for sample in samples]
-    batch = {
-        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
-        "labels": pad_sequence([sample.labels for sample in samples], batch_first=True, padding_value=IGNORE),
-        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-    }
+    rows = [[i] for i in range(len(samples))]
+    if pack_length is not None:
+        rows = pack_rows([len(sample.input_ids) for sample in samples], pack_length)
+    ids = [torch.cat([samples[i].input_ids for i in row]) for row in rows]
+    labels = [torch.cat([_without_first(samples[i].labels) for i in row]) for row in rows]
+    length = -(-max(map(len, ids)) // length_multiple) * length_multiple
+    batch = {"input_ids": _pad(ids, pad_id, length), "labels": _pad(labels, IGNORE, length)}
+    if pack_length is None:
+        batch["attention_mask"] = _pad([torch.ones_like(row) for row in ids], 0, length)
+    else:
+        spans = [[len(samples[i].input_ids) for i in row] for row in rows]
+        places = [torch.cat([torch.arange(n) for n in (*row, length - sum(row))]) for row in spans]
+        batch["position_ids"] = torch.stack(places)
     if pictures is not None:
-        batch[pictures.field] = pictures.stack([sample.picture for sample in samples if sample.picture])
+        names = [samples[i].picture for row in rows for i in row]
+        batch[pictures.field] = pictures.stack([name for name in names if name])
     return batch
+
+
+def _without_first(labels: Tensor) -> Tensor:
+    """A sample's first token follows nothing: in a packed row, another sample's last token."""
+    return torch.cat([torch.full_like(labels[:1], IGNORE), labels[1:]])
+
+
+def _pad(rows: Sequence[Tensor], value: int, length: int) -> Tensor:
+    padded = pad_sequence(list(rows), batch_first=True, padding_value=value)
+    return torch.nn.functional.pad(padded, (0, length - padded.shape[1]), value=value)

@@ -125,7 +125,7 @@ def evaluate(config: EvaluateConfig, out_dir: Path) -> dict:
 
     import llava_bridge.hf  # noqa: F401 - registers our tower
     from llava_bridge.lmms import LlavaLmms
-    from llava_bridge.model import load
+    from llava_bridge.model import load, read_template
 
     logger.remove()
 
@@ -139,6 +139,7 @@ def evaluate(config: EvaluateConfig, out_dir: Path) -> dict:
         processor,
         batch_size=config.batch_size,
         max_new_tokens=config.max_new_tokens,
+        template=read_template(model_dir),
         report=lambda done, total: progress(out_dir, done, total, "questions"),
     )
 
@@ -161,7 +162,7 @@ def evaluate(config: EvaluateConfig, out_dir: Path) -> dict:
     vision = model.config.vision_config
     summary = {
         "metrics": metrics,
-        "prompt": "vicuna_v1",
+        "prompt": answerer.template,
         "generation": "greedy",
         "precision": config.precision,
         "num_image_tokens": model.config.image_seq_length,

@@ -18,7 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from llava_bridge.prompt import IGNORE, Encoded, Segment, question_prompt, tokenise
+from llava_bridge.config import Template
+from llava_bridge.prompt import IGNORE, Encoded, Segment, answer_text, question_prompt, tokenise
 
 DEFAULT_UNTIL = ("\n\n",)  # lmms-eval's own default
 
@@ -66,6 +67,7 @@ class LlavaLmms(lmms):
         *,
         batch_size: int = 16,
         max_new_tokens: int = 128,
+        template: Template = "vicuna_v1",
         cache_bytes: int = 2 << 30,
         report: Callable[[int, int], None] = lambda done, total: None,
     ):
@@ -75,6 +77,7 @@ class LlavaLmms(lmms):
         self.pictures = PictureCache(model, processor.image_processor, cache_bytes)
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
+        self.template = template
         self.report = report
 
     def clean(self) -> None:
@@ -89,7 +92,7 @@ class LlavaLmms(lmms):
         ):
             visuals = [self._visuals(*requests[row].args[2:6]) for row in rows]
             prompts = [
-                question_prompt(requests[row].args[0], len(seen))
+                self._prompt(requests[row].args[0], len(seen))
                 for row, seen in zip(rows, visuals, strict=True)
             ]
             texts = self._generate(prompts, visuals, options[0])
@@ -113,10 +116,9 @@ class LlavaLmms(lmms):
                 context, target, doc_to_visual, doc_id, task, split = requests[row].args
                 target = target if isinstance(target, str) else target(self.task_dict[task][split][doc_id])
                 visuals.append(self._visuals(doc_to_visual, doc_id, task, split))
-                prompt = question_prompt(context, len(visuals[-1]))
-                encoded.append(
-                    ([Segment(prompt, False), Segment(f" {str(target).strip()}", True)], visuals[-1])
-                )
+                prompt = self._prompt(context, len(visuals[-1]))
+                answer = answer_text(str(target), self.template)
+                encoded.append(([Segment(prompt, False), Segment(answer, True)], visuals[-1]))
             for row, score in zip(rows, self._score(encoded), strict=True):
                 scores[row] = GenerationResult(text=score)
             done += len(rows)
@@ -141,6 +143,9 @@ class LlavaLmms(lmms):
             rows.sort(key=lambda row: -len(requests[row].args[0]))
             for start in range(0, len(rows), self.batch_size):
                 yield rows[start : start + self.batch_size], wanted
+
+    def _prompt(self, question: str, num_images: int) -> str:
+        return question_prompt(question, num_images, self.template, self.tokenizer)
 
     def _visuals(self, doc_to_visual: Callable, doc_id: int, task: str, split: str) -> list[Image]:
         return list(doc_to_visual(self.task_dict[task][split][doc_id]))

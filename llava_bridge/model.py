@@ -2,6 +2,7 @@
 transformers loads."""
 
 import copy
+import json
 from pathlib import Path
 
 import torch
@@ -16,11 +17,16 @@ from transformers import (
 )
 from transformers import LlavaConfig as LlavaShape
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
 from encoder.frozen import load_encoder
+from encoder.stage import write_json
+from llava_bridge.config import Template
 from llava_bridge.hf import UnitImageProcessor
-from llava_bridge.prompt import IMAGE
+from llava_bridge.prompt import IGNORE, IMAGE
 from llava_bridge.tower import FrozenTowerConfig
+
+PROMPT = "prompt.json"  # in a model's folder: the template it was trained on
 
 
 class LlavaOverTokens(LlavaForConditionalGeneration):
@@ -44,26 +50,54 @@ class LlavaOverTokens(LlavaForConditionalGeneration):
         pixel_values: Tensor | None = None,
         image_tokens: Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
+        labels: Tensor | None = None,
         **kwargs,
     ):
-        """image_tokens: M N D, one row for each picture of the batch in order; the rest as the parent's."""
+        """image_tokens: M N D, one row for each picture of the batch in order; the rest as the parent's.
+
+        In training the language model's head sees the supervised positions alone: the same loss, and logits
+        for a tenth of the tokens instead of all.
+        """
         if image_tokens is None and pixel_values is not None and self.training:
             image_tokens, pixel_values = self.model.vision_tower(pixel_values).last_hidden_state, None
-        if image_tokens is None:
-            return super().forward(
+        unused = None
+        if image_tokens is not None:
+            projector = self.model.multi_modal_projector
+            features = projector(image_tokens.to(projector.linear_1.weight.dtype))  # M N D_llm
+            if (input_ids == self.config.image_token_index).any():
+                mm_encoder_outputs = {"image": BaseModelOutputWithPooling(pooler_output=list(features))}
+            else:
+                unused = 0.0 * features.sum()
+        if self.training and labels is not None:
+            output = self._supervise(input_ids, mm_encoder_outputs, labels, **kwargs)
+        else:
+            output = super().forward(
                 input_ids=input_ids,
                 pixel_values=pixel_values,
                 mm_encoder_outputs=mm_encoder_outputs,
+                labels=labels,
                 **kwargs,
             )
-        projector = self.model.multi_modal_projector
-        features = projector(image_tokens.to(projector.linear_1.weight.dtype))  # M N D_llm
-        if (input_ids == self.config.image_token_index).any():
-            pictures = {"image": BaseModelOutputWithPooling(pooler_output=list(features))}
-            return super().forward(input_ids=input_ids, mm_encoder_outputs=pictures, **kwargs)
-        output = super().forward(input_ids=input_ids, **kwargs)
-        output.loss = output.loss + 0.0 * features.sum()
+        if unused is not None:
+            output.loss = output.loss + unused
         return output
+
+    def _supervise(
+        self,
+        input_ids: Tensor,
+        mm_encoder_outputs: dict | None,
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs,
+    ) -> LlavaCausalLMOutputWithPast:
+        hidden = self.model(
+            input_ids=input_ids, mm_encoder_outputs=mm_encoder_outputs, use_cache=False, **kwargs
+        ).last_hidden_state  # B L D_llm
+        is_next_supervised = labels[:, 1:] != IGNORE
+        logits = self.lm_head(hidden[:, :-1][is_next_supervised]).float()  # supervised tokens, V
+        targets = labels[:, 1:][is_next_supervised]
+        total = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        return LlavaCausalLMOutputWithPast(loss=total / (num_items_in_batch or len(targets)))
 
 
 def build(
@@ -160,10 +194,27 @@ def load(
     return model.eval(), AutoProcessor.from_pretrained(folder)
 
 
-def save(model: LlavaOverTokens, processor: LlavaProcessor, folder: Path) -> None:
+def save(
+    model: LlavaOverTokens,
+    processor: LlavaProcessor,
+    folder: Path,
+    template: Template = "vicuna_v1",
+    state: dict[str, Tensor] | None = None,
+) -> None:
     """Write the folder as a plain `LlavaForConditionalGeneration`: `image_tokens` is a matter of training
-    alone."""
+    alone. `state`: the weights where the model itself does not hold them."""
     plain = copy.copy(model)
     plain.__class__ = LlavaForConditionalGeneration
-    plain.save_pretrained(folder)
+    plain.save_pretrained(folder, state_dict=state)
     processor.save_pretrained(folder)
+    write_json(folder / PROMPT, {"template": template})
+
+
+def read_template(folder: Path) -> Template:
+    """The prompt template that a folder's model was trained on; `vicuna_v1` where it does not say (llava-hf).
+
+    A model of stage 1 alone saw captions (`plain`), which ask nothing: it too is asked in `vicuna_v1`.
+    """
+    path = folder / PROMPT
+    template = json.loads(path.read_text())["template"] if path.is_file() else "vicuna_v1"
+    return "vicuna_v1" if template == "plain" else template

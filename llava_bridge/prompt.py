@@ -1,4 +1,4 @@
-"""Prompt templates and label masks of LLaVA-1.5.
+"""Prompt templates and label masks: LLaVA-1.5's two, and any language model's own chat template.
 
 A conversation is rendered to segments, each prompt or answer. The whole text is tokenised once, as
 inference does it, and a token is supervised if its last character lies in an answer, so a mask cannot drift
@@ -13,14 +13,13 @@ here; there it trains on nothing.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from encoder.config import choose
+from llava_bridge.config import Template
 
-Template = Literal["plain", "vicuna_v1"]
 IMAGE = "<image>"
 IGNORE = -100  # label of a token without loss
 _RECORDS_AT_ONCE = 1000  # character spans of many texts take much memory
@@ -70,7 +69,7 @@ def _image_first(question: str) -> str:
     return f"{IMAGE}\n{question.replace(IMAGE, '').strip()}".strip()
 
 
-def render_plain(turns: Sequence[tuple[str, str]], eos: str) -> list[Segment]:
+def render_plain(turns: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[Segment]:
     """Stage 1: picture, caption, newline. The question's words are thrown away and no end token is
     supervised."""
     question, caption = turns[0]
@@ -78,24 +77,69 @@ def render_plain(turns: Sequence[tuple[str, str]], eos: str) -> list[Segment]:
     return [*picture, Segment(caption + "\n", True)]
 
 
-def render_vicuna_v1(turns: Sequence[tuple[str, str]], eos: str) -> list[Segment]:
+def render_vicuna_v1(turns: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[Segment]:
     """Stage 2 and evaluation: `SYSTEM USER: Q1 ASSISTANT: A1</s>USER: Q2 ASSISTANT: A2</s>`; each end token
     is supervised."""
     segments = [Segment(SYSTEM + " ", False)]
     for question, answer in turns:
-        segments += [Segment(f"USER: {question} ASSISTANT:", False), Segment(f" {answer}{eos}", True)]
+        segments += [
+            Segment(f"USER: {question} ASSISTANT:", False),
+            Segment(f" {answer}{tokenizer.eos_token}", True),
+        ]
     return segments
 
 
-TEMPLATES = {"plain": render_plain, "vicuna_v1": render_vicuna_v1}
+def render_chat(turns: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[Segment]:
+    """The tokenizer's own chat template (Llama-3, Qwen, ...); each answer is supervised with its end token.
+
+    The template is rendered up to each answer and through it; what the second adds is the answer. A template
+    with generation marks gives the same mask, and most have none.
+
+    Raises:
+        ValueError: there is no template, or it writes an earlier turn otherwise once another follows.
+    """
+    if tokenizer.chat_template is None:
+        raise ValueError("the language model's tokenizer has no chat template; use template vicuna_v1")
+    messages, segments, done = [], [], ""
+    for question, answer in turns:
+        messages.append({"role": "user", "content": question})
+        opened = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        messages.append({"role": "assistant", "content": answer})
+        closed = tokenizer.apply_chat_template(messages, tokenize=False)
+        if not (opened.startswith(done) and closed.startswith(opened + answer)):
+            raise ValueError(
+                "the tokenizer's chat template changes earlier turns as a conversation grows, so no label "
+                "mask fits it; set a template that does not, or use template vicuna_v1"
+            )
+        end = len(opened) + len(answer)
+        mark = closed.find(tokenizer.eos_token, end)
+        end = end if mark < 0 else mark + len(tokenizer.eos_token)
+        segments += [Segment(opened[len(done) :], False), Segment(closed[len(opened) : end], True)]
+        done = closed[:end]
+    return segments
 
 
-def question_prompt(question: str, num_images: int) -> str:
-    """The text that asks one question in `vicuna_v1`, up to `ASSISTANT:` without the blank after it;
-    pictures come first."""
-    question = question.replace(IMAGE, "").strip()
-    pictures = f"{IMAGE}\n" * num_images
-    return f"{SYSTEM} USER: {pictures}{question} ASSISTANT:"
+TEMPLATES = {"plain": render_plain, "vicuna_v1": render_vicuna_v1, "chat": render_chat}
+
+
+def question_prompt(
+    question: str,
+    num_images: int,
+    template: Template = "vicuna_v1",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> str:
+    """The text that asks one question, up to where the answer begins (in `vicuna_v1` before the blank after
+    `ASSISTANT:`); pictures come first."""
+    question = f"{IMAGE}\n" * num_images + question.replace(IMAGE, "").strip()
+    if template == "chat":
+        message = [{"role": "user", "content": question}]
+        return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    return f"{SYSTEM} USER: {question} ASSISTANT:"
+
+
+def answer_text(answer: str, template: Template = "vicuna_v1") -> str:
+    """An answer as it follows `question_prompt`."""
+    return answer.strip() if template == "chat" else f" {answer.strip()}"
 
 
 def encode_conversations(
@@ -117,7 +161,7 @@ def encode_conversations(
     encoded = []
     for start in range(0, len(records), _RECORDS_AT_ONCE):
         chunk = records[start : start + _RECORDS_AT_ONCE]
-        rendered = [render(read_turns(record), tokenizer.eos_token) for record in chunk]
+        rendered = [render(read_turns(record), tokenizer) for record in chunk]
         for record, sample in zip(chunk, tokenise(rendered, tokenizer, num_image_tokens), strict=True):
             _check(record, sample, image_id, max_length)
             encoded.append(Encoded(sample.input_ids[:max_length], sample.labels[:max_length]))
@@ -136,11 +180,10 @@ def tokenise(
     for segments, ids, offsets in zip(rendered, batch["input_ids"], batch["offset_mapping"], strict=True):
         labels = mask_prompt(segments, ids, offsets)
         sample = expand_image(np.array(ids, dtype=np.int32), labels, image_id, num_image_tokens)
-        encoded.append(
-            Encoded(
-                np.insert(sample.input_ids, 0, tokenizer.bos_token_id), np.insert(sample.labels, 0, IGNORE)
-            )
-        )
+        bos = tokenizer.bos_token_id
+        if bos is not None and ids[:1] != [bos]:  # Qwen has none, Llama-3's chat template writes it
+            sample = Encoded(np.insert(sample.input_ids, 0, bos), np.insert(sample.labels, 0, IGNORE))
+        encoded.append(sample)
     return encoded
 
 

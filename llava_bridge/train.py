@@ -6,9 +6,9 @@ DeepSpeed.
 projector on captions, stage 2 projector and language model on conversations. Run it with python for one
 process, or with torchrun for several.
 
-The loss is averaged over all supervised tokens of a step's batch (transformers 5's rule; LLaVA's own
-averaged each micro-batch first). DeepSpeed's resume unpickles its files: they are read from this stage's
-own folder only.
+The loss is averaged over all supervised tokens of a step's batch (transformers 5's rule), or first over each
+micro-batch (LLaVA's own): `loss_average`. A checkpoint is resumed by as many processes as wrote it.
+DeepSpeed's resume unpickles its files: they are read from this stage's own folder only.
 Source: LLaVA c121f04, scripts/v1_5/{pretrain,finetune}.sh and llava/train/train.py; own code.
 """
 
@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import socket
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,26 +23,26 @@ import deepspeed
 import deepspeed.ops
 import torch
 import torch.distributed
-from torch.utils.data import Sampler
-from transformers import LlavaProcessor, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import LlavaProcessor, PrinterCallback, TrainingArguments
 
 from encoder.config import ROOT
-from encoder.stage import main, progress
-from llava_bridge.config import LlavaConfig
-from llava_bridge.data import (
-    CachedPictures,
-    LivePictures,
-    LlavaDataset,
-    build_dataset,
-    collate,
-    read_records,
-    training_order,
-)
+from encoder.stage import main, write_json
+from llava_bridge.config import LlavaConfig, Template
+from llava_bridge.data import CachedPictures, LivePictures, LlavaDataset, build_dataset, collate, read_records
+from llava_bridge.lora import add_lora, merge_lora
 from llava_bridge.model import LlavaOverTokens, build, load, save
-from llava_bridge.prompt import Template
-from llava_bridge.tower import FrozenTower
+from llava_bridge.order import training_order
+from llava_bridge.trainer import (
+    COMPLETE,
+    OrderedTrainer,
+    StageReport,
+    hide_tower,
+    mean_loss,
+    read_mark,
+    show_tower,
+)
 
-COMPLETE = "COMPLETE"  # marks a checkpoint whose every file was written
+RESULT = "result.json"  # the stage's result, written before its checkpoints are removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,72 +54,6 @@ class Recipe:
 
 
 RECIPES = {1: Recipe("plain", False), 2: Recipe("vicuna_v1", True)}
-
-
-class OrderedTrainer(Trainer):
-    """A Trainer that visits the samples in an order fixed before the run."""
-
-    def __init__(self, *args, order: list[int], **kwargs):
-        self.order = order
-        super().__init__(*args, **kwargs)
-
-    def _get_train_sampler(self, train_dataset=None) -> Sampler:
-        return _FixedOrder(self.order)
-
-
-class _FixedOrder(Sampler):
-    def __init__(self, order: list[int]):
-        self.order = order
-
-    def __iter__(self):
-        return iter(self.order)
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-
-class StageReport(TrainerCallback):
-    """Writes the stage's progress, marks complete checkpoints, keeps the tower's weights, stops on a loss
-    that is not finite."""
-
-    def __init__(self, out_dir: Path, batch_size: int, tower: FrozenTower):
-        self.out_dir = out_dir
-        self.batch_size = batch_size
-        self.tower = tower
-        self.tower_weights = {
-            name: parameter.detach().clone() for name, parameter in tower.named_parameters()
-        }
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        for name, parameter in self.tower.named_parameters():
-            parameter.data = self.tower_weights[name].to(
-                parameter.device
-            )  # DeepSpeed rounds frozen parameters too
-        self.first_step, self.started = state.global_step, time.monotonic()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            progress(self.out_dir, state.global_step, state.max_steps)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" not in logs or not state.is_world_process_zero:
-            return
-        if not torch.isfinite(torch.tensor(logs["loss"])):
-            raise ValueError(f"the loss is {logs['loss']} at step {state.global_step}; lower learning_rate")
-        rate = (state.global_step - self.first_step) * self.batch_size / (time.monotonic() - self.started)
-        progress(
-            self.out_dir,
-            state.global_step,
-            state.max_steps,
-            loss=logs["loss"],
-            grad_norm=float(logs["grad_norm"]),
-            learning_rate=logs["learning_rate"],
-            samples_per_second=rate,
-        )
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
 def prepare_process() -> None:
@@ -145,8 +78,11 @@ def load_model(config: LlavaConfig) -> tuple[LlavaOverTokens, LlavaProcessor]:
     """The model a stage starts from: encoder, new projector and language model, or what stage 1 wrote."""
     init = ROOT / config.init
     if config.stage == 1:
-        return build(config.encoder, config.features, init, config.attention, config.seed)
+        model, processor = build(config.encoder, config.features, init, config.attention, config.seed)
+        processor.image_processor.aspect = config.aspect
+        return model, processor
     model, processor = load(init, config.attention, torch.float32)
+    processor.image_processor.aspect = config.aspect
     tower = model.config.vision_config
     if (tower.source, tower.features) != (config.encoder, config.features):
         raise ValueError(
@@ -165,7 +101,9 @@ def open_pictures(
         ValueError: the cached tokens come from other weights, preprocessing or features.
     """
     if config.tokens is None:
-        return LivePictures(ROOT / config.image_root, processor.image_processor)
+        return LivePictures(
+            [ROOT / root for root in (config.image_root, *config.more_image_roots)], processor.image_processor
+        )
     pictures = CachedPictures(ROOT / config.tokens)
     if pictures.fingerprint != model.config.vision_config.fingerprint:
         raise ValueError(
@@ -175,15 +113,25 @@ def open_pictures(
     return pictures
 
 
-def freeze(model: LlavaOverTokens, recipe: Recipe) -> list[str]:
-    """Let only the stage's parts learn; returns their names."""
+def freeze(model: LlavaOverTokens, recipe: Recipe, config: LlavaConfig) -> list[str]:
+    """Let only the stage's parts learn; returns their names.
+
+    Raises:
+        ValueError: LoRA under ZeRO-3, whose split matrices cannot be merged.
+    """
     model.requires_grad_(False)
-    parts = {"projector": [model.model.multi_modal_projector]}
-    if recipe.trains_language_model:
-        parts["language_model"] = [model.model.language_model, model.lm_head]
-    for modules in parts.values():
-        for module in modules:
-            module.requires_grad_(True)
+    parts = {"projector": list(model.model.multi_modal_projector.parameters())}
+    if config.lora_rank is not None:
+        settings = read_deepspeed(config)
+        if settings and settings["zero_optimization"]["stage"] == 3:
+            raise ValueError("lora_rank needs whole matrices to merge into: use configs/deepspeed/zero2.json")
+        language_model = model.model.language_model
+        parts["lora"] = add_lora(language_model, config.lora_rank, config.lora_alpha, config.lora_dropout)
+    elif recipe.trains_language_model:
+        parts["language_model"] = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
+    for parameters in parts.values():
+        for parameter in parameters:
+            parameter.requires_grad_(True)
     return list(parts)
 
 
@@ -232,7 +180,7 @@ def read_deepspeed(config: LlavaConfig) -> dict | None:
     return json.loads(path.read_text())
 
 
-def describe_engine(trainer: Trainer, config: LlavaConfig) -> dict:
+def describe_engine(trainer: OrderedTrainer, config: LlavaConfig) -> dict:
     """What DeepSpeed really runs as.
 
     Raises:
@@ -261,8 +209,39 @@ def last_checkpoint(folder: Path) -> Path | None:
     return complete[-1] if complete else None
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """Remove all checkpoints, their marks first: what a kill leaves of one is not taken for whole."""
+    for mark in folder.glob(f"checkpoint-*/{COMPLETE}"):
+        mark.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def export(trainer: OrderedTrainer, model: LlavaOverTokens, processor: LlavaProcessor, folder: Path) -> None:
+    """Write the trained model, gathered from all processes where ZeRO-3 has split it. Every process calls."""
+    state, engine = None, trainer.model_wrapped
+    if isinstance(engine, deepspeed.DeepSpeedEngine) and engine.zero_optimization_stage() == 3:
+        state = trainer.accelerator.get_state_dict(engine)
+    show_tower(model)
+    if not trainer.is_world_process_zero():
+        return
+    if trainer.config.lora_rank is not None:
+        merge_lora(model.model.language_model)
+    if state is not None:
+        tower = model.model.vision_tower.state_dict()
+        state |= {f"model.vision_tower.{name}": tensor for name, tensor in tower.items()}
+    save(model, processor, folder, template_of(trainer.config), state)
+
+
+def template_of(config: LlavaConfig) -> Template:
+    """The prompt template that a stage trains on."""
+    return config.template or RECIPES[config.stage].template
+
+
 def train(config: LlavaConfig, out_dir: Path) -> dict:
     # ---- setup
+    if (out_dir / RESULT).is_file():  # killed between its last step and its end
+        remove_checkpoints(out_dir / "checkpoints")
+        return json.loads((out_dir / RESULT).read_text())
     prepare_process()
     world_size = int(os.environ["WORLD_SIZE"])
     recipe = RECIPES[config.stage]
@@ -270,52 +249,71 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
 
     # ---- model, data
     model, processor = load_model(config)
-    trained = freeze(model, recipe)
+    trained = freeze(model, recipe, config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     pictures = open_pictures(config, model, processor)
     dataset: LlavaDataset = build_dataset(
         read_records([ROOT / path for path in config.data]),
         pictures,
-        recipe.template,
+        template_of(config),
         processor.tokenizer,
         num_image_tokens=model.config.vision_config.num_tokens,
         max_length=config.max_length,
         max_missing_fraction=config.max_missing_fraction,
     )
     num_steps = max(1, round(config.num_epochs * len(dataset) / config.batch_size))
-    order = training_order(dataset.lengths, config.batch_size, num_steps, config.seed)
+    order = training_order(
+        dataset.lengths,
+        config.batch_size,
+        num_steps,
+        config.seed,
+        grouping=config.grouping,
+        has_picture=torch.tensor([picture is not None for picture in dataset.pictures]),
+    )
+
+    def make_batch(samples):
+        return collate(
+            samples,
+            pictures,
+            processor.tokenizer.pad_token_id,
+            length_multiple=config.length_multiple,
+            pack_length=config.pack_length,
+        )
 
     # ---- loop: Trainer under DeepSpeed, from the last complete checkpoint
+    checkpoint = last_checkpoint(out_dir / "checkpoints")
+    report = StageReport(out_dir, config.batch_size, world_size, read_mark(checkpoint, world_size))
+    tower = hide_tower(model)
     trainer = OrderedTrainer(
         model=model,
         args=training_arguments(config, out_dir, num_steps, world_size),
         train_dataset=dataset,
         order=order,
-        data_collator=lambda samples: collate(samples, pictures, processor.tokenizer.pad_token_id),
-        callbacks=[StageReport(out_dir, config.batch_size, model.model.vision_tower)],
+        config=config,
+        data_collator=make_batch,
+        callbacks=[report],
     )
     trainer.remove_callback(PrinterCallback)
-    started = time.monotonic()
-    checkpoint = last_checkpoint(out_dir / "checkpoints")
-    output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = time.monotonic() - started
+    if config.tokens is None:
+        tower.to(trainer.args.device)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     engine = describe_engine(trainer, config)
 
     # ---- save
-    if trainer.is_world_process_zero():
-        save(model, processor, out_dir / "weights")
-        shutil.rmtree(out_dir / "checkpoints")
-    report = asdict(dataset.report)
-    return {
+    export(trainer, model, processor, out_dir / "weights")
+    seconds = report.seconds()
+    result = {
         "stage": config.stage,
-        "template": recipe.template,
+        "template": template_of(config),
         "trained": trained,
         "num_steps": num_steps,
         "samples_seen": num_steps * config.batch_size,
-        "training_loss": output.training_loss,
+        "training_loss": mean_loss(trainer.state.log_history),
         "seconds": round(seconds, 2),
-        "loss_average": "tokens",
+        "loss_average": config.loss_average,
+        "grouping": config.grouping,
+        "pack_length": config.pack_length,
         "precision": config.precision,
         "processes": world_size,
         "deepspeed": engine,
@@ -325,9 +323,14 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
             "num_tokens": model.config.vision_config.num_tokens,
             "fingerprint": model.config.vision_config.fingerprint,
             "cached_tokens": config.tokens is not None,
+            "aspect": config.aspect,
         },
-        "data": report,
+        "data": asdict(dataset.report) | {"max_missing_fraction": config.max_missing_fraction},
     }
+    if trainer.is_world_process_zero():
+        write_json(out_dir / RESULT, result)
+        remove_checkpoints(out_dir / "checkpoints")
+    return result
 
 
 if __name__ == "__main__":

@@ -99,3 +99,73 @@ def test_word_tokenizer_reads_back_what_it_wrote(tmp_path):
     assert tokenizer.unk_token_id not in ids
     assert tokenizer.decode(ids) == text
     assert type(tokenizer).from_pretrained(tmp_path)(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}"
+    "{{ '\\n' }}"
+    "{% else %}{{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA_3 = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<|eot_id|>{% endgeneration %}"
+    "{% else %}{{ m['content'] }}<|eot_id|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+
+
+def chat_tokenizer(template: str, eos: str, bos: str | None, marks: list[str]):
+    tokenizer = build_tokenizer(["what is this a red cat it big yes user assistant"])
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    tokenizer.eos_token, tokenizer.bos_token, tokenizer.chat_template = eos, bos, template
+    return tokenizer
+
+
+@pytest.fixture(params=["qwen", "llama-3"])
+def chat(request):
+    if request.param == "qwen":
+        text = "<|im_start|> user \n <image> <image> \n what is this <|im_end|> \n "
+        text += "<|im_start|> assistant \n a red cat <|im_end|> \n "
+        text += "<|im_start|> user \n is it big <|im_end|> \n <|im_start|> assistant \n yes <|im_end|>"
+        tokenizer = chat_tokenizer(CHATML, "<|im_end|>", None, ["<|im_start|>", "<|im_end|>"])
+        return tokenizer, text, "a red cat <|im_end|> yes <|im_end|>"
+    head = "<|start_header_id|> {} <|end_header_id|> \n \n "
+    text = "<s> " + head.format("user") + "<image> <image> \n what is this <|eot_id|> "
+    text += head.format("assistant") + "a red cat <|eot_id|> " + head.format("user") + "is it big <|eot_id|> "
+    text += head.format("assistant") + "yes <|eot_id|>"
+    marks = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    return chat_tokenizer(LLAMA_3, "<|eot_id|>", "<s>", marks), text, "a red cat <|eot_id|> yes <|eot_id|>"
+
+
+def test_chat_mask_is_the_hand_written_one_and_that_of_the_generation_marks(chat):
+    tokenizer, text, answers = chat
+    turns = record("what is this <image>", "a red cat", "is it big", "yes")
+    sample = encode_conversations([turns], "chat", tokenizer, 2, 100)[0]
+    assert words(tokenizer, sample.input_ids) == text
+    assert words(tokenizer, sample.labels) == answers
+    spoken = ["what is this", "a red cat", "is it big", "yes"]
+    roles = ["user", "assistant"] * 2
+    messages = [{"role": role, "content": text} for role, text in zip(roles, spoken, strict=True)]
+    marked = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    kept = [i for i, m in zip(marked["input_ids"], marked["assistant_masks"], strict=True) if m]
+    assert [label for label in sample.labels.tolist() if label != IGNORE] == kept
+
+
+def test_chat_prompt_of_evaluation_is_the_beginning_of_the_training_text(chat):
+    tokenizer, text, _ = chat
+    prompt = question_prompt("what is this", 1, "chat", tokenizer)
+    shown = words(tokenizer, tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    assert text.replace("<image> <image>", "<image>").startswith(shown)
+    assert shown.endswith("\n")
+
+
+def test_template_that_rewrites_earlier_turns_is_refused():
+    template = "{{ messages | length }} {% for m in messages %}{{ m['content'] }} {% endfor %}"
+    tokenizer = chat_tokenizer(template, "</s>", "<s>", [])
+    with pytest.raises(ValueError, match="changes earlier turns"):
+        encode_conversations([record("what", "yes")], "chat", tokenizer, 0, 100)
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="has no chat template"):
+        encode_conversations([record("what", "yes")], "chat", tokenizer, 0, 100)

@@ -1,0 +1,142 @@
+"""transformers' Trainer as both stages use it: samples in a fixed order, the stage's progress and its totals
+over every attempt, the frozen tower kept out of DeepSpeed's sight."""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback
+
+from encoder.stage import progress, write_json
+from llava_bridge.config import LlavaConfig
+from llava_bridge.model import LlavaOverTokens
+
+COMPLETE = "COMPLETE"  # in a checkpoint whose every file was written: {processes, seconds}
+
+
+class OrderedTrainer(Trainer):
+    """A Trainer that visits the samples in an order fixed before the run."""
+
+    def __init__(self, *args, order: list[int], config: LlavaConfig, **kwargs):
+        self.order = order
+        self.config = config
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = config.loss_average == "tokens"
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler:
+        return _FixedOrder(self.order)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW; the projector in a group of its own where the config gives it another rate."""
+        if self.optimizer is not None or self.config.projector_learning_rate is None:
+            return super().create_optimizer(model)
+        rest, projector = [], []
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                (projector if "multi_modal_projector" in name else rest).append(parameter)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        groups = [{"params": rest}, {"params": projector, "lr": self.config.projector_learning_rate}]
+        self.optimizer = kind(groups, **options, weight_decay=self.args.weight_decay)
+        return self.optimizer
+
+
+class _FixedOrder(Sampler):
+    def __init__(self, order: list[int]):
+        self.order = order
+
+    def __iter__(self):
+        return iter(self.order)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+
+class StageReport(TrainerCallback):
+    """Writes the stage's progress, marks complete checkpoints, and stops on a loss that is not finite."""
+
+    def __init__(self, out_dir: Path, batch_size: int, num_processes: int, seconds_before: float):
+        self.out_dir = out_dir
+        self.batch_size = batch_size
+        self.num_processes = num_processes
+        self.seconds_before = seconds_before  # of the attempts that this one goes on from
+        self.started = time.monotonic()
+
+    def seconds(self) -> float:
+        """Seconds of training, all attempts together."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.first_step, self.started = state.global_step, time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_save or state.global_step >= state.max_steps:
+            control.should_log = True  # so that the log covers every step of a resumed run
+        if state.is_world_process_zero:
+            progress(self.out_dir, state.global_step, state.max_steps)
+        return control
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" not in logs or not state.is_world_process_zero:
+            return
+        if not torch.isfinite(torch.tensor(logs["loss"])):
+            raise ValueError(f"the loss is {logs['loss']} at step {state.global_step}; lower learning_rate")
+        rate = (state.global_step - self.first_step) * self.batch_size / (time.monotonic() - self.started)
+        progress(
+            self.out_dir,
+            state.global_step,
+            state.max_steps,
+            loss=logs["loss"],
+            grad_norm=float(logs["grad_norm"]),
+            learning_rate=logs["learning_rate"],
+            samples_per_second=rate,
+        )
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            mark = {"processes": self.num_processes, "seconds": round(self.seconds(), 2)}
+            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, mark)
+
+
+def mean_loss(log_history: list[dict]) -> float:
+    """The loss averaged over every step, from the means that were logged, of earlier attempts too."""
+    total, last_step = 0.0, 0
+    for row in log_history:
+        if "loss" in row:
+            total += row["loss"] * (row["step"] - last_step)
+            last_step = row["step"]
+    return total / last_step
+
+
+def read_mark(checkpoint: Path | None, num_processes: int) -> float:
+    """Seconds of training behind a checkpoint, 0 without one.
+
+    Raises:
+        ValueError: another number of processes wrote it: DeepSpeed's optimiser state is split among them.
+    """
+    if checkpoint is None:
+        return 0.0
+    mark = json.loads((checkpoint / COMPLETE).read_text())
+    if mark["processes"] != num_processes:
+        raise ValueError(
+            f"{checkpoint} was written by {mark['processes']} processes, this run has {num_processes}; go on "
+            f"with {mark['processes']}, or delete {checkpoint.parent} to start over"
+        )
+    return mark["seconds"]
+
+
+def hide_tower(model: LlavaOverTokens) -> nn.Module:
+    """Take the tower out of the model's list of modules, but not of its reach: DeepSpeed rounds, splits and
+    saves whatever it sees there, frozen or not."""
+    tower = model.model.vision_tower
+    del model.model._modules["vision_tower"]
+    object.__setattr__(model.model, "vision_tower", tower)
+    return tower
+
+
+def show_tower(model: LlavaOverTokens) -> None:
+    """Undo `hide_tower`."""
+    tower = model.model.__dict__.pop("vision_tower")
+    model.model.vision_tower = tower.to("cpu")
