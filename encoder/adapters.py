@@ -13,7 +13,14 @@ from encoder.clip import Clip
 from encoder.config import choose
 from encoder.frozen import FrozenEncoder
 from encoder.model import OpenVision3
-from encoder.pretrained import read_config
+from encoder.pretrained import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    VAE_DOWNSAMPLE,
+    read_config,
+)
 from encoder.release import CONFIG as RELEASE_CONFIG
 from encoder.release import WEIGHTS as RELEASE_WEIGHTS
 from encoder.release import load_release
@@ -21,10 +28,6 @@ from encoder.vit import ViTDecoder, ViTEncoder
 
 if TYPE_CHECKING:
     from encoder.vae import FrozenVAE
-
-VAE_DOWNSAMPLE = 8  # of FLUX's VAE, where none is named to ask
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CLIP_MEAN, CLIP_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # `clip.normalise`: [0, 1] -> [-1, 1]
 
 
 class FrozenOpenVision3(FrozenEncoder):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from encoder.batch import Batch
 from encoder.model import INITIAL_LOGIT_SCALE, Contrast, text_features
 from encoder.options import ClipShape
-from encoder.pretrained import load_pretrained, write_pretrained
+from encoder.pretrained import CLIP_MEAN, CLIP_STD, load_pretrained, write_pretrained, write_processor
 from encoder.text import TextEncoder
 from encoder.tokenizer import Tokenizer
 from encoder.vit import ViTEncoder
@@ -42,6 +42,7 @@ class Clip(nn.Module):
         if not text:
             kept = {name: value for name, value in kept.items() if name.startswith("encoder.")}
         write_pretrained(folder, "clip", shape, kept, dtype)
+        write_processor(folder, shape.encoder.image_size, CLIP_MEAN, CLIP_STD)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> Clip:

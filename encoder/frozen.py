@@ -23,6 +23,13 @@ from encoder.stage import sha256_json
 NORM_EPS = 1e-6
 
 
+def resize_square(pixels: Tensor, size: int) -> Tensor:
+    """pixels (B 3 H W in [0, 1]) -> B 3 size size, bicubic and antialiased; as they are if they fit."""
+    if pixels.shape[2:] == (size, size):
+        return pixels
+    return F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+
+
 class FrozenEncoder(nn.Module, ABC):
     """pixels -> z_u by frozen weights. Subclasses build `self` and implement `_tokens`; one that can decode
     also `can_decode` and `_decode`.
@@ -51,7 +58,6 @@ class FrozenEncoder(nn.Module, ABC):
         choose(dict.fromkeys(self.supported), self.features, f"features of {name}")
         self.mean, self.std = tuple(mean), tuple(std)
         self._fingerprint: str | None = None
-        self.register_buffer("_anchor", torch.zeros(0), persistent=False)  # for an encoder without weights
 
     @property
     def num_tokens(self) -> int:
@@ -108,18 +114,15 @@ class FrozenEncoder(nn.Module, ABC):
         return super().requires_grad_(False)
 
     def _like(self) -> Tensor:
-        """A tensor that tells where the weights are and of which kind."""
-        return next(chain(self.parameters(), self.buffers()))
+        """A tensor that tells where the weights are and of which kind; an encoder may have none."""
+        return next(chain(self.parameters(), self.buffers()), torch.empty(0))
 
     def _prepare(self, pixels: Tensor) -> Tensor:
         if pixels.ndim != 4 or pixels.shape[1] != 3:
             raise ValueError(f"{self.name}: pixels must be B 3 H W, got {tuple(pixels.shape)}")
         if not pixels.is_floating_point():
             raise ValueError(f"{self.name}: pixels must be floats in [0, 1], got {pixels.dtype}")
-        size = (self.image_size, self.image_size)
-        pixels = pixels.float()
-        if pixels.shape[2:] != size:
-            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
+        pixels = resize_square(pixels.float(), self.image_size)
         mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
         return ((pixels - mean) / std).to(self._like())
 
@@ -166,7 +169,7 @@ class BlindEncoder(FrozenEncoder):
 
     def __init__(self, *, features: str | None = None, vae: str | None = None):
         super().__init__(name="blind", image_size=64, grid=(4, 4), width=192, features=features)
-        self.register_buffer("zero", torch.zeros(1))  # part of the fingerprint
+        self.register_buffer("zero", torch.zeros(1))  # tells the device and the kind
 
     def _tokens(self, inputs: Tensor) -> Tensor:
         return inputs.new_zeros(len(inputs), self.num_tokens, self.width)

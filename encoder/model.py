@@ -20,7 +20,7 @@ from encoder.batch import Batch
 from encoder.distributed import gather_rows, num_processes
 from encoder.options import ObjectiveConfig, OpenVision3Shape
 from encoder.perceptual import PerceptualLoss
-from encoder.pretrained import load_pretrained, write_pretrained
+from encoder.pretrained import VAE_DOWNSAMPLE, load_pretrained, write_pretrained, write_processor
 from encoder.text import Captioner, ParallelCaptioner, TextEncoder
 from encoder.tokenizer import Tokenizer
 from encoder.vit import ViTDecoder, ViTEncoder
@@ -63,6 +63,8 @@ class OpenVision3(nn.Module):
         if not text:
             kept = {name: value for name, value in kept.items() if name.startswith(("encoder.", "decoder."))}
         write_pretrained(folder, "openvision3", shape, kept, dtype)
+        downsample = 1 if shape.encoder.in_channels == 3 else VAE_DOWNSAMPLE
+        write_processor(folder, shape.encoder.image_size * downsample, (0.0,) * 3, (1.0,) * 3)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> OpenVision3:

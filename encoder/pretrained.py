@@ -1,8 +1,12 @@
-"""Our own weights folders: config.json (model name and shape) and model.safetensors."""
+"""Our own weights folders: config.json (model name and shape) and model.safetensors.
+
+Those of encoders are also what transformers' Auto classes read after `import encoder.hf`.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +18,12 @@ from encoder.config import ROOT, load, resolve
 from encoder.stage import write_json
 
 Model = TypeVar("Model", bound=nn.Module)
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
+# transformers' `model_type` of our models that it can load
+HF_TYPES = {"openvision3": "openvision3", "clip": "openvision3_clip", "encoder": "openvision_encoder"}
+VAE_DOWNSAMPLE = 8  # of FLUX's VAE, where none is named to ask
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # `clip.normalise`: [0, 1] -> [-1, 1]
 
 
 def write_pretrained(
@@ -25,7 +34,14 @@ def write_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     stored = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
     save_tensors(folder / WEIGHTS, stored, {"model": name})
-    write_json(folder / CONFIG, {"model": name, "shape": resolve(shape)})
+    kind = {"model_type": HF_TYPES[name]} if name in HF_TYPES else {}
+    write_json(folder / CONFIG, {"model": name, **kind, "shape": resolve(shape)})
+
+
+def write_processor(folder: Path | str, image_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Write how pictures are resized (to image_size px) and normalised, for transformers."""
+    values = {"image_size": image_size, "image_mean": list(mean), "image_std": list(std)}
+    write_json(Path(folder) / PROCESSOR, {"image_processor_type": "OpenVisionImageProcessor", **values})
 
 
 def read_config(folder: Path | str) -> dict:

@@ -38,8 +38,10 @@ def sin_cos_positions(height: int, width: int, dim: int) -> Tensor:
     if dim % 4 or dim < 8:
         raise ValueError(f"width {dim} must be a multiple of 4, at least 8, for sin-cos positions")
     quarter = dim // 4
-    omega = 10000 ** (-torch.arange(quarter, dtype=torch.float64) / (quarter - 1))
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    cpu = torch.device("cpu")  # said, since the table is kept and may first be asked for under torch.device
+    omega = 10000 ** (-torch.arange(quarter, dtype=torch.float64, device=cpu) / (quarter - 1))
+    rows, columns = torch.arange(height, device=cpu), torch.arange(width, device=cpu)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     x, y = x.reshape(-1, 1) * omega, y.reshape(-1, 1) * omega
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()
 
@@ -143,7 +145,7 @@ class ViTEncoder(nn.Module):
         grid, width = shape.grid, shape.width
         self.conv1 = nn.Conv2d(shape.in_channels, width, shape.patch_size, shape.patch_size, bias=False)
         self.class_embedding = nn.Parameter(torch.randn(width) * 1e-6)
-        positions = torch.cat([torch.zeros(1, width), sin_cos_positions(grid, grid, width)])
+        positions = F.pad(sin_cos_positions(grid, grid, width), (0, 0, 1, 0))  # the class token's row: zeros
         self.register_buffer("positional_embedding", positions)
         self.transformer = Transformer(width, shape.layers, shape.head_width, shape.mlp_width)
         self.ln_post = nn.LayerNorm(width, eps=EPS)
