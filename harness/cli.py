@@ -10,7 +10,7 @@ from rich.console import Console
 
 from encoder.config import dump
 from encoder.stage import BAD_INPUT, INTERRUPTED, make_writable
-from harness import comparisons, leaderboard, report, tables, verbs
+from harness import comparisons, engines, leaderboard, report, tables, verbs
 from harness.config import ABLATION, ALL, Options, Preset, SuiteConfig, chosen_suites, parse
 from harness.display import Display
 from harness.encoders import resolve_encoder
@@ -28,6 +28,7 @@ USAGE = """\
 python harness/run.py [--list | --plan] [key=value ...]
 python harness/run.py verify results/demo          is every table what the result files say?
 python harness/run.py compare results/a results/b  two folders side by side: config, provenance, numbers
+python harness/run.py check encoders=[...]         do they keep the contract? linear probe, retrieval, PSNR
 
   suite=understanding|generation|all   what to measure (all: both)
   suite=ablation                       train variants of OpenVision 3, measure each: branches, omega, tau, ...
@@ -35,7 +36,8 @@ python harness/run.py compare results/a results/b  two folders side by side: con
   encoders=[ov3-demo,clip-demo]        which frozen encoders: names of configs/encoders, a folder, or
                                        module:my_module:MyEncoder, timm:<model>, ... (the preset's)
   seeds=[0,1]                          what depends on the seed runs for each: mean, deviation, n
-  seed=0  device=cpu|cuda  launch=local  runs_dir=runs  results_dir=results
+  launch=local|torchrun|slurm          how stages start; processes=8: of those that several can share
+  seed=0  device=cpu|cuda  runs_dir=runs  results_dir=results
   a.b=value                            a value of the preset, e.g. rae.train.num_steps=100
 
   --list   suites, presets, encoders and tasks
@@ -101,11 +103,22 @@ def make_plans(graph: Graph, options: Options, preset: Preset) -> list[SuitePlan
 
 def run(graph: Graph, plans: list[SuitePlan], options: Options, preset: Preset, console: Console) -> int:
     """Run the graph, write and show the leaderboards; returns the exit code."""
+    if options.launch == "slurm":
+        engines.check_slurm(preset.slurm)
     make_writable(options.runs_dir)
     make_writable(options.results_dir)
     with hold(graph.runs_dir) as lock:
         display = Display(graph, preset.jobs, console)
-        launcher = Launcher(graph=graph, jobs=preset.jobs, threads=preset.threads, lock=lock, display=display)
+        launcher = Launcher(
+            graph=graph,
+            jobs=preset.jobs,
+            threads=preset.threads,
+            lock=lock,
+            display=display,
+            launch=options.launch,
+            processes=options.processes,
+            slurm=preset.slurm,
+        )
         outcomes = launcher.run()
         suites = {plan.suite.name: [each for each in plans if each.suite is plan.suite] for plan in plans}
         reports = [_report(seeds, outcomes, options, preset, console) for seeds in suites.values()]

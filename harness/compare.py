@@ -192,8 +192,10 @@ def _change(number: NumberPair) -> Iterator[str]:
         yield from ("" if number.is_same else "differs", "")
         return
     yield f"{difference:+.4g}" + (f" ± {number.stderr:.2g}" if number.stderr else "")
-    yield "" if number.higher_is_better is None else (
-        "better" if (difference > 0) == number.higher_is_better else "worse"
+    yield (
+        ""
+        if number.higher_is_better is None
+        else ("better" if (difference > 0) == number.higher_is_better else "worse")
     )
 
 

@@ -28,13 +28,18 @@ class Options:
     seed: int = 0  # of training, sampling and bootstrap; the data has its own in the preset
     seeds: list[int] | None = None  # several: what depends on the seed runs for each
     device: Literal["cpu", "cuda"] | None = None  # None: the preset's
-    launch: Literal["local"] = "local"
+    launch: Literal["local", "torchrun", "slurm"] = "local"
+    processes: int = 1  # of one machine, for the stages that several can share; torchrun and slurm
     runs_dir: Path = ROOT / "runs"
     results_dir: Path = ROOT / "results"
 
     def __post_init__(self) -> None:
         if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
             raise ValueError(f"seeds must be one or more different numbers, got {self.seeds}")
+        if self.processes < 1 or (self.processes > 1 and self.launch == "local"):
+            raise ValueError(
+                f"processes {self.processes} with launch={self.launch}: several need launch=torchrun or slurm"
+            )
 
     @property
     def all_seeds(self) -> list[int]:
@@ -94,6 +99,9 @@ class Preset:
     score: dict[str, Any]  # ScoreConfig
     baseline: str | None = None  # the encoder that the others are tested against, question by question
     ablation: AblationSections | None = None
+    slurm: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # submitit's: slurm_partition, mem_gb, ...
     seconds: dict[str, float]  # estimated wall time of each stage, by its folder's name
 
     def __post_init__(self) -> None:

@@ -7,20 +7,19 @@ import datetime
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from encoder.config import ROOT, dump, resolve
 from encoder.stage import DONE, make_writable, sha256_json, write_json
-from harness import attach, provenance
+from harness import engines, provenance
 from harness.display import Display
+from harness.engines import LAUNCH, Launch, Work
 from harness.stages import Graph, Stage
 
-LAUNCH = "launch.json"  # beside DONE.json: what the stage ran with
 _POLL_SECONDS = 0.1
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _GRACE_SECONDS = 20.0  # from Ctrl-C to a stage's end before it is killed
@@ -50,8 +49,11 @@ class Launcher:
     threads: int
     lock: int  # file descriptor, inherited by the stages
     display: Display
+    launch: Launch = "local"
+    processes: int = 1  # of the stages that several can share; with torchrun and slurm
+    slurm: Mapping[str, Any] = field(default_factory=dict)  # submitit's parameters
     outcomes: dict[Path, Outcome] = field(default_factory=dict)
-    running: dict[Path, tuple[Stage, subprocess.Popen, float]] = field(default_factory=dict)
+    running: dict[Path, tuple[Stage, Work, float]] = field(default_factory=dict)
 
     def run(self) -> dict[Path, Outcome]:
         """Run what is not there yet; returns every stage's outcome by folder.
@@ -59,6 +61,8 @@ class Launcher:
         Raises:
             KeyboardInterrupt: Ctrl-C or a polite kill, after the running stages were ended.
         """
+        if self.launch == "slurm":
+            self.jobs = len(self.graph)  # the cluster decides what runs at once
         reused = [stage for stage in self.graph if stage.done() is not None]
         self.outcomes.update({stage.folder: Outcome("reused") for stage in reused})
         self.display.reused(reused)
@@ -100,24 +104,17 @@ class Launcher:
         config = stage.folder / "config.yaml"
         dump(stage.config, config)
         write_json(stage.folder / LAUNCH, launch_facts(stage, self.threads))
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _python_path()}
+        environment = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": _python_path()}
         environment |= dict.fromkeys(_THREAD_VARIABLES, str(self.threads))
-        words = ["-m", stage.module, config, stage.folder]
-        command = [sys.executable, attach.__file__, str(os.getpid()), *words]
         with stage.log.open("a") as log:
             log.write(f"{_ATTEMPT}{time.strftime('%F %T')} python -m {stage.module}\n")
             log.flush()
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=(self.lock,),
-            )
-        self.running[stage.folder] = (stage, process, time.monotonic())
+            if self.launch == "slurm":
+                work = engines.submit(stage, self.processes, environment, self.slurm)
+            else:
+                environment = {**os.environ, **environment}
+                work = engines.start_process(stage, self.processes, environment, log, self.lock)
+        self.running[stage.folder] = (stage, work, time.monotonic())
         self.display.started(stage)
 
     def _collect(self) -> None:
@@ -140,13 +137,13 @@ class Launcher:
         processes = [process for _, process, _ in self.running.values()]
         deadline = time.monotonic() + _GRACE_SECONDS
         for process in processes:
-            _signal_group(process, signal.SIGINT)
+            engines.end(process, signal.SIGINT)
         for process in processes:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except (subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C: at once
                 deadline = 0.0
-            _signal_group(process, signal.SIGKILL)  # also whatever the stage itself had started
+            engines.end(process, signal.SIGKILL)  # also whatever the stage itself had started
             process.wait()
 
 
@@ -177,11 +174,6 @@ def failure_reason(log: Path, code: int) -> str:
     errors = [line.removeprefix("error: ") for line in words if line.startswith("error: ")]
     last = (errors or words or ["no output"])[-1]
     return f"{last[:_REASON_LETTERS]} (see {log})"
-
-
-def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
 
 
 def _python_path() -> str:

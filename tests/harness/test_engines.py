@@ -1,0 +1,156 @@
+"""Engines: what is called with how many processes, and the same small graph as cluster jobs (submitit's local
+executor, where submitit is installed).
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from encoder.config import ConfigError, dump
+from harness import engines
+from harness.config import parse
+from harness.display import Display
+from harness.launch import Launcher
+from harness.lock import hold
+from harness.sources import module_file
+from harness.stages import Graph
+
+LOCAL = {"cluster": "local", "timeout_min": 1}
+STAGE = '''"""A stage that writes a number."""
+import dataclasses, time
+from encoder.stage import main
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    number: int = 1
+    fail: bool = False
+    seconds: float = 0.0
+
+def run(config, out_dir):
+    time.sleep(config.seconds)
+    if config.fail:
+        raise ValueError("asked to fail")
+    (out_dir / "number").write_text(str(config.number))
+    return {"number": config.number}
+
+if __name__ == "__main__":
+    main(Config, run)
+'''
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    number: int = 1
+    fail: bool = False
+    seconds: float = 0.0
+
+
+@pytest.fixture
+def graph(tmp_path, monkeypatch):
+    name = f"write_number_{os.getpid()}_{time.monotonic_ns()}"
+    (tmp_path / f"{name}.py").write_text(STAGE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    places = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
+    (tmp_path / "runs").mkdir()
+    made = Graph(tmp_path / "runs")
+    first = made.add("first", name, StageConfig(number=1))
+    made.add("second", name, StageConfig(number=2), inputs=[first])
+    failing = made.add("third", name, StageConfig(fail=True), inputs=[first])
+    made.add("fourth", name, StageConfig(number=4), inputs=[failing])
+    return made
+
+
+def run(graph):
+    display = Display(graph, 2, Console(file=open(os.devnull, "w"), force_terminal=False))  # noqa: SIM115
+    with hold(graph.runs_dir) as lock:
+        launcher = Launcher(
+            graph=graph, jobs=2, threads=1, lock=lock, display=display, launch="slurm", slurm=LOCAL
+        )
+        outcomes = launcher.run()
+    return {stage.name: outcomes[stage.folder] for stage in graph}
+
+
+def test_jobs_run_in_order_and_a_failed_one_says_why(graph, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(engines, "_LOST_SECONDS", 2.0)
+    ends = run(graph)
+    assert [ends[name].state for name in ("first", "second", "third", "fourth")] == [
+        "done",
+        "done",
+        "failed",
+        "not run",
+    ]
+    assert "asked to fail" in ends["third"].reason
+    second = next(stage for stage in graph if stage.name == "second")
+    assert second.done()["result"] == {"number": 2}
+    facts = json.loads((second.folder / engines.LAUNCH).read_text())
+    assert facts["hardware"]["threads"] == 1
+    assert list((second.folder / "slurm").glob("*_submitted.pkl"))
+
+
+def test_an_interrupt_takes_the_jobs_out_of_the_queue(graph):
+    pytest.importorskip("submitit")
+    stage = graph.add("slow", next(iter(graph)).module, StageConfig(seconds=60.0))
+    stage.folder.mkdir(parents=True)
+    dump(stage.config, stage.folder / "config.yaml")
+    (stage.folder / engines.LAUNCH).write_text('{"hardware": {}}')
+    job = engines.submit(stage, 1, {"PYTHONPATH": os.environ["PYTHONPATH"]}, LOCAL)
+    assert job.poll() is None
+    engines.end(job, signal.SIGINT)
+    assert job.wait(timeout=20) != 0
+    assert stage.done() is None
+
+
+def test_a_preempted_job_asks_for_the_same_again():
+    submitit = pytest.importorskip("submitit")
+    work = engines.RunStage(["-m", "encoder.train"], {"A": "1"}, "log.txt")
+    again = work.checkpoint()
+    assert isinstance(again, submitit.helpers.DelayedSubmission)
+    assert again.function is work
+
+
+@pytest.mark.parametrize("module", ["encoder.train", "encoder.tokens"])
+@pytest.mark.parametrize("processes", [1, 4])
+def test_only_stages_that_can_share_their_work_get_several_processes(tmp_path, module, processes):
+    stage = Graph(tmp_path).add("some", module, StageConfig())
+    words = engines.stage_words(stage, processes)
+    assert words[-3:] == [module, str(stage.folder / "config.yaml"), str(stage.folder)]
+    is_shared = processes > 1 and module == "encoder.train"
+    assert ("torch.distributed.run" in words) == is_shared
+    assert (f"--nproc-per-node={processes}" in words) == is_shared
+
+
+def test_the_stages_that_share_are_modules_that_there_are():
+    assert all(module_file(module) for module in engines.MULTI_PROCESS)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["processes=2"], "several need launch=torchrun or slurm"),
+        (["launch=torchrun", "processes=0"], "processes 0"),
+        (["launch=slrum"], "choices: local, torchrun, slurm"),
+    ],
+)
+def test_what_cannot_be_meant_is_named(words, says):
+    with pytest.raises(ConfigError, match=says):
+        parse(words)
+
+
+def test_wrong_cluster_parameters_are_refused_before_anything_is_submitted():
+    pytest.importorskip("submitit")
+    with pytest.raises(ConfigError, match=r"launch=slurm: .*mem_bg"):
+        engines.check_slurm({"cluster": "local", "mem_bg": 3})
+
+
+def test_without_submitit_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ConfigError, match="pip install submitit"):
+        engines.check_slurm({})
