@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,7 +91,7 @@ class FrozenTower(FrozenEncoder):
 
 
 class FrozenTransformers(FrozenEncoder):
-    """A vision tower of transformers: CLIP, SigLIP (2), DINOv2. Patch tokens only, before the final norm."""
+    """A tower of transformers: CLIP, SigLIP (2), DINOv2, DINOv3. Patch tokens, before the final norm."""
 
     def __init__(
         self, model: nn.Module, name: str, features: str | None, image_size: int, mean: tuple, std: tuple
@@ -205,7 +206,9 @@ def _clip(folder: Path, vae: str | Path | None, features: str | None, name: str)
 def _from_release(folder: Path, vae: str | Path | None, features: str | None, name: str) -> FrozenEncoder:
     vit = load_release(folder)
     if vit.shape.in_channels == 3:  # OpenVision 1 and 2
-        return FrozenTower(vit, name, features, IMAGENET_MEAN, IMAGENET_STD)
+        preprocess = json.loads((folder / RELEASE_CONFIG).read_text()).get("preprocess_cfg") or {}
+        normalisation = (preprocess.get("mean", IMAGENET_MEAN), preprocess.get("std", IMAGENET_STD))
+        return FrozenTower(vit, name, features, *normalisation)
     codec = _codec(vae) if vae is not None else None
     return FrozenOpenVision3(vit, None, codec, name, features)
 
@@ -231,6 +234,7 @@ def _transformers(source: str, features: str | None, image_size: int | None) -> 
         "siglip_vision_model": SiglipVisionModel,
         "dinov2": AutoModel,
         "dinov2_with_registers": AutoModel,
+        "dinov3_vit": AutoModel,
     }
     try:
         kind = AutoConfig.from_pretrained(source).model_type
@@ -248,6 +252,9 @@ def _transformers(source: str, features: str | None, image_size: int | None) -> 
 def _timm(source: str, features: str | None, image_size: int | None) -> FrozenEncoder:
     import timm
 
+    name = f"timm:{Path(source).name}"
+    if Path(source).is_dir():  # config.json and weights, as timm's save_for_hf writes them
+        source = f"local-dir:{source}"
     try:
         model = timm.create_model(source, pretrained=True, num_classes=0)
     except RuntimeError as error:
@@ -255,7 +262,7 @@ def _timm(source: str, features: str | None, image_size: int | None) -> FrozenEn
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise FileNotFoundError(f"timm:{source} weights are not to be had: {reason}") from None
-    return FrozenTimm(model, f"timm:{source}", features)
+    return FrozenTimm(model, name, features)
 
 
 def _vae(source: str, features: str | None, image_size: int | None) -> FrozenEncoder:

@@ -11,6 +11,7 @@ from typing import Literal
 Precision = Literal["fp32", "bf16"]
 Features = Literal["last", "penultimate", "last_norm"]
 Branch = Literal["understanding", "reconstruction"]
+SHIFTED = "+shift"  # end of a VAE's folder or hub id whose shift_factor is to be subtracted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +234,7 @@ class EncoderConfig:
 
     name: str
     source: str  # what `load_encoder` takes
-    vae: str | None = None  # OpenVision 3's VAE: folder or hub id
+    vae: str | None = None  # OpenVision 3's VAE: folder or hub id, "+shift" after it to subtract the shift
     image_size: int | None = None  # px; for clip: and vae: sources that leave it open
     features: FeatureChoice = field(default_factory=FeatureChoice)
     # How tokens become pixels: "own", a folder that rae_bridge.train_decoder wrote, or nothing

@@ -4,7 +4,8 @@ Everything outside this file sees pixels in [0, 1]; the [-1, 1] range that autoe
 nowhere else.
 
 Convention: z_vae = posterior mean x scaling_factor. FLUX's own pipelines subtract shift_factor first; the
-released OpenVision 3 script does not, and neither do we unless `subtract_shift=True` says so.
+released OpenVision 3 script does not, and neither do we unless `subtract_shift=True` or a source that ends in
+"+shift" says so.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 
 from encoder.config import ROOT
+from encoder.options import SHIFTED
 
 # shift_factor x scaling_factor of FLUX.1's VAE. taef1 speaks normalised latents, (mean - shift) x scale,
 # so it stands in for "mean x scale" only after this much is added. Source: config.json of
@@ -148,12 +150,14 @@ def load_vae(
     subtract_shift: bool = False,
 ) -> FrozenVAE:
     """Load a frozen VAE from a folder in diffusers' layout (a whole FLUX pipeline too) or a hub id.
-    Safetensors only. `pixels` is none at all.
+    Safetensors only. `pixels` is none at all. A source that ends in "+shift" is one with subtract_shift, so
+    that a config can say it.
 
     Raises: FileNotFoundError if there is no such folder or hub repository; ValueError for a class that is
     no known codec.
     """
-    source = str(source)
+    subtract_shift = subtract_shift or str(source).endswith(SHIFTED)
+    source = str(source).removesuffix(SHIFTED)
     if source == PIXELS:
         return PixelSpace()
     folder = next((path for path in (Path(source), ROOT / source) if path.is_dir()), None)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from encoder.config import ROOT, ConfigError, choose, load, nearest
-from encoder.options import EncoderConfig
+from encoder.options import SHIFTED, EncoderConfig
 from harness.stages import Stage
 
 CONFIGS = ROOT / "configs" / "encoders"
@@ -79,7 +79,7 @@ def _files_of(config: EncoderConfig) -> tuple[Path, ...]:
         return (_module_path(rest),)
     places = [rest if scheme in SCHEMES else config.source, config.vae, config.decoder]
     files = []
-    for place in filter(None, places):
+    for place in (each.removesuffix(SHIFTED) for each in filter(None, places)):
         if folder := _folder(place):
             files.append(folder)
         elif place not in ("own", "pixels") and scheme not in SCHEMES and not _is_hub_id(place):

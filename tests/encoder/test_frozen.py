@@ -1,6 +1,7 @@
 """The frozen-encoder contract, for every kind that can be built without a download."""
 
 import json
+import shutil
 import sys
 import types
 
@@ -40,7 +41,7 @@ def folders(tmp_path_factory):
 def build(kind: str, folders, features: str | None = None) -> FrozenEncoder:
     if kind == "timm":
         return timm_encoder("vit_tiny_patch16_224", features)
-    if kind in ("hf-clip", "hf-siglip", "hf-dinov2"):
+    if kind.startswith("hf-"):
         return transformers_encoder(kind, features)
     sources = {
         "ov3": str(folders / "ov3"), "release": str(folders / "release"), "clip": str(folders / "clip"),
@@ -71,12 +72,15 @@ def transformers_encoder(kind: str, features: str | None) -> FrozenEncoder:
         model = hf.CLIPVisionModel(hf.CLIPVisionConfig(intermediate_size=64, **sizes))
     elif kind == "hf-siglip":
         model = hf.SiglipVisionModel(hf.SiglipVisionConfig(intermediate_size=64, **sizes))
+    elif kind == "hf-dinov3":
+        model = hf.DINOv3ViTModel(hf.DINOv3ViTConfig(intermediate_size=64, num_register_tokens=4, **sizes))
     else:
         model = hf.Dinov2Model(hf.Dinov2Config(mlp_ratio=2, **sizes))
     return FrozenTransformers(model, kind, features, 32, (0.5,) * 3, (0.5,) * 3).freeze()
 
 
-KINDS = ("ov3", "release", "clip", "openvision1", "vae", "blind", "timm", "hf-clip", "hf-siglip", "hf-dinov2")
+KINDS = ("ov3", "release", "clip", "openvision1", "vae", "blind", "timm", "hf-clip", "hf-siglip", "hf-dinov2",
+         "hf-dinov3")  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -139,6 +143,12 @@ def test_transformers_features_are_raw_blocks_without_class_and_register_tokens(
     with torch.no_grad():
         normed = dino.model(pixel_values=inputs).last_hidden_state  # DINOv2's is after it
         torch.testing.assert_close(dino.model.layernorm(dino.encode(pixels)), normed[:, 1:])
+    third = build("hf-dinov3", folders)
+    with torch.no_grad():
+        normed = third.model(pixel_values=inputs).last_hidden_state
+        torch.testing.assert_close(
+            third.model.norm(third.encode(pixels)), normed[:, 5:]
+        )  # class, 4 registers
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2"])
@@ -162,6 +172,65 @@ def test_transformers_towers_load_from_folders_with_their_preprocessing(kind, tm
     direct = FrozenTransformers(model, "direct", None, 32, processor.image_mean, processor.image_std)
     pixels = torch.rand(1, 3, 32, 32)
     torch.testing.assert_close(encoder.encode(pixels), direct.encode(pixels))
+
+
+def test_a_whole_clip_folder_gives_its_vision_tower(tmp_path):
+    import transformers as hf
+
+    torch.manual_seed(0)
+    vision = hf.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32,
+        patch_size=8,
+    )  # fmt: skip
+    text = hf.CLIPTextConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    model = hf.CLIPModel(hf.CLIPConfig(vision_config=vision.to_dict(), text_config=text.to_dict()))
+    model.save_pretrained(tmp_path)
+    hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        tmp_path
+    )
+    encoder = load_encoder(f"clip:{tmp_path}")
+    pixels = torch.rand(1, 3, 32, 32)
+    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (encoder.mean, encoder.std))
+    with torch.no_grad():
+        wanted = model.vision_model(pixel_values=(pixels - mean) / std).last_hidden_state[:, 1:]
+    torch.testing.assert_close(encoder.encode(pixels), wanted)
+    assert not any("text" in name for name, _ in encoder.named_parameters())
+
+
+def test_a_timm_folder_is_read_without_the_hub(tmp_path):
+    from timm.models import save_for_hf
+
+    named = timm_encoder("vit_tiny_patch16_224", None)
+    arguments = {"img_size": 32, "depth": 3, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
+    save_for_hf(named.model, tmp_path, model_args=arguments, safe_serialization=True)
+    encoder = load_encoder(f"timm:{tmp_path}")
+    pixels = torch.rand(1, 3, 32, 32)
+    assert encoder.grid == (4, 4) and encoder.name == f"timm:{tmp_path.name}"
+    torch.testing.assert_close(encoder.encode(pixels), named.encode(pixels))
+
+
+def test_an_openvision_1_folder_is_normalised_as_its_config_says(folders, tmp_path):
+    shutil.copytree(folders / "openvision1", tmp_path, dirs_exist_ok=True)
+    before = load_encoder(tmp_path)
+    assert before.mean == (0.485, 0.456, 0.406)
+    path = tmp_path / "open_clip_config.json"
+    half = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "resize_mode": "squash"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"preprocess_cfg": half}))
+    after = load_encoder(tmp_path)
+    assert (after.mean, after.std) == ((0.5,) * 3, (0.25,) * 3) and after.fingerprint != before.fingerprint
+
+
+def test_subtracting_the_vaes_shift_is_said_in_its_source(folders, tmp_path):
+    codec = AutoencoderKL.from_pretrained(folders / "vae")
+    codec.register_to_config(scaling_factor=0.3611, shift_factor=0.1159)
+    codec.save_pretrained(tmp_path)
+    plain, shifted = load_encoder(f"vae:{tmp_path}"), load_encoder(f"vae:{tmp_path}+shift")
+    pixels = torch.rand(1, 3, 256, 256)
+    difference = plain.encode(pixels) - shifted.encode(pixels)
+    torch.testing.assert_close(difference, torch.full_like(difference, 0.1159 * 0.3611), atol=1e-5, rtol=0)
+    assert plain.fingerprint != shifted.fingerprint
+    towers = [load_encoder(folders / "ov3", vae=f"{tmp_path}{end}") for end in ("", "+shift")]
+    assert not torch.allclose(*(tower.encode(pixels) for tower in towers), atol=1e-5)
 
 
 def test_resizing_is_bicubic_and_antialiased(folders):

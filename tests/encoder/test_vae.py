@@ -35,17 +35,25 @@ def test_z_vae_is_the_scaled_posterior_mean_and_the_shift_is_a_choice(pixels, su
     assert (vae.channels, vae.downsample, z_vae.shape) == (16, 8, (2, 16, 4, 2))
 
 
-def test_taef1_is_offset_to_stand_for_mean_times_scale(pixels):
+def taef1() -> AutoencoderTiny:
     torch.manual_seed(0)
     widths, depth = (8, 8, 8, 8), (1, 1, 1, 1)
-    tiny = AutoencoderTiny(
+    return AutoencoderTiny(
         latent_channels=16, encoder_block_out_channels=widths, decoder_block_out_channels=widths,
-        num_encoder_blocks=depth, num_decoder_blocks=depth,
-    )  # fmt: skip
+        num_encoder_blocks=depth, num_decoder_blocks=depth, scaling_factor=1.0, shift_factor=0.0,
+    ).eval()  # fmt: skip
+
+
+def test_taef1_is_offset_to_stand_for_mean_times_scale(pixels, tmp_path):
+    tiny = taef1()
     plain, shifted = FrozenVAE(tiny, subtract_shift=True), FrozenVAE(tiny)
     difference = shifted.encode(pixels) - plain.encode(pixels)
     torch.testing.assert_close(difference, torch.full_like(difference, 0.0419), atol=1e-4, rtol=0)
     torch.testing.assert_close(plain.decode(plain.encode(pixels)), shifted.decode(shifted.encode(pixels)))
+    tiny.save_pretrained(tmp_path)
+    for source, wanted in ((str(tmp_path), shifted), (f"{tmp_path}+shift", plain)):
+        assert load_vae(source).offset == wanted.offset
+        torch.testing.assert_close(load_vae(source).encode(pixels), wanted.encode(pixels))
 
 
 def test_it_is_frozen_but_gradients_pass_through_decode(pixels):
