@@ -41,7 +41,7 @@ python harness/run.py check encoders=[...]         do they keep the contract? li
   a.b=value                            a value of the preset, e.g. rae.train.num_steps=100
 
   --list   suites, presets, encoders and tasks
-  --plan   the stages: cached or not, how long
+  --plan   the stages: cached or not, how long, GPU-hours, disk
 
 The same command again, after a crash, a kill or Ctrl-C, goes on where it was.
 Exit code: 0 all done, 1 something could not be run (the table says what) or differs, 2 wrong input,
@@ -68,7 +68,7 @@ def main(words: Sequence[str]) -> int:
         graph = Graph(options.runs_dir.resolve())
         plans = make_plans(graph, options, preset)
         if "--plan" in flags:
-            print_plan(graph, preset.jobs, console)
+            print_plan(graph, preset, options, console)
             return 0
         return run(graph, plans, options, preset, console)
     except KeyboardInterrupt:

@@ -103,6 +103,7 @@ class Preset:
         default_factory=dict
     )  # submitit's: slurm_partition, mem_gb, ...
     seconds: dict[str, float]  # estimated wall time of each stage, by its folder's name
+    disk_mb: dict[str, float] = dataclasses.field(default_factory=dict)  # likewise, of what it leaves
 
     def __post_init__(self) -> None:
         if self.jobs < 1 or self.threads < 1:

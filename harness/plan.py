@@ -7,9 +7,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from encoder.config import ROOT, read_yaml
-from harness.config import CONFIGS, presets, suites
+from harness.config import CONFIGS, Options, Preset, presets, suites
 from harness.display import clock
+from harness.engines import MULTI_PROCESS
 from harness.stages import Graph
+
+_WITHOUT_GPU = ("encoder.data.", "harness.trained")  # modules
 
 
 def print_choices(console: Console) -> None:
@@ -28,23 +31,53 @@ def print_choices(console: Console) -> None:
         console.print(table)
 
 
-def print_plan(graph: Graph, jobs: int, console: Console) -> None:
-    """The stages in order: whether each is there, begun or new, and its estimated time."""
+def print_plan(graph: Graph, preset: Preset, options: Options, console: Console) -> None:
+    """The stages in order: whether each is there, begun or new, its time, what it keeps busy and its disk.
+
+    What is there says what it took; the rest is the preset's estimate, and blank where it gives none.
+    """
+    is_gpu = (options.device or preset.device) == "cuda"
+    busy = "GPU h" if is_gpu else "core h"
     table = Table(
-        title=f"{len(graph)} stages, {jobs} at a time", title_justify="left", box=None, padding=(0, 2)
+        title=f"{len(graph)} stages, {preset.jobs} at a time", title_justify="left", box=None, padding=(0, 2)
     )
-    for heading in ("stage", "state", "about", "folder"):
-        table.add_column(heading, justify="right" if heading == "about" else "left")
-    left = {}
+    for heading in ("stage", "state", "about", busy, "disk", "folder"):
+        table.add_column(heading, justify="left" if heading in ("stage", "state", "folder") else "right")
+    left, hours_left, disk_left = {}, 0.0, 0.0
     for stage in graph:
-        state = "cached" if stage.done() is not None else "begun" if stage.folder.is_dir() else "to run"
-        if state != "cached":
-            left[stage.folder] = stage.seconds
+        done = stage.done()
+        state = "cached" if done is not None else "begun" if stage.folder.is_dir() else "to run"
+        seconds = stage.seconds if done is None else done["seconds"]
+        megabytes = preset.disk_mb.get(stage.name, 0.0) if done is None else _megabytes(stage.folder)
+        hours = seconds / 3600 * _units(stage.module, preset, options, is_gpu)
+        if done is None:
+            left[stage.folder] = seconds
+            hours_left, disk_left = hours_left + hours, disk_left + megabytes
         shown = f"{graph.runs_dir.name}/{stage.name}/{stage.fingerprint}"
-        table.add_row(escape(stage.label), state, clock(stage.seconds), escape(shown))
+        cells = (clock(seconds), f"{hours:.2f}" if hours else "", _size(megabytes), escape(shown))
+        table.add_row(escape(stage.label), state, *cells)
     console.print(table)
-    seconds = max([sum(left.values()) / jobs, *graph.seconds_to_end(left).values()])
-    console.print(f"{len(left)} to run, about {clock(seconds)}", highlight=False)
+    seconds = max([sum(left.values()) / preset.jobs, *graph.seconds_to_end(left).values()])
+    sums = f"{hours_left:.2f} {busy}, {_size(disk_left) or 'unknown'} of disk"
+    console.print(f"{len(left)} to run, about {clock(seconds)}, {sums}", highlight=False)
+
+
+def _units(module: str, preset: Preset, options: Options, is_gpu: bool) -> int:
+    """GPUs (none for rendering and for reading logs), or cores, that a stage keeps busy."""
+    processes = options.processes if module in MULTI_PROCESS else 1
+    if not is_gpu:
+        return preset.threads * processes
+    return 0 if module.startswith(_WITHOUT_GPU) else processes
+
+
+def _megabytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+
+
+def _size(megabytes: float) -> str:
+    if not megabytes:
+        return ""
+    return f"{megabytes / 1000:.1f} GB" if megabytes >= 1000 else f"{max(1, round(megabytes))} MB"
 
 
 def _about(path: Path) -> str:

@@ -48,7 +48,7 @@ def run_script(*words, cwd=ROOT):
                 "scenes_pope",
             ],
         ),
-        (["--plan"], ["ov3-demo: LLaVA stage 2", "clip-demo: score", "to run, about"]),
+        (["--plan"], ["ov3-demo: LLaVA stage 2", "clip-demo: score", "to run, about", "core h", "of disk"]),
         (["--plan", "suite=generation", "encoders=[ov3-demo]"], ["ov3-demo: generate"]),
     ],
 )
@@ -140,3 +140,13 @@ def test_without_the_packages_it_says_what_to_do(tmp_path):
     )
     assert run.returncode == 2
     assert "make setup" in run.stderr
+
+
+def test_the_plan_counts_gpu_hours_of_shared_stages_by_their_processes(tmp_path, capsys):
+    words = [f"runs_dir={tmp_path}", "suite=generation", "encoders=[ov3-demo]", "seconds.rae_train=3600"]
+    words += ["seconds.rae_generate=0", "seconds.tokens_train=7200", "disk_mb.rae_train=2500", "--plan"]
+    assert main([*words, "device=cuda", "launch=torchrun", "processes=8"]) == 0
+    lines = {line.split("  ")[1]: line for line in capsys.readouterr().out.splitlines() if line[:2] == "  "}
+    assert "8.00" in lines["ov3-demo: train the DiT"]
+    assert "2.5 GB" in lines["ov3-demo: train the DiT"]
+    assert "2.00" in lines["ov3-demo: tokens of train pictures"]
