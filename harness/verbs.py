@@ -1,13 +1,19 @@
-"""What `run.py verify RESULTS` and `run.py compare A B` do: they read results folders and run nothing."""
+"""What the verbs do: `verify RESULTS` and `compare A B` read results folders, `check encoders=[...]` tries
+encoders out; none of them runs a stage.
+"""
 
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from encoder.config import ConfigError, choose
 from harness import compare, verify
+from harness.config import parse
+from harness.encoders import resolve_encoder
 
 DIFFERENT = 1  # exit code, as diff's
 
@@ -21,6 +27,8 @@ def run(verb: str, words: Sequence[str], console: Console) -> int:
         ValueError: a leaderboard that cannot be read.
     """
     names, act = choose(VERBS, verb, "verb")
+    if not names:
+        return act(words, console)
     if len(words) != len(names):
         raise ConfigError(f"{verb} takes {' and '.join(names)}, got {' '.join(words) or 'nothing'}")
     return act(*map(Path, words), console)
@@ -42,7 +50,34 @@ def _compare(a: Path, b: Path, console: Console) -> int:
     return DIFFERENT if any(pair.num_changed for pair in pairs) else 0
 
 
+def _check(words: Sequence[str], console: Console) -> int:
+    """Contract and proxies of each encoder; 1 where one breaks the contract."""
+    options, preset = parse(words)
+    names = list(dict.fromkeys(options.encoders or preset.encoders))
+    encoders = [resolve_encoder(name) for name in names]
+    from harness import check  # here: torch would delay the other verbs
+
+    table = Table("encoder", "tokens", "contract", title="check", title_justify="left")
+    for heading in ("linear probe %", "retrieval R@1 %", "PSNR dB"):
+        table.add_column(heading, justify="right")
+    probes, reports = check.Probes.scenes(), []
+    for name, encoder in zip(names, encoders, strict=True):
+        report = check.check(encoder, name, probes, options.device or preset.device)
+        reports.append(report)
+        tokens = "" if report.width is None else f"{report.num_tokens} x {report.width}"
+        contract = f"{len(report.faults)} broken" if report.faults else "holds"
+        values = (report.probe_percent, report.retrieval_percent, report.psnr_db)
+        shown = ["" if value is None else f"{value:.1f}" for value in values]
+        table.add_row(escape(report.name), tokens, contract, *shown)
+        for fault in report.faults:
+            print(f"error: {report.name}: {fault}", file=sys.stderr)
+    console.print(table)
+    console.print(check.LEGEND, highlight=False, soft_wrap=True, markup=False)
+    return DIFFERENT if any(report.faults for report in reports) else 0
+
+
 VERBS: dict[str, tuple[tuple[str, ...], Callable[..., int]]] = {
     "verify": (("a results folder such as results/demo",), _verify),
     "compare": (("one results folder", "another"), _compare),
+    "check": ((), _check),  # key=value words, as a run takes them
 }

@@ -1,0 +1,1 @@
+"""Small modules to start one's own from; each is run by a test."""

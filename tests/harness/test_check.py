@@ -1,0 +1,169 @@
+"""`run.py check`: every broken rule of the contract is found, by name, before any training."""
+
+import re
+
+import pytest
+import torch
+from rich.console import Console
+
+from encoder.frozen import FrozenEncoder
+from examples.own_encoder import PatchColours
+from harness import check, verbs
+from harness.encoders import resolve_encoder
+
+
+class Own(PatchColours):
+    """The example with one thing wrong."""
+
+
+class WrongCount(Own):
+    def _tokens(self, inputs):
+        return super()._tokens(inputs)[:, :-1]
+
+
+class NotFinite(Own):
+    def _tokens(self, inputs):
+        return super()._tokens(inputs).log()  # of black: minus infinity
+
+
+class Trainable(Own):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.head = torch.nn.Linear(48, 48)
+        torch.nn.init.eye_(self.head.weight)
+        torch.nn.init.zeros_(self.head.bias)
+
+    def requires_grad_(self, requires_grad=True):
+        return torch.nn.Module.requires_grad_(self, True)
+
+    def _tokens(self, inputs):
+        return self.head(super()._tokens(inputs))
+
+
+class MovingStatistics(Own):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.norm = torch.nn.BatchNorm1d(48, affine=False)
+
+    def train(self, mode=True):
+        return torch.nn.Module.train(self, mode)
+
+    def _tokens(self, inputs):
+        return self.norm(super()._tokens(inputs).transpose(1, 2)).transpose(1, 2)
+
+
+class Random(Own):
+    def _tokens(self, inputs):
+        tokens = super()._tokens(inputs)
+        return tokens + torch.rand_like(tokens)
+
+
+class Half(Own):
+    def encode(self, pixels):
+        return super().encode(pixels).half()
+
+
+class TooLarge(Own):
+    def _tokens(self, inputs):
+        return 1e6 * super()._tokens(inputs)
+
+
+class OtherPixels(Own):
+    def encode(self, pixels):
+        return super().encode(pixels.float() / 255)
+
+
+class DarkDecoder(Own):
+    @torch.no_grad()
+    def decode(self, z_u):
+        return 2 * super().decode(z_u) - 1
+
+
+class Raises(Own):
+    def _tokens(self, inputs):
+        raise KeyError("blocks.11")
+
+
+class NewEachTime(Own):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.register_buffer("drawn", torch.rand(3))
+
+
+class WithText(Own):
+    """Knows each text's picture by heart."""
+
+    def embed_pairs(self, pixels, texts):
+        return pixels.flatten(1), pixels.flatten(1)
+
+
+@pytest.fixture(scope="module")
+def probes():
+    return check.Probes.scenes()
+
+
+def faults_of(cls, probes):
+    return list(check.violations(cls().freeze(), probes.pixels[:4]))
+
+
+@pytest.mark.parametrize(
+    ("cls", "words"),
+    [
+        (WrongCount, r"tokens are \(4, 15, 48\), grid \(4, 4\) and width 48 promise \(4, 16, 48\)"),
+        (NotFinite, "not finite"),
+        (Trainable, "2 weights are trainable, such as head.weight"),
+        (MovingStatistics, "moving batch statistics"),
+        (Random, "something is random or moves"),
+        (Half, "tokens are torch.float16"),
+        (TooLarge, "fp16 cannot hold"),
+        (OtherPixels, "integer pixels are taken without a word"),
+        (DarkDecoder, r"decoded pixels lie in \[-"),
+        (Raises, "encode fails: KeyError: 'blocks.11'"),
+    ],
+)
+def test_each_broken_rule_is_named(cls, words, probes):
+    probes.pixels[0, :, :8, :8] = 0  # a black patch
+    faults = faults_of(cls, probes)
+    assert any(re.search(words, fault) for fault in faults), faults
+    assert all(len(fault.splitlines()) == 1 for fault in faults)
+
+
+def test_the_example_keeps_the_contract(probes):
+    assert issubclass(PatchColours, FrozenEncoder)
+    assert faults_of(PatchColours, probes) == []
+
+
+def test_proxies_are_given_where_they_can_be(probes, monkeypatch):
+    word = "module:tests.harness.test_check:WithText"
+    monkeypatch.setattr(check, "load_encoder", lambda *args, **options: WithText().freeze())
+    report = check.check(resolve_encoder("module:examples.own_encoder:PatchColours"), word, probes)
+    assert report.faults == ()
+    assert (report.num_tokens, report.width, report.retrieval_percent) == (16, 48, 100.0)
+    assert report.probe_percent > 10  # of 16 classes; its colours tell the place at least
+    assert report.psnr_db > 15
+    monkeypatch.undo()
+    blind = check.check(resolve_encoder("blind"), "blind", probes)
+    assert (blind.psnr_db, blind.retrieval_percent) == (None, None)
+
+
+def test_weights_drawn_anew_and_what_cannot_be_loaded_are_found(probes, monkeypatch):
+    monkeypatch.setattr(check, "load_encoder", lambda *args, **options: NewEachTime().freeze())
+    report = check.check(resolve_encoder("blind"), "blind", probes)
+    assert "weights are drawn anew" in report.faults[0]
+    monkeypatch.undo()
+    (fault,) = check.check(resolve_encoder("blind"), "no-such-one", probes).faults
+    assert fault.startswith("cannot be loaded: no encoder 'no-such-one'")
+
+
+def test_the_verb_says_what_it_found_and_by_its_exit_code(capsys, monkeypatch):
+    monkeypatch.setattr(check, "NUM_TRAIN", 60)
+    monkeypatch.setattr(check, "NUM_TEST", 30)
+    console = Console(width=150)
+    good = "encoders=[module:examples.own_encoder:PatchColours]"
+    assert verbs.run("check", [good], console) == 0
+    assert "holds" in capsys.readouterr().out
+    monkeypatch.setattr(check, "violations", lambda encoder, pixels: ["tokens are odd"])
+    assert verbs.run("check", [good], console) == 1
+    assert "PatchColours: tokens are odd" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="unknown encoder 'ov3-dmo'"):
+        verbs.run("check", ["encoders=[ov3-dmo]"], console)
