@@ -14,8 +14,10 @@ from harness.report.board import published_tables, suite_tables
 from harness.report.markup import Markup, element, join
 from harness.report.pictures import figures
 from harness.report.provenance import hardware
-from harness.report.scatter import LEGEND, Line, Point, scatter
+from harness.report.scatter import LEGEND as SCATTER_LEGEND
+from harness.report.scatter import Line, Point, scatter
 from harness.saved import SavedSuite
+from harness.tables import LEGEND
 
 _HERE = Path(__file__).parent
 # Which number stands for a suite in the scatter: the first that its leaderboard has.
@@ -69,7 +71,10 @@ def _header(suites: Sequence[SavedSuite], preset: str) -> Markup:
         element("li", element("a", suite.config.title, href=f"#{suite.board['suite']}")) for suite in suites
     ]
     measured = dict.fromkeys(
-        row["encoder"] for suite in suites for row in suite.own_rows if row["kind"] == "measured"
+        row["encoder"]
+        for suite in suites
+        for row in suite.own_rows
+        if row["kind"] == "measured" and not suite.config.studies
     )
     return element(
         "header",
@@ -98,7 +103,7 @@ def _section(suite: SavedSuite) -> Markup:
 
 def _pareto(suites: Sequence[SavedSuite]) -> Markup | None:
     """The scatter of encoders that have both numbers; None where no encoder does."""
-    rows = [row for suite in suites for row in suite.own_rows]
+    rows = [row for suite in suites if not suite.config.studies for row in suite.own_rows]
     x_key = _first_key(rows, _UNDERSTANDING)
     y_key = _first_key(rows, _GENERATION)
     if x_key is None or y_key is None:
@@ -124,7 +129,7 @@ def _pareto(suites: Sequence[SavedSuite]) -> Markup | None:
     return element(
         "section",
         element("h2", "Understanding against generation"),
-        element("figure", picture, element("figcaption", LEGEND), class_="plot"),
+        element("figure", picture, element("figcaption", SCATTER_LEGEND), class_="plot"),
     )
 
 
@@ -147,21 +152,27 @@ def _footer(suites: Sequence[SavedSuite]) -> Markup:
         name = next((name for _, _, name in suite.numbers()), None)
         where = f", {hardware(suite.result(name)['hardware'])}" if name else ""
         board = suite.board
-        commit = element("code", (board["commit"] or "unknown")[:12])
-        lines.append(
-            element("li", f"{suite.config.title}: commit ", commit, f", {board['date'] or 'no date'}{where}")
+        commits = join(
+            [element("code", _short(each)) for each in board.get("measured_commits") or ["unknown"]]
         )
+        rendered = element("code", _short(board["commit"] or "unknown"))
+        when = f", {board['date'] or 'no date'}{where}; tables rendered at "
+        lines.append(element("li", f"{suite.config.title}: measured at commit ", commits, when, rendered))
     return element(
         "footer",
         element(
             "p",
-            "Best measured value in bold, ± is one standard error over the pictures or questions. Rendered "
-            "from the result files alone; ",
+            f"{LEGEND} Rendered from the result files alone; ",
             element("code", f"python harness/run.py verify results/{suites[0].board['preset']}"),
             " renders them again and names any difference.",
         ),
         element("ul", *lines),
     )
+
+
+def _short(commit: str) -> str:
+    """The first letters of a commit; one of a changed tree still says so."""
+    return commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
 def _hash(text: str) -> str:

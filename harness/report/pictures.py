@@ -18,11 +18,21 @@ _CAPTIONS = {
         "One line per class, the first of each: real pictures, then what was generated as each encoder's "
         "tokens.",
     ),
+    "reconstructions_branches": (
+        "Reconstructions by what trains the encoder",
+        "The same pictures through each variant, originals first; evenly spaced, never chosen.",
+    ),
+    "synergy": (
+        "Gradients of the two branches",
+        "Cosine between the gradients of reconstruction and understanding on the encoder, layer by layer, at "
+        "the end of each training: above 0 they pull the same way.",
+    ),
     "seed_dimensions": (
         "Scenes-SEED by question",
         "Correct answers in each of nine dimensions with one standard error; the dashed line is chance.",
     ),
 }
+_CURVES = "curves_"  # and the study: figures of suite=ablation
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
 
@@ -42,6 +52,10 @@ def data_uri(content: bytes) -> str | None:
 def _figure(path: Path) -> Markup:
     name = path.stem.replace("_", " ").capitalize()
     title, text = _CAPTIONS.get(path.stem, (name, f"{path.name}, as its suite drew it."))
+    if path.stem.startswith(_CURVES):
+        text = (
+            "Terms of the objective on training batches; a branch that does not train the encoder is a probe."
+        )
     content = path.read_bytes()
     uri = data_uri(content)
     if uri is None:
