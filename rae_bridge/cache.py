@@ -73,9 +73,7 @@ class ShardedCache:
         for name in about["shards"]:
             path = folder / SHARDS / name
             if not path.is_file():
-                raise FileNotFoundError(
-                    f"shard not found: {path}; run rae_bridge.cache on the same config again"
-                )
+                raise FileNotFoundError(f"shard not found: {path}; run rae_bridge.cache again")
             try:
                 files.append(safe_open(path, framework="pt"))
             except Exception as error:  # safetensors' own kind
@@ -149,7 +147,7 @@ def read_shards(config: CacheConfig) -> Iterator[tuple[Tensor, Tensor]]:
     while held := list(itertools.islice(samples, config.shard_size)):
         if len({sample.pixels.shape for sample in held}) > 1:
             raise ValueError(f"{config.data}: pictures of several sizes; write them in one size first")
-        images = torch.stack([torch.as_tensor(sample.pixels) for sample in held])
+        images = torch.stack([torch.tensor(sample.pixels) for sample in held])
         yield images, torch.tensor([int(sample.record.get("label", -1)) for sample in held])
 
 

@@ -62,7 +62,7 @@ def generate_config(config: SweepConfig, point: Point) -> GenerateConfig:
         "seed",
     )
     shared = {name: getattr(config, name) for name in names}
-    return GenerateConfig(**shared, seed=config.seed, num_steps=point.steps, guidance=guidance)
+    return GenerateConfig(**shared, num_steps=point.steps, guidance=guidance)
 
 
 def draw_figure(path: Path, config: SweepConfig, distances: dict[str, float]) -> None:

@@ -1,0 +1,105 @@
+"""The sharded latent cache: both flips, exact statistics, resumption, and what it refuses."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from encoder.batch import to_pixels
+from encoder.data.shards import load_images
+from rae_bridge import cache as stage
+from rae_bridge import train
+from rae_bridge.codec import load_for_generation
+from rae_bridge.config import CacheConfig, DiTOptimConfig, DiTSize, TrainDiTConfig
+from rae_bridge.latents import LatentStatistics, TokenCache, to_latents
+
+
+@pytest.fixture
+def config(pictures, invertible) -> CacheConfig:
+    return CacheConfig(encoder=invertible, data=str(pictures), shard_size=7, batch_size=3)
+
+
+def write(config, folder):
+    folder.mkdir(exist_ok=True)
+    return stage.run(config, folder), stage.open_cache(folder)
+
+
+def test_it_holds_every_picture_and_its_mirror_image_in_order(config, tmp_path, pictures, invertible):
+    about, cache = write(config, tmp_path / "cache")
+    assert about["num_pictures"] == 24 and about["num_shards"] == 4  # 7 + 7 + 7 + 3
+    images, records = load_images(pictures, "train")
+    assert cache.labels.tolist() == [record["label"] for record in records]
+    encoder = load_for_generation(invertible)
+    pixels = to_pixels(torch.as_tensor(images))
+    indices = torch.tensor([23, 0, 7, 13, 0])
+    flips = torch.tensor([False, True, False, True, False])
+    wanted = torch.where(flips[:, None, None, None], pixels[indices].flip(3), pixels[indices])
+    expected = to_latents(encoder.encode(wanted).half().float(), 2)
+    torch.testing.assert_close(cache.latents(indices, flips), expected, rtol=0, atol=2e-3)  # fp16
+    assert cache.origin["fingerprint"] == encoder.fingerprint and cache.side == 2 and cache.width == 48
+
+
+def test_its_statistics_are_the_two_pass_ones_of_pictures_and_mirror_images(config, tmp_path):
+    _, cache = write(config, tmp_path / "cache")
+    everything = torch.arange(24)
+    both = torch.cat([cache.latents(everything), cache.latents(everything, torch.ones(24, dtype=torch.bool))])
+    statistics = cache.statistics()
+    torch.testing.assert_close(statistics.mean, both.double().mean(0).float())
+    torch.testing.assert_close(statistics.var, both.double().var(0, correction=0).float())
+    written = LatentStatistics.load(tmp_path / "cache" / "latent_stats.pt")
+    torch.testing.assert_close(written.var, statistics.var)
+
+
+def test_an_interrupted_run_keeps_its_shards(config, tmp_path, monkeypatch):
+    write(config, tmp_path / "whole")
+    original, encoded = stage.encode_shard, []
+
+    def counted(encoder, images, *others):
+        encoded.append(len(images))
+        if len(encoded) == 3:
+            raise KeyboardInterrupt
+        return original(encoder, images, *others)
+
+    monkeypatch.setattr(stage, "encode_shard", counted)
+    with pytest.raises(KeyboardInterrupt):
+        write(config, tmp_path / "cut")
+    write(config, tmp_path / "cut")
+    assert encoded == [7, 7, 7, 7, 3]  # the third was begun twice
+    first, second = (stage.open_cache(tmp_path / name) for name in ("whole", "cut"))
+    assert torch.equal(first.latents(torch.arange(24)), second.latents(torch.arange(24)))
+
+
+def test_training_reads_it_and_draws_mirror_images_by_halves(config, tmp_path):
+    _, cache = write(config, tmp_path / "cache")
+    size = DiTSize(hidden_size=(16, 16), depth=(1, 1), num_heads=(2, 2))
+    training = TrainDiTConfig(
+        tokens=str(tmp_path / "cache"), num_classes=3, num_steps=2, batch_size=24, size=size,
+        optim=DiTOptimConfig(), log_steps=1,
+    )  # fmt: skip
+    (tmp_path / "out").mkdir()
+    assert train.train(training, tmp_path / "out")["num_samples"] == 48
+    drawn = []
+    spy = stage.ShardedCache.latents
+    for step in range(20):
+        draw = train.checkpoint.step_generator(training.seed, step, "flip")
+        drawn.append(torch.rand(24, generator=draw) < 0.5)
+        indices = train.checkpoint.batch_indices(0, step, 24, 24)
+        raw, _ = train.load_batch(cache, LatentStatistics(None, None), training, step, slice(24), "cpu")
+        assert torch.equal(raw, spy(cache, indices, drawn[-1]))
+    assert torch.cat(drawn).float().mean() == pytest.approx(0.5, abs=0.08)
+
+
+def test_bad_caches_are_refused(config, tmp_path, blind_to_pixels):
+    folder = tmp_path / "cache"
+    write(config, folder)
+    (folder / "shards" / "00002.safetensors").write_bytes(b"not a shard")
+    with pytest.raises(ValueError, match=r"shard damaged.*delete it"):
+        stage.open_cache(folder)
+    (folder / "shards" / "00002.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"run rae_bridge\.cache again"):
+        stage.open_cache(folder)
+    with pytest.raises(FileNotFoundError):
+        write(replace(config, data=str(tmp_path / "nowhere")), tmp_path / "none")
+    plain = TokenCache(torch.zeros(2, 4, 3), torch.zeros(2, dtype=torch.long), {})
+    with pytest.raises(ValueError, match="no mirror images"):
+        plain.latents(torch.tensor([0]), torch.tensor([True]))

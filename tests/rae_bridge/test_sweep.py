@@ -1,0 +1,106 @@
+"""The judge against the harness's own distance, and the sweep over guidance scale and steps."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from harness.metrics import fid
+from rae_bridge import judge as judging
+from rae_bridge import sweep as stage
+from rae_bridge.config import JudgeConfig, SweepConfig
+from rae_bridge.judge import FeatureMoments, Judge
+from rae_bridge.ranks import Ranks
+
+
+class Network(torch.nn.Module):
+    """Sees the mean colour and the mean square of each channel."""
+
+    def forward(self, pictures):
+        pixels = pictures.float() / 255
+        self.pooled = torch.cat([pixels.mean((2, 3)), pixels.square().mean((2, 3))], dim=1)
+        return self
+
+
+NETWORK = f"{__name__}:Network"
+
+
+@pytest.fixture
+def reference(tmp_path) -> JudgeConfig:
+    generator = torch.Generator().manual_seed(0)
+    np.savez(tmp_path / "features.npz", pooled=torch.rand(50, 6, generator=generator).numpy())
+    return JudgeConfig(reference=str(tmp_path / "features.npz"), network=NETWORK)
+
+
+def test_its_distance_is_the_harness_s_in_any_parts(reference):
+    images = torch.randint(0, 256, (40, 8, 8, 3), dtype=torch.uint8)
+    whole, first, second = (Judge(reference) for _ in range(3))
+    whole.see(images)
+    first.see(images[:13], batch_size=5)
+    second.see(images[13:])
+    seen = Network()(images.permute(0, 3, 1, 2)).pooled
+    real = torch.from_numpy(np.load(reference.reference)["pooled"])
+    expected = fid.distance(fid.moments_of(seen), fid.moments_of(real))
+    assert whole.distance() == pytest.approx(expected, rel=1e-6)
+    first.moments.merge(second.moments)
+    assert first.merged(Ranks(0, 1, "cpu")).distance() == pytest.approx(expected, rel=1e-6)
+    mean, covariance = (torch.as_tensor(part) for part in first.reference)
+    assert judging.frechet_distance((mean.numpy(), covariance.numpy()), first.reference) == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+def test_a_gaussian_file_is_a_reference_and_other_files_are_not(reference, tmp_path):
+    mean, covariance = Judge(reference).reference
+    np.savez(tmp_path / "adm.npz", mu=mean, sigma=covariance)
+    loaded = judging.load_reference(tmp_path / "adm.npz")
+    assert np.allclose(loaded[1], covariance)
+    np.savez(tmp_path / "other.npz", arr_0=mean)
+    with pytest.raises(ValueError, match="expected `pooled`"):
+        judging.load_reference(tmp_path / "other.npz")
+    with pytest.raises(FileNotFoundError, match=r"harness\.metrics\.reference writes one"):
+        judging.load_reference(tmp_path / "missing.npz")
+    with pytest.raises(ValueError, match="not an importable module:Class"):
+        judging.find_network("harness.metrics.features:Lite9")
+    with pytest.raises(ValueError, match="at least 2 pictures"):
+        FeatureMoments().gaussian()
+
+
+@pytest.fixture
+def config(tmp_path, invertible, reference, write_model) -> SweepConfig:
+    model = write_model(tmp_path / "model", invertible)
+    about = {"model": str(model), "encoder": invertible, "judge": reference}
+    grid = {"scales": (1.0, 2.0), "steps": (2, 4), "default_steps": 4}
+    return SweepConfig(**about, **grid, num_samples=6, batch_size=3)
+
+
+def test_a_sweep_scores_each_point_once_draws_and_goes_on(config, tmp_path, monkeypatch):
+    out_dir = tmp_path / "out"
+    out_dir.mkdir()
+    original, drawn = stage.draw_pictures, []
+
+    def counted(flow, codec, settings, guidance, ranks):
+        drawn.append((settings.num_steps, guidance and guidance.scale))
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return original(flow, codec, settings, guidance, ranks)
+
+    monkeypatch.setattr(stage, "draw_pictures", counted)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(config, out_dir)
+    result = stage.run(config, out_dir)
+    assert drawn == [(4, None), (4, 2.0), (4, 2.0), (2, None)]
+    assert list(result["distances"]) == ["scale=1 steps=4", "scale=2 steps=4", "scale=1 steps=2"]
+    assert json.loads((out_dir / "sweep.json").read_text()) == result["distances"]
+    assert len(set(result["distances"].values())) == 3 and result["best"] in result["distances"]
+    assert Image.open(out_dir / "sweep.png").size[0] > 500
+
+
+def test_impossible_sweeps_are_refused(config):
+    fields = {name: getattr(config, name) for name in ("model", "encoder", "judge")}
+    with pytest.raises(ValueError, match="at least one value"):
+        SweepConfig(**fields, scales=())
+    with pytest.raises(ValueError, match="needs the weaker model"):
+        SweepConfig(**fields, kind="autoguidance")
