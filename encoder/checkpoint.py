@@ -73,10 +73,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"weights damaged: {path} ({str(error).splitlines()[0][:120]})") from None
 
 
-def step_generator(seed: int, step: int, what: str = "") -> torch.Generator:
+def step_generator(
+    seed: int, step: int, what: str = "", device: torch.device | str = "cpu"
+) -> torch.Generator:
     """A generator that depends on (seed, step, what) alone: step `s` draws the same after any resume."""
     digest = hashlib.sha256(f"{seed}/{step}/{what}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def epoch_order(seed: int, epoch: int, num_samples: int) -> Tensor:

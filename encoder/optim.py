@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from encoder.options import OptimConfig
 
@@ -80,10 +81,8 @@ def update(
     num_steps: int,
     probe: Collection[nn.Parameter] = (),
 ) -> float:
-    """Backward, clip, step, zero the gradients; returns the norm of the gradient before clipping.
+    """Backward, then `apply_gradients`.
 
-    Parameters of a `probe` are clipped by a norm of their own, so that they cannot shorten the others' step;
-    the norm returned is the others'.
     Raises: ValueError if the loss or its gradient is not finite, naming the step; the weights are then those
     before it.
     """
@@ -92,12 +91,29 @@ def update(
             f"loss is {loss.item()} at step {step}; lower optim.lr, or go on from the last checkpoint"
         )
     loss.backward()
+    return apply_gradients(optimiser, config, step, num_steps, probe)
+
+
+def apply_gradients(
+    optimiser: torch.optim.Optimizer,
+    config: OptimConfig,
+    step: int,
+    num_steps: int,
+    probe: Collection[nn.Parameter] = (),
+) -> float:
+    """Clip, step, zero the gradients; returns the norm of the gradient before clipping.
+
+    Parameters of a `probe` are clipped by a norm of their own, so that they cannot shorten the others' step;
+    the norm returned is the others'.
+    Raises: ValueError if the gradient is not finite, naming the step; the weights are then those before it.
+    """
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     apart = {id(parameter) for parameter in probe}
     max_norm = config.clip_norm if config.clip_norm is not None else math.inf
     norm = nn.utils.clip_grad_norm_([each for each in parameters if id(each) not in apart], max_norm)
     if apart:
         nn.utils.clip_grad_norm_([each for each in parameters if id(each) in apart], max_norm)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     if not math.isfinite(norm):
         raise ValueError(
             f"gradient norm is {norm.item()} at step {step}; lower optim.lr or go on from the last checkpoint"

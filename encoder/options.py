@@ -8,7 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from encoder.data.options import StreamConfig
+
 Precision = Literal["fp32", "bf16"]
+Device = Literal["auto", "cpu", "cuda"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 Features = Literal["last", "penultimate", "last_norm"]
 Branch = Literal["understanding", "reconstruction"]
 SHIFTED = "+shift"  # end of a VAE's folder or hub id whose shift_factor is to be subtracted
@@ -154,16 +158,23 @@ class ObjectiveConfig:
     # sigma ~ U[0, tau]. The paper gives no value; this is what RAE trains its decoders with
     # (bytetriper/RAE@a4d18c4, noise_tau). z_u has no fixed scale: the log shows tau over its deviation
     tau: float = 0.8
+    # The range in which pixel_l1 is measured: signed is [-1, 1], the VAE's own, where errors are twice those
+    # of unit, [0, 1]. The paper does not say; signed is what the released script feeds the VAE
+    pixel_range: Literal["signed", "unit"] = "signed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """Stage `encoder.train`: OpenVision 3, or the CLIP baseline on equal terms: same samples, same order."""
 
-    data: str  # folder with {train,val,test}/*.tar
+    data: str  # folder with {train,val,test}/*.tar; with `stream`, only eval_split is read
     num_steps: int
-    batch_size: int
+    batch_size: int  # of all processes together
     optim: OptimConfig
+    stream: StreamConfig | None = None  # training samples from shards as needed; None: data's, in memory
+    image_size: int | None = None  # px that held-out pictures are brought to; None: as they are
+    # weights/full of a run to start from, towers and temperature (a stage with a fresh optimiser)
+    init: str | None = None
     openvision3: OpenVision3Shape | None = None
     clip: ClipShape | None = None
     vae: str | None = None  # OpenVision 3 only: folder or hub id
@@ -174,6 +185,9 @@ class TrainConfig:
     # Part of each batch that is decoded to pixels for the pixel and perceptual terms; 1 is exact, less is the
     # same in expectation and cheaper (the frozen VAE decoder dominates the step)
     pixel_fraction: float = 1.0
+    # Side, in latents, of a random square of each picture that is decoded instead of the whole; None: the
+    # whole. Cheaper, but near the cut the VAE decoder sees less than it would
+    pixel_crop: int | None = None
     perceptual: Literal["lite1", "lpips"] = "lite1"
     perceptual_from: float = 0.0  # fraction of the steps after which the perceptual term joins
     # alt: the alt text only; alt_and_sentence: also one random sentence of the dense caption, losses averaged
@@ -181,6 +195,13 @@ class TrainConfig:
     contrastive_texts: Literal["alt", "alt_and_sentence"] = "alt_and_sentence"
     contrastive_chunk: int | None = None  # rows of similarities held at a time; None: all
     precision: Precision = "fp32"
+    micro_batch: int | None = None  # rows of a process at once; None: its whole share of batch_size
+    device: Device = "auto"  # auto: a GPU where there is one
+    compile: bool = False  # torch.compile on each block
+    activation_checkpointing: bool = False  # keep each block's input only, compute the rest again
+    sharding: Literal["none", "fsdp2"] = "none"  # of weights, gradients and optimiser over processes
+    ema_decay: float | None = None  # of averaged weights, which are then exported; OpenVision 1 has none
+    trackers: list[Tracker] = field(default_factory=list)
     train_limit: int | None = None  # samples held in memory; None: all
     eval_split: Literal["val", "test"] = "val"
     eval_limit: int = 1000
@@ -199,6 +220,10 @@ class TrainConfig:
             raise ValueError("training needs text towers: give text (and captioner for openvision3)")
         if not 0 < self.pixel_fraction <= 1:
             raise ValueError(f"pixel_fraction {self.pixel_fraction} must be over 0, at most 1")
+        if self.ema_decay is not None and self.sharding != "none":
+            raise ValueError("ema_decay needs sharding: none; averaged weights are not sharded")
+        if self.pixel_crop is not None and self.pixel_crop < 1:
+            raise ValueError(f"pixel_crop {self.pixel_crop} must be 1 latent or more")
         if not self.branches or len(set(self.branches)) < len(self.branches):
             raise ValueError(f"branches {list(self.branches)} must name one or both branches, each once")
         if self.clip is not None and len(self.branches) < 2:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from encoder import checkpoint
 from encoder.config import ROOT, load
+from encoder.held_out import load_samples
 from encoder.model import (
     OpenVision3,
     reconstruction_loss,
@@ -26,7 +27,6 @@ from encoder.model import (
 from encoder.options import SynergyConfig, TrainConfig
 from encoder.perceptual import PerceptualLoss
 from encoder.stage import main, progress, write_json
-from encoder.train import load_samples
 from encoder.vae import load_vae
 from encoder.vit import ViTEncoder
 

@@ -82,7 +82,7 @@ class _Tail:
         return self.end == bytes(512)
 
 
-class _OpenShard:
+class OpenShard:
     """The raw samples of one shard, and what was wrong with its tar file."""
 
     def __init__(self, url: str):
@@ -123,7 +123,7 @@ class SourceLane:
         self.seed = f"{seed}/{index}"
         self.state = {"epoch": 0, "shard": 0, "window": 0, "row": 0, "read": False}
         self._rows: list[dict] | None = None
-        self._open: _OpenShard | None = None
+        self._open: OpenShard | None = None
 
     def next(self) -> tuple[dict, list[str]]:
         """The next raw sample, and the damage that reading came upon for the first time."""
@@ -160,7 +160,7 @@ class SourceLane:
         for attempt in range(self.config.retries + 1):
             try:
                 if self._open is None or (self._open.url, self._open.position) != (url, start):
-                    self._open = _OpenShard(url)
+                    self._open = OpenShard(url)
                     self._open.take(start)
                 rows = self._open.take(size)
                 break

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from encoder import train
+from encoder import step as steps
 from encoder.batch import Batch
 from encoder.config import load
+from encoder.model import OpenVision3
+from encoder.optim import build_adamw, update
 from encoder.options import TrainConfig
 
 SMALL = {"width": 32, "layers": 1, "head_width": 16}
@@ -44,13 +46,13 @@ def batch() -> Batch:
 def trained(chosen: TrainConfig, num_steps: int = 3) -> tuple[dict, list[dict]]:
     """Weights after some steps from one start, and the terms of each step."""
     torch.manual_seed(0)
-    model = train.OpenVision3(chosen.openvision3)
-    optimiser = train.build_adamw(model, chosen.optim)
-    probe = train.probe_parameters(model, chosen.branches)
+    model = OpenVision3(chosen.openvision3)
+    optimiser = build_adamw(model, chosen.optim)
+    probe = steps.probe_parameters(model, chosen.branches)
     curve = []
     for step in range(num_steps):
-        terms = train.train_step(model, batch(), chosen, step, Upsample())
-        train.update(optimiser, terms["loss"], chosen.optim, step, num_steps + 1, probe)
+        terms = steps.train_step(model, batch(), chosen, step, Upsample())
+        update(optimiser, terms["loss"], chosen.optim, step, num_steps + 1, probe)
         curve.append(terms)
     return model.state_dict(), curve
 
@@ -74,12 +76,12 @@ def test_the_probe_of_the_other_branch_leaves_the_encoder_alone_to_the_last_bit(
 def test_a_branch_alone_trains_the_encoder_as_if_the_other_weighed_nothing(branch):
     """The first step without clipping: its gradient on the trunk is that of the branch alone."""
     torch.manual_seed(0)
-    model = train.OpenVision3(config([branch]).openvision3)
+    model = OpenVision3(config([branch]).openvision3)
     weightless = {"understanding": {"omega_rec": 0.0}, "reconstruction": {"omega_und": 0.0}}[branch]
     grads = []
     for chosen in (config([branch]), config(["understanding", "reconstruction"], **weightless)):
         model.zero_grad()
-        train.train_step(model, batch(), chosen, 0, Upsample())["loss"].backward()
+        steps.train_step(model, batch(), chosen, 0, Upsample())["loss"].backward()
         grads.append({name: each.grad.clone() for name, each in model.named_parameters()})
     for name in trunk(grads[0]):
         torch.testing.assert_close(grads[0][name], grads[1][name], atol=1e-7, rtol=1e-5)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from encoder import synergy, train
+from encoder import held_out, synergy, train
 from encoder.config import ConfigError, dump, load
 from encoder.data.scenes import write
 from encoder.model import reconstruction_terms, understanding_terms
@@ -50,7 +50,7 @@ def test_rows_are_the_cosines_of_two_plain_backward_passes(trained, tmp_path):
     measured = measure(trained, tmp_path)
     config, model, step = synergy.load_trained(trained)
     assert step == measured["step"] == 2
-    samples, _ = train.load_samples(config, "val", 8)
+    samples, _ = held_out.load_samples(config, "val", 8)
     draw = synergy.checkpoint.step_generator
     batch = samples.batch(torch.arange(8), draw(0, 0, "sentence"), num_pixels=8, with_sentence=True)
     vae = load_vae(config.vae)

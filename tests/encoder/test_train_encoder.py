@@ -6,9 +6,10 @@ import pytest
 import torch
 import yaml
 
-from encoder import checkpoint, load_encoder, train, train_vae
+from encoder import checkpoint, held_out, load_encoder, optim, train_vae, trainer
 from encoder.config import load
 from encoder.options import TrainConfig, TrainVaeConfig
+from encoder.step import train_step
 from encoder.vae import load_vae
 
 TEXT = {"context_length": 10, "width": 32, "layers": 1, "head_width": 16}
@@ -16,7 +17,7 @@ TOWER = {"width": 32, "layers": 1, "head_width": 16, "embed_dim": 16}
 WORDS = ("red", "blue", "green", "ball", "house", "tree", "bird", "cup")
 
 
-def pictures(folder, split, limit=None):
+def pictures(folder, split, limit=None, **_):
     """Sixteen flat pictures, each of its own colour and alt text."""
     count = min(limit or 16, 16)
     values = torch.rand(count, 1, 1, 3, generator=torch.Generator().manual_seed(len(split)))
@@ -30,7 +31,7 @@ def pictures(folder, split, limit=None):
 
 @pytest.fixture(autouse=True)
 def in_memory(monkeypatch):
-    monkeypatch.setattr(train, "load_images", pictures)
+    monkeypatch.setattr(held_out, "load_images", pictures)
     monkeypatch.setattr(train_vae, "load_images", pictures)
 
 
@@ -88,10 +89,10 @@ def test_a_killed_run_resumes_to_the_same_weights_to_the_last_bit(kind, vae_fold
     config = load(TrainConfig, values(kind, vae_folder))
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    scores = train.train(config, tmp_path / "whole")
-    run_until_killed(train.train, config, tmp_path / "killed", monkeypatch, step=5)
+    scores = trainer.train(config, tmp_path / "whole")
+    run_until_killed(trainer.train, config, tmp_path / "killed", monkeypatch, step=5)
     assert checkpoint.load(tmp_path / "killed" / "checkpoint.pt")["step"] == 3
-    assert train.train(config, tmp_path / "killed") == scores
+    assert trainer.train(config, tmp_path / "killed") == scores
     states = [checkpoint.load(tmp_path / name / "checkpoint.pt")["model"] for name in ("whole", "killed")]
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
@@ -99,7 +100,7 @@ def test_a_killed_run_resumes_to_the_same_weights_to_the_last_bit(kind, vae_fold
 
 @pytest.mark.parametrize("kind", ["openvision3", "clip"])
 def test_what_is_exported_loads_as_a_frozen_encoder_with_a_card(kind, vae_folder, tmp_path):
-    scores = train.train(load(TrainConfig, values(kind, vae_folder)), tmp_path)
+    scores = trainer.train(load(TrainConfig, values(kind, vae_folder)), tmp_path)
     encoder = load_encoder(tmp_path / "weights", vae=vae_folder if kind == "openvision3" else None)
     assert encoder.encode(torch.rand(1, 3, 32, 32)).shape == (1, 4, 32)
     assert encoder.can_decode == (kind == "openvision3")
@@ -117,21 +118,21 @@ def test_what_is_exported_loads_as_a_frozen_encoder_with_a_card(kind, vae_folder
 @pytest.mark.parametrize("kind", ["openvision3", "clip"])
 def test_one_batch_overfits(kind, vae_folder):
     config = load(TrainConfig, values(kind, vae_folder, contrastive_texts="alt", num_steps=60))
-    samples, _ = train.load_samples(config, "train", 8)
+    samples, _ = held_out.load_samples(config, "train", 8)
     torch.manual_seed(0)
     vae = None
     if kind == "openvision3":
         vae = load_vae(vae_folder)
-        samples.z_vae = vae.encode(train.to_pixels(samples.images))
-        model = train.OpenVision3(config.openvision3)
+        samples.z_vae = vae.encode(held_out.to_pixels(samples.images))
+        model = trainer.OpenVision3(config.openvision3)
     else:
-        model = train.Clip(config.clip)
-    optimiser = train.build_adamw(model, config.optim)
+        model = trainer.Clip(config.clip)
+    optimiser = optim.build_adamw(model, config.optim)
     curve = []
-    for step in range(60):
+    for at in range(60):
         batch = samples.batch(torch.arange(8), torch.Generator(), num_pixels=8, with_sentence=False)
-        terms = train.train_step(model, batch, config, step, vae)
-        train.update(optimiser, terms["loss"], config.optim, step, 60)
+        terms = train_step(model, batch, config, at, vae)
+        optim.update(optimiser, terms["loss"], config.optim, at, 60)
         curve.append({name: value.item() for name, value in terms.items()})
     falling = ("contrastive",) if kind == "clip" else ("contrastive", "caption", "latent_l1")
     for name in falling:
@@ -141,13 +142,13 @@ def test_one_batch_overfits(kind, vae_folder):
 def test_bf16_and_a_chunked_contrastive_loss_take_the_same_step_nearly(vae_folder):
     config = load(TrainConfig, values("openvision3", vae_folder))
     other = load(TrainConfig, values("openvision3", vae_folder, precision="bf16", contrastive_chunk=3))
-    samples, _ = train.load_samples(config, "train", 8)
+    samples, _ = held_out.load_samples(config, "train", 8)
     vae = load_vae(vae_folder)
-    samples.z_vae = vae.encode(train.to_pixels(samples.images))
+    samples.z_vae = vae.encode(held_out.to_pixels(samples.images))
     torch.manual_seed(0)
-    model = train.OpenVision3(config.openvision3)
+    model = trainer.OpenVision3(config.openvision3)
     batch = samples.batch(torch.arange(8), torch.Generator(), num_pixels=8, with_sentence=False)
-    exact, near = (train.train_step(model, batch, each, 0, vae)["loss"] for each in (config, other))
+    exact, near = (train_step(model, batch, each, 0, vae)["loss"] for each in (config, other))
     torch.testing.assert_close(near, exact, rtol=0.02, atol=0)
 
 
