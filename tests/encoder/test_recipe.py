@@ -19,7 +19,7 @@ RECIPES = ("paper_b", "paper_l", "paper_b_short")
 
 
 def recipe(name: str) -> RecipeConfig:
-    return load(RecipeConfig, ROOT / f"configs/weights/{name}.yaml")
+    return load(RecipeConfig, ROOT / f"configs/recipes/{name}.yaml")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -56,7 +56,7 @@ def test_a_recipe_is_table_1(name, tmp_path):
 ])  # fmt: skip
 def test_a_recipe_that_contradicts_itself_is_refused(change, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        load(RecipeConfig, ROOT / "configs/weights/paper_b.yaml", change).configs(tmp_path)
+        load(RecipeConfig, ROOT / "configs/recipes/paper_b.yaml", change).configs(tmp_path)
 
 
 def test_a_phase_that_starts_from_a_later_one_is_refused():
@@ -69,7 +69,7 @@ def test_a_phase_that_starts_from_a_later_one_is_refused():
 
 def test_a_plan_names_its_numbers_without_loading_torch():
     code = (
-        "import sys; from encoder.train import run; run(['configs/weights/paper_b.yaml', '--plan', "
+        "import sys; from encoder.train import run; run(['configs/recipes/paper_b.yaml', '--plan', "
         "'plan.num_gpus=32']); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -82,7 +82,7 @@ def test_a_plan_of_what_is_no_config_is_one_line(capsys):
     with pytest.raises(SystemExit):
         train.run(["nowhere.yaml", "--plan"])
     with pytest.raises(SystemExit):
-        train.run(["configs/weights/paper_b.yaml", "--plan", "plan.gpu=H1000"])
+        train.run(["configs/recipes/paper_b.yaml", "--plan", "plan.gpu=H1000"])
     error = capsys.readouterr().err
     assert "not found: nowhere.yaml" in error and "did you mean 'H100'" in error and error.count("\n") == 2
 
