@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,17 +13,10 @@ from encoder.clip import Clip
 from encoder.config import choose
 from encoder.frozen import FrozenEncoder
 from encoder.model import OpenVision3
-from encoder.pretrained import (
-    CLIP_MEAN,
-    CLIP_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    VAE_DOWNSAMPLE,
-    read_config,
-)
+from encoder.pretrained import CLIP_MEAN, CLIP_STD, VAE_DOWNSAMPLE, read_config
 from encoder.release import CONFIG as RELEASE_CONFIG
 from encoder.release import WEIGHTS as RELEASE_WEIGHTS
-from encoder.release import load_release
+from encoder.release import load_release, read_normalisation
 from encoder.vit import ViTDecoder, ViTEncoder
 
 if TYPE_CHECKING:
@@ -206,9 +198,7 @@ def _clip(folder: Path, vae: str | Path | None, features: str | None, name: str)
 def _from_release(folder: Path, vae: str | Path | None, features: str | None, name: str) -> FrozenEncoder:
     vit = load_release(folder)
     if vit.shape.in_channels == 3:  # OpenVision 1 and 2
-        preprocess = json.loads((folder / RELEASE_CONFIG).read_text()).get("preprocess_cfg") or {}
-        normalisation = (preprocess.get("mean", IMAGENET_MEAN), preprocess.get("std", IMAGENET_STD))
-        return FrozenTower(vit, name, features, *normalisation)
+        return FrozenTower(vit, name, features, *read_normalisation(folder))
     codec = _codec(vae) if vae is not None else None
     return FrozenOpenVision3(vit, None, codec, name, features)
 

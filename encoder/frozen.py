@@ -200,9 +200,9 @@ def load_encoder(
     """Load a frozen encoder.
 
     source: a name under configs/encoders, or a YAML file of that kind; a folder written by `save_pretrained`
-    or in the release format; a hub id of a release; `clip:<hub id or folder>` (CLIP, SigLIP 2, DINOv2),
-    `timm:<model>`, `vae:<hub id or folder>`, `module:<module>:<Class>`. `vae` names OpenVision 3's VAE
-    (without one, only `encode_latents` works); `features` defaults to `last`, `dtype` to float32.
+    or in the release format; a hub id of a release; `clip:<hub id or folder>` (CLIP, SigLIP 2, DINOv2 and
+    v3), `timm:<model or folder>`, `vae:<hub id or folder>`, `module:<module>:<Class>`. `vae` names OpenVision
+    3's VAE (without one, only `encode_latents` works); `features` defaults to `last`, `dtype` to float32.
 
     Raises: FileNotFoundError, ValueError: no such source, one that does not fit, or no such device, in one
         line.

@@ -25,8 +25,8 @@ from encoder.config import load, resolve
 from encoder.frozen import resize_square
 from encoder.model import OpenVision3
 from encoder.options import ClipShape, OpenVision3Shape, ViTShape
-from encoder.pretrained import HF_TYPES, IMAGENET_MEAN, IMAGENET_STD, VAE_DOWNSAMPLE
-from encoder.release import load_release
+from encoder.pretrained import HF_TYPES, VAE_DOWNSAMPLE
+from encoder.release import load_release, read_normalisation
 from encoder.vae import FrozenVAE, load_vae
 from encoder.vit import ViTEncoder
 
@@ -176,8 +176,7 @@ def from_release(folder: Path | str) -> tuple[OpenVisionEncoderModel, OpenVision
     model = OpenVisionEncoderModel(OpenVisionEncoderConfig(shape=resolve(vit.shape)))
     model.encoder.load_state_dict(vit.state_dict())
     if vit.shape.in_channels == 3:
-        sizes = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD, "image_size": vit.shape.image_size}
-        return model.eval(), OpenVisionImageProcessor(**sizes)
+        return model.eval(), OpenVisionImageProcessor(vit.shape.image_size, *read_normalisation(folder))
     return model.eval(), OpenVisionImageProcessor(image_size=vit.shape.image_size * VAE_DOWNSAMPLE)
 
 

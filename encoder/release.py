@@ -2,6 +2,7 @@
 
 Sizes come from the config and the tensors, never from a table of names. What the config does not say is what
 open_clip's CLIPVisionCfg says, because that is what the official loader builds from it.
+`python -m encoder.release <weights folder> <out_dir>` exports the vision tower of a folder of ours.
 Source: UCSC-VLAA/OpenVision@6c24e45, src/convert_upload/open_clip.
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from encoder.config import nearest
 from encoder.options import ViTShape
+from encoder.pretrained import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, read_config
 from encoder.stage import write_json
 from encoder.vit import ViTEncoder
 
@@ -57,8 +61,13 @@ def load_release(folder: Path | str) -> ViTEncoder:
     return vit.eval()
 
 
-def export_release(vit: ViTEncoder, folder: Path | str) -> None:
-    """Write a tower as the official loader wants it: fp32 tensors under bare keys, and its config."""
+def export_release(
+    vit: ViTEncoder, folder: Path | str, *, mean: Sequence[float] = (), std: Sequence[float] = ()
+) -> None:
+    """Write a tower as the official loader wants it: fp32 tensors under bare keys, and its config.
+
+    `mean`, `std`: the normalisation of a tower on pixels, where it is not ImageNet's.
+    """
     folder, shape = Path(folder), vit.shape
     folder.mkdir(parents=True, exist_ok=True)
     state = vit.state_dict()
@@ -74,7 +83,16 @@ def export_release(vit: ViTEncoder, folder: Path | str) -> None:
         "mlp_ratio": vit.transformer.resblocks[0].mlp.c_fc.out_features / shape.width,
         "no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True, "output_tokens": True,
     }  # fmt: skip
-    write_json(folder / CONFIG, {"model_cfg": {"embed_dim": shape.embed_dim, "vision_cfg": vision}})
+    config = {"model_cfg": {"embed_dim": shape.embed_dim, "vision_cfg": vision}}
+    if mean:
+        config["preprocess_cfg"] = {"mean": list(mean), "std": list(std)}
+    write_json(folder / CONFIG, config)
+
+
+def read_normalisation(folder: Path | str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation of the pixels that a 3-channel release takes; ImageNet's if it says none."""
+    preprocess = json.loads((Path(folder) / CONFIG).read_text()).get("preprocess_cfg") or {}
+    return preprocess.get("mean", IMAGENET_MEAN), preprocess.get("std", IMAGENET_STD)
 
 
 def _read_config(path: Path) -> dict:
@@ -95,9 +113,14 @@ def _read_config(path: Path) -> dict:
     if (config["act_kwargs"] or {}).get("approximate", "none") != "none":
         raise ValueError(f"{path}: act_kwargs {config['act_kwargs']}: the vision tower's GELU is exact")
     sides = config["image_size"] if isinstance(config["image_size"], list) else [config["image_size"]]
-    if len(set(sides)) != 1:
+    if len(set(map(str, sides))) != 1:
         raise ValueError(f"{path}: image_size {sides} must be square")
-    return config | {"image_size": sides[0]}
+    config = config | {"image_size": sides[0]}
+    for key in ("image_size", "patch_size", "in_channels", "layers", "width", "head_width"):
+        value = config[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{path}: {key} is {value!r}, must be a whole number over 0")
+    return config
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -108,7 +131,13 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch each raise their own kinds for a damaged file
         raise ValueError(f"{path} is damaged or unsafe: {str(error).splitlines()[0][:120]}") from None
-    state = state.get("state_dict", state)
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict")
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise ValueError(f"{path}: entry '{name}' is a {kind}, not a tensor: not a bare state dict")
     state = {name.removeprefix("module."): value for name, value in state.items()}
     if any(name.startswith("visual.") for name in state):
         state = {name[7:]: value for name, value in state.items() if name.startswith("visual.")}
@@ -120,6 +149,9 @@ def _shape(config: dict, tensors: dict[str, Tensor], folder: Path) -> ViTShape:
     for name in needed:
         if name not in tensors:
             raise ValueError(f"{folder / WEIGHTS}: tensor '{name}' is missing")
+    for name, ndim in zip(needed, (4, 2, 2, 2), strict=True):
+        if tensors[name].ndim != ndim:
+            raise ValueError(f"{folder / WEIGHTS}: tensor '{name}' is {tuple(tensors[name].shape)}")
     channels = tensors["conv1.weight"].shape[1]
     if channels != config["in_channels"]:
         raise ValueError(
@@ -149,3 +181,28 @@ def _check_tensors(expected: dict[str, Tensor], tensors: dict[str, Tensor], fold
         if tensors[name].shape != value.shape:
             got, wanted = tuple(tensors[name].shape), tuple(value.shape)
             raise ValueError(f"{path}: tensor '{name}' is {got}, {CONFIG} asks for {wanted}")
+        if not torch.isfinite(tensors[name]).all():
+            raise ValueError(f"{path}: tensor '{name}' holds NaN or infinity: the file is damaged")
+
+
+def main() -> None:
+    """Export the vision tower of a folder that `save_pretrained` or `encoder.train` wrote."""
+    from encoder.clip import Clip  # here: these build on the vision tower, and only this command wants them
+    from encoder.config import choose
+    from encoder.model import OpenVision3
+
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m encoder.release <weights folder> <out_dir>")
+    try:
+        model = str(read_config(Path(sys.argv[1]).resolve()).get("model"))
+        cls = choose({"openvision3": OpenVision3, "clip": Clip}, model, f"model in {sys.argv[1]}")
+        vit = cls.from_pretrained(Path(sys.argv[1]).resolve()).encoder
+        normalisation = {"mean": CLIP_MEAN, "std": CLIP_STD} if cls is Clip else {}
+        export_release(vit, sys.argv[2], **normalisation)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{sys.argv[2]}: {CONFIG} and {WEIGHTS}")
+
+
+if __name__ == "__main__":
+    main()

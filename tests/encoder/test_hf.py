@@ -44,7 +44,8 @@ def folders(tmp_path_factory):
     model.save_pretrained(root / "vision", dtype=torch.float16, text=False)
     Clip(ClipShape(encoder=PIXELS, text=TEXT)).save_pretrained(root / "clip")
     export_release(model.encoder, root / "release")
-    export_release(Clip(ClipShape(encoder=PIXELS)).encoder, root / "openvision1")
+    own = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.3)}
+    export_release(Clip(ClipShape(encoder=PIXELS)).encoder, root / "openvision1", **own)
     for name in ("release", "openvision1"):
         for part in encoder.hf.from_release(root / name):
             part.save_pretrained(root / f"{name}-hf")

@@ -5,7 +5,10 @@ import json
 import pytest
 import torch
 
-from encoder.options import ViTShape
+from encoder import load_encoder, release
+from encoder.clip import Clip
+from encoder.model import OpenVision3
+from encoder.options import ClipShape, DecoderShape, OpenVision3Shape, ViTShape
 from encoder.release import CONFIG, WEIGHTS, export_release, load_release
 from encoder.vit import ViTEncoder
 
@@ -90,6 +93,13 @@ def test_a_learned_position_table_is_used_as_stored(folder):
     ({"layers": 2}, "unknown tensor 'transformer.resblocks.2.ln_1.weight'"),
     ({"image_size": 16}, "'positional_embedding' is (17, 48), open_clip_config.json asks for (65, 48)"),
     ({"width": 32}, "asks for"),
+    ({"image_size": [8, 16]}, "must be square"),
+    ({"image_size": "8"}, "image_size is '8', must be a whole number over 0"),
+    ({"layers": [3, 4, 6, 3]}, "layers is [3, 4, 6, 3], must be a whole number"),
+    ({"patch_size": 0}, "patch_size is 0"),
+    ({"ls_init_value": 1e-5}, "no layer scale"),
+    ({"attentional_pool": True}, "mean of the patch tokens"),
+    ({"timm_model_name": "vit_base"}, "OpenVision's own"),
 ])  # fmt: skip
 def test_a_config_that_does_not_fit_says_what_to_change(folder, changes, message):
     reconfigure(folder, **changes)
@@ -103,6 +113,9 @@ def test_a_config_that_does_not_fit_says_what_to_change(folder, changes, message
     ("ln_post.bias", None, "tensor 'ln_post.bias' is missing"),
     ("conv1.bias", torch.zeros(48), "unknown tensor 'conv1.bias'"),
     ("ln_post.weight", torch.zeros(3), "tensor 'ln_post.weight' is (3,)"),
+    ("conv1.weight", torch.zeros(3), "tensor 'conv1.weight' is (3,)"),
+    ("ln_post.weight", torch.full((48,), float("nan")), "'ln_post.weight' holds NaN"),
+    ("epoch", 3, "entry 'epoch' is a int, not a tensor"),
 ])  # fmt: skip
 def test_a_tensor_that_does_not_fit_is_named(folder, name, tensor, message):
     state = torch.load(folder / WEIGHTS, weights_only=True) | {name: tensor}
@@ -112,7 +125,38 @@ def test_a_tensor_that_does_not_fit_is_named(folder, name, tensor, message):
     assert message in str(error.value)
 
 
+def test_another_latent_side_works_and_an_odd_one_is_refused(folder):
+    vit = load_release(folder)
+    assert vit(torch.randn(1, 16, 14, 6)).z_u.shape == (1, 21, 48)  # the official class fails at any other
+    with pytest.raises(ValueError, match="must be a multiple of patch size 2"):
+        vit(torch.randn(1, 16, 9, 9))  # there, silently floored
+
+
+@pytest.mark.parametrize("kind", ["openvision3", "clip"])
+def test_the_command_exports_a_folder_of_ours(kind, tmp_path, monkeypatch):
+    if kind == "clip":
+        tower = ViTShape(image_size=32, patch_size=16, in_channels=3, width=32, layers=1, head_width=16)
+        model = Clip(ClipShape(encoder=tower))
+    else:
+        tower = ViTShape(image_size=8, width=32, layers=1, head_width=16)
+        decoder = DecoderShape(in_width=32, width=32, layers=1, head_width=16)
+        model = OpenVision3(OpenVision3Shape(encoder=tower, decoder=decoder))
+    model.save_pretrained(tmp_path / "ours")
+    monkeypatch.setattr("sys.argv", ["encoder.release", str(tmp_path / "ours"), str(tmp_path / "out")])
+    release.main()
+    exported, state = load_release(tmp_path / "out").state_dict(), model.encoder.state_dict()
+    assert all(torch.equal(exported[name], state[name]) for name in state)
+    ours, theirs = (load_encoder(tmp_path / name) for name in ("ours", "out"))
+    assert (ours.mean, ours.std, ours.image_size) == (theirs.mean, theirs.std, theirs.image_size)
+    monkeypatch.setattr("sys.argv", ["encoder.release", str(tmp_path), str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=r"error: .*lacks config\.json"):
+        release.main()
+
+
 def test_missing_and_damaged_files_are_named(folder):
+    torch.save([torch.zeros(1)], folder / WEIGHTS)
+    with pytest.raises(ValueError, match="holds a list, not a state dict"):
+        load_release(folder)
     (folder / WEIGHTS).write_bytes(b"PK half a zip")
     with pytest.raises(ValueError, match="damaged"):
         load_release(folder)
