@@ -21,6 +21,7 @@ from harness.results import Identity, collect, merge_seeds
 from harness.saved import RUN_CONFIG
 from harness.stages import Graph
 from harness.suites import plan_suite
+from harness.suites.foundation import add_foundation
 from harness.suites.request import Request, SuitePlan
 
 FAILED = 1
@@ -84,10 +85,21 @@ def make_plans(graph: Graph, options: Options, preset: Preset) -> list[SuitePlan
     planned too, so that every section is checked."""
     names = options.encoders or preset.encoders
     device = options.device or preset.device
+    foundation = add_foundation(graph, preset, preset.foundation, device) if preset.foundation else None
+    made = foundation.encoders if foundation else {}
 
     def request(suite: SuiteConfig, into: Graph, seed: int) -> Request:
-        encoders = [resolve_encoder(name) for name in dict.fromkeys([*names, *suite.controls])]
-        return Request(graph=into, preset=preset, suite=suite, encoders=encoders, seed=seed, device=device)
+        words = dict.fromkeys([*names, *suite.controls])
+        encoders = [made.get(name) or resolve_encoder(name) for name in words]
+        return Request(
+            graph=into,
+            preset=preset,
+            suite=suite,
+            encoders=encoders,
+            seed=seed,
+            device=device,
+            foundation=foundation,
+        )
 
     chosen = chosen_suites(options.suite)
     plans = []

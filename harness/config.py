@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from encoder.config import ROOT, ConfigError, choose, load, nearest
+from encoder.options import FeatureChoice
 
 CONFIGS = ROOT / "configs"
 ABLATION = "ablation"  # the suite that a preset need not have
@@ -51,7 +52,8 @@ class Options:
 class LlavaSections:
     """Values for the stages of `llava_bridge`."""
 
-    language_model: str  # folder of a causal language model with its tokenizer
+    # Folder of a causal language model with its tokenizer; None: the one that the foundation trains
+    language_model: str | None = None
     task_dir: str = "harness/tasks"
     tasks: dict[str, str]  # lmms-eval task -> parquet file below the data folder
     align: dict[str, Any]  # LLaVA-1.5 stage 1: llava_bridge.config.LlavaConfig
@@ -83,6 +85,25 @@ class AblationSections:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MadeEncoder:
+    """An encoder that a preset trains itself."""
+
+    train: dict[str, Any]  # encoder.options.TrainConfig
+    decoder: dict[str, Any] | None = None  # rae_bridge.config.TrainDecoderConfig; None: it decodes itself
+    features: FeatureChoice = dataclasses.field(default_factory=FeatureChoice)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FoundationSections:
+    """What a preset trains before it measures; the names of `encoders` are words of `encoders=`."""
+
+    scenes: dict[str, Any]  # encoder.options.ScenesConfig
+    vae: dict[str, Any]  # encoder.options.TrainVaeConfig
+    encoders: dict[str, MadeEncoder]
+    language_model: dict[str, Any]  # llava_bridge.config.TrainLlmConfig
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """One size of everything: `configs/presets/<name>.yaml`."""
 
@@ -99,6 +120,7 @@ class Preset:
     score: dict[str, Any]  # ScoreConfig
     baseline: str | None = None  # the encoder that the others are tested against, question by question
     ablation: AblationSections | None = None
+    foundation: FoundationSections | None = None
     slurm: dict[str, Any] = dataclasses.field(
         default_factory=dict
     )  # submitit's: slurm_partition, mem_gb, ...
@@ -106,6 +128,8 @@ class Preset:
     disk_mb: dict[str, float] = dataclasses.field(default_factory=dict)  # likewise, of what it leaves
 
     def __post_init__(self) -> None:
+        if (self.llava.language_model is None) == (self.foundation is None):
+            raise ValueError("give either llava.language_model or a foundation section, which trains one")
         if self.jobs < 1 or self.threads < 1:
             raise ValueError(f"jobs and threads must be at least 1, got {self.jobs} and {self.threads}")
 

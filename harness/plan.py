@@ -54,10 +54,18 @@ def print_plan(graph: Graph, preset: Preset, options: Options, console: Console)
             left[stage.folder] = seconds
             hours_left, disk_left = hours_left + hours, disk_left + megabytes
         shown = f"{graph.runs_dir.name}/{stage.name}/{stage.fingerprint}"
-        cells = (clock(seconds), f"{hours:.2f}" if hours else "", _size(megabytes), escape(shown))
+        cells = (
+            clock(seconds) if seconds else "unknown",
+            f"{hours:.2f}" if hours else "",
+            _size(megabytes),
+            escape(shown),
+        )
         table.add_row(escape(stage.label), state, *cells)
     console.print(table)
     seconds = max([sum(left.values()) / preset.jobs, *graph.seconds_to_end(left).values()])
+    without = sum(not each for each in left.values())
+    if without:
+        console.print(f"{without} stages without an estimate are not in these sums:", highlight=False)
     sums = f"{hours_left:.2f} {busy}, {_size(disk_left) or 'unknown'} of disk"
     console.print(f"{len(left)} to run, about {clock(seconds)}, {sums}", highlight=False)
 

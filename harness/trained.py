@@ -8,11 +8,11 @@ last steps of the log. No torch here.
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from encoder.config import ROOT, dump, read_yaml
-from encoder.options import EncoderConfig
+from encoder.options import EncoderConfig, FeatureChoice
 from encoder.stage import DONE, main
 from harness.metrics.config import Metric
 
@@ -30,6 +30,8 @@ class TrainedConfig:
 
     run: str  # folder that `encoder.train` wrote
     name: str
+    decoder: str | None = "own"  # or a pixel decoder's folder; None: it cannot decode
+    features: FeatureChoice = field(default_factory=FeatureChoice)
     tail_fraction: float = 0.2  # of the steps: the last ones, whose losses are averaged
 
     def __post_init__(self) -> None:
@@ -67,7 +69,11 @@ def run(config: TrainedConfig, out_dir: Path) -> dict:
     folder = ROOT / config.run
     trained = read_yaml(folder / "config.yaml")
     encoder = EncoderConfig(
-        name=config.name, source=str(folder / "weights"), vae=trained["vae"], decoder="own"
+        name=config.name,
+        source=str(folder / "weights"),
+        vae=trained["vae"],
+        decoder=config.decoder,
+        features=config.features,
     )
     dump(encoder, out_dir / ENCODER_FILE)
     log = read_log(folder)

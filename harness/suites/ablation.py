@@ -92,12 +92,13 @@ def _variants(request: Request, sections: AblationSections, scenes: Stage) -> li
     found: dict[Path, Variant] = {}
     for study, about in request.suite.studies.items():
         for label, changes in {**about.variants, **sections.variants.get(study, {})}.items():
+            section = merged(sections.train, changes)
+            filled, inputs = {"data": str(scenes.folder), "seed": request.seed}, [scenes]
+            if request.foundation is not None and "vae" not in section:
+                filled["vae"] = str(request.foundation.vae.folder / "weights")
+                inputs.append(request.foundation.vae)
             config = stage_config(
-                TrainConfig,
-                merged(sections.train, changes),
-                f"ablation.{study}.{label}",
-                data=str(scenes.folder),
-                seed=request.seed,
+                TrainConfig, section, f"ablation.{study}.{label}", device=request.device, **filled
             )
             name = f"{study}: {label}"
             stage = request.graph.add(
@@ -105,7 +106,7 @@ def _variants(request: Request, sections: AblationSections, scenes: Stage) -> li
                 "encoder.train",
                 config,
                 label=f"{name}: train",
-                inputs=[scenes],
+                inputs=inputs,
                 files=_codec_files(config),
                 seconds=request.seconds("encoder_train"),
             )
@@ -169,7 +170,7 @@ def _add_synergy(request: Request, variant: Variant, scenes: Stage, sections: Ab
         "encoder.synergy",
         config,
         label=f"{variant.name}: gradients of the two branches",
-        inputs=[scenes, variant.trained],
+        inputs=[*variant.trained.inputs, variant.trained],
         files=_codec_files(variant.config),
         seconds=request.seconds("synergy"),
     )

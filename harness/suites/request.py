@@ -8,6 +8,7 @@ from harness.config import Preset, SuiteConfig
 from harness.encoders import Encoder
 from harness.results import Row
 from harness.stages import Graph
+from harness.suites.foundation import Foundation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class Request:
     encoders: list[Encoder]
     seed: int
     device: str
+    foundation: Foundation | None = None  # what the preset trains itself
 
     def seconds(self, stage: str) -> float:
         """The preset's estimate for a stage; 0 where it gives none."""

@@ -74,8 +74,12 @@ def _train(request: Request, encoder: Encoder, scenes: Stage) -> Stage:
     sections = request.preset.llava
     tokens = add_tokens(request, encoder, "llava", scenes)
     features = encoder.config.features.understanding
-    language_model = sections.language_model
-    previous, previous_inputs = language_model, [scenes, tokens]
+    if request.foundation is None:
+        previous, files, made = sections.language_model, [ROOT / sections.language_model], []
+    else:
+        made = [request.foundation.language_model]
+        previous, files = str(made[0].folder / "weights"), []
+    previous_inputs = [scenes, tokens, *made]
     for number, name, data in ((1, "align", "pretrain"), (2, "instruct", "instruct")):
         config = stage_config(
             LlavaConfig,
@@ -95,11 +99,15 @@ def _train(request: Request, encoder: Encoder, scenes: Stage) -> Stage:
             config,
             label=f"{encoder.name}: LLaVA stage {number}",
             inputs=[*previous_inputs, *encoder.stages],
-            files=[ROOT / language_model, ROOT / config.deepspeed, *encoder.files],
+            files=[*files, *_own_files(config.deepspeed), *encoder.files],
             seconds=request.seconds(f"llava_{name}"),
         )
         previous, previous_inputs = str(stage.folder / "weights"), [scenes, tokens, stage]
     return stage
+
+
+def _own_files(deepspeed: str | None) -> list[Path]:
+    return [ROOT / deepspeed] if deepspeed is not None else []
 
 
 def _draw(folder: Path, board: Mapping) -> list[Path]:
