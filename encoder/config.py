@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 ROOT = Path(__file__).resolve().parent.parent  # relative paths in configs are relative to this folder
 Config = TypeVar("Config")
@@ -42,8 +43,8 @@ def load(cls: type[Config], source: Path | str | Mapping | None = None, override
         words = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
         merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.create(words))
         values = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{name}: {_first_line(error)}") from None
+    except (OmegaConfBaseException, ValueError, YAMLError) as error:
+        raise ConfigError(f"{name}: {' '.join(str(error).split()) or type(error).__name__}") from None
     return _build(cls, values, name)
 
 

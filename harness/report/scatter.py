@@ -16,7 +16,7 @@ LEGEND = (
 WIDTH, HEIGHT = 640, 400
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 28, 52
 _NUM_COLOURS = 6
-_LETTER = 11.0  # width of one, about, on a phone
+_LETTER = 13.0  # width of one, about, on a phone
 
 
 @dataclass(frozen=True, kw_only=True)

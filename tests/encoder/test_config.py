@@ -85,3 +85,9 @@ def test_the_loader_needs_no_torch():
     import subprocess
     code = "import sys, encoder, encoder.config, encoder.stage; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_word_that_is_no_yaml_is_one_line():
+    with pytest.raises(ConfigError, match="while scanning") as caught:
+        load(Run, None, ["names={b:[1,2]}"])
+    assert "\n" not in str(caught.value)
