@@ -56,7 +56,8 @@ class Display:
         if self.console.is_terminal:
             self.bars[stage.label] = self.progress.add_task(stage.label, total=None, words="starting")
         else:
-            self._line(f"  {stage.label}: started, about {clock(stage.seconds)}")
+            about = f", about {clock(stage.seconds)}" if stage.seconds else ""
+            self._line(f"  {stage.label}: started{about}")
 
     def ended(self, stage: Stage, state: str, reason: str, seconds: float) -> None:
         """A stage is complete, failed, or will not run."""
