@@ -174,6 +174,7 @@ def run(config: CacheConfig, out_dir: Path) -> dict:
     if ranks.is_main:
         write_json(out_dir / "index.json", {**about, "shards": names})
         ShardedCache.load(out_dir).statistics().save(out_dir / "latent_stats.pt")
+    ranks.wait()
     return about | {"num_shards": len(names)}
 
 

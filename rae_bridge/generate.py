@@ -188,6 +188,7 @@ def run(config: GenerateConfig, out_dir: Path) -> dict:
         else:
             write_shards(out_dir, paths, labels, config.shard_size)
         shutil.rmtree(parts)
+    ranks.wait()  # no process is done before the file is
     return {"num_samples": config.num_samples, "num_steps": config.num_steps, "image_size": codec.image_size}
 
 

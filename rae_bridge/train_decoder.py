@@ -225,6 +225,7 @@ def train(config: TrainDecoderConfig, out_dir: Path) -> dict:
         what = f"ViT pixel decoder on the tokens of {encoder.name}"
         stage = "rae_bridge.train_decoder"
         write_card(folder, what=what, stage=stage, config=config, seconds=seconds, scores=scores)
+    ranks.wait()
     return scores
 
 

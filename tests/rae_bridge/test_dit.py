@@ -136,6 +136,19 @@ def test_velocity_equals_the_naive_restatement(config):
     torch.testing.assert_close(model(x_t, t, y), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("config", [DH, PLAIN])
+def test_predicted_latents_become_the_velocity_and_survive_the_file(config, tmp_path):
+    model = random_model(config)
+    other = build_dit(replace(config, prediction="latents")).double().eval()
+    other.load_state_dict(model.state_dict())  # the tensors are the same, only their meaning is not
+    x_t, t, y = batch()
+    t[0] = 0.01
+    bound = t.clamp(min=0.05)[:, None, None, None]
+    torch.testing.assert_close(other(x_t, t, y), (x_t - model(x_t, t, y)) / bound)
+    other.save_pretrained(tmp_path / "dit")
+    assert DiT.from_pretrained(tmp_path / "dit").config.prediction == "latents"
+
+
 def test_fixed_positions_say_the_column_first():
     table = build_dit(DH).pos_embed[0].double()
     for token in range(SIDE * SIDE):

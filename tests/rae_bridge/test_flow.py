@@ -12,6 +12,7 @@ from rae_bridge.flow import (
     shift_factor,
     shift_time,
     training_shift,
+    velocity_of_latents,
     velocity_target,
 )
 
@@ -80,3 +81,13 @@ def test_times_come_from_the_generator_and_stay_below_the_limit(distribution):
     if distribution == "uniform":
         assert first.mean() == pytest.approx(0.4995, abs=3e-3)
         assert first.std() == pytest.approx(0.999 / math.sqrt(12), abs=3e-3)
+
+
+def test_predicted_latents_are_a_velocity():
+    latents, noise = torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2)
+    t = torch.tensor([0.05, 0.3, 0.9, 1.0])
+    x_t = interpolate(latents, noise, t)
+    torch.testing.assert_close(velocity_of_latents(latents, x_t, t), noise - latents, rtol=1e-4, atol=1e-5)
+    # nearer to the data the divisor stays 0.05
+    near = velocity_of_latents(latents, latents + 1, torch.zeros(4))
+    torch.testing.assert_close(near, torch.full_like(near, 20.0), rtol=1e-4, atol=1e-4)

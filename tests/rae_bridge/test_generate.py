@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import tarfile
 from dataclasses import replace
 
 import numpy as np
@@ -85,6 +86,29 @@ def test_an_interrupted_run_goes_on_where_it_stopped(config, tmp_path, monkeypat
         assert np.array_equal(archive["arr_0"], whole)
     assert drawn == [3, 3, 2, 2]  # the first two batches were kept
     assert not (tmp_path / "cut" / "parts").exists()
+
+
+def test_samples_as_shards_and_as_a_stream_are_those_of_the_file(config, tmp_path):
+    _, images, labels = run(config, tmp_path / "npz")
+    (tmp_path / "shards").mkdir()
+    stage.run(replace(config, output="shards", shard_size=5), tmp_path / "shards")
+    found = []
+    for name in ("00000.tar", "00001.tar"):
+        with tarfile.open(tmp_path / "shards" / name) as shard:
+            members = shard.getmembers()
+            for picture, label in zip(members[::2], members[1::2], strict=True):
+                assert picture.name.endswith(".png") and label.name.endswith(".cls")
+                content = np.array(Image.open(shard.extractfile(picture)))
+                found.append((content, int(shard.extractfile(label).read())))
+    assert [label for _, label in found] == labels.tolist()
+    assert np.array_equal(np.stack([content for content, _ in found]), images)
+    flow, codec = stage.TrainedFlow.load(config.model), load_codec(config.encoder)
+    stream = [
+        dict(stage.draw_pictures(flow, codec, config, None, stage.Ranks(rank, 2, "cpu"))) for rank in range(2)
+    ]
+    assert sorted(part.start for some in stream for part in some) == [0, 3, 6]
+    for part, content in (stream[0] | stream[1]).items():
+        assert np.array_equal(content.numpy(), images[part.start : part.stop])
 
 
 def test_guidance_is_built_from_folders_and_refused_where_it_cannot_be(

@@ -1,5 +1,7 @@
 """Training of the diffusion transformer: its step against formulas, resume, averages, and that it learns."""
 
+import copy
+import json
 import math
 from dataclasses import replace
 
@@ -83,8 +85,8 @@ def test_the_rate_warms_up_stays_falls_and_stays():
 
 
 def test_the_average_follows_its_formula_and_leaves_frozen_tensors(config):
-    model = stage.build_model(config, stage.TokenCache.load(config_path(config)))
-    averaged = stage.build_model(config, stage.TokenCache.load(config_path(config)))
+    model = stage.build_model(config, stage.open_cache(config_path(config)))
+    averaged = stage.build_model(config, stage.open_cache(config_path(config)))
     expected = averaged.t_embedder.mlp[0].weight.clone()
     for step in range(3):
         model.t_embedder.mlp[0].weight.data.add_(1.0)
@@ -105,10 +107,10 @@ def test_a_killed_run_goes_on_to_the_same_last_bit(config, tmp_path, monkeypatch
     whole = stage.train(config, folder(tmp_path, "whole"))
     original = stage.train_step
 
-    def killed(model, optimiser, batch, config, step):
+    def killed(model, optimiser, batch, config, step, loss_of):
         if step == 4:
             raise KeyboardInterrupt
-        return original(model, optimiser, batch, config, step)
+        return original(model, optimiser, batch, config, step, loss_of)
 
     cut = folder(tmp_path, "cut")
     monkeypatch.setattr(stage, "train_step", killed)
@@ -136,7 +138,7 @@ def test_the_weights_folder_holds_the_averaged_model_its_statistics_and_its_shif
     averaged = checkpoint.load(out_dir / "checkpoint.pt")["averaged"]
     model = DiT.from_pretrained(out_dir / "weights")
     assert all(torch.equal(tensor, averaged[key]) for key, tensor in model.state_dict().items())
-    cache = stage.TokenCache.load(config_path(config))
+    cache = stage.open_cache(config_path(config))
     statistics = LatentStatistics.load(out_dir / "weights" / "latent_stats.pt")
     torch.testing.assert_close(statistics.mean, to_latents(cache.tokens.double(), 2).mean(0).float())
     assert result["shift"] == 1.0  # 32 numbers are fewer than 4096: no shift towards data
@@ -166,7 +168,7 @@ def test_wrong_input_is_refused_before_any_step(config, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_weights_untouched(config):
-    cache = stage.TokenCache.load(config_path(config))
+    cache = stage.open_cache(config_path(config))
     model = stage.build_model(config, cache)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     _, batch = batch_of(config)
@@ -175,3 +177,99 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_weights_untouched(conf
     with pytest.raises(ValueError, match="at step 7"):
         stage.train_step(model, optimiser, batch, config, 7)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_what_a_row_draws_does_not_depend_on_its_process(config):
+    latents = torch.randn(8, 8, 2, 2)
+    y = torch.arange(8) % CLASSES
+    whole = stage.draw_batch(latents, y, config, 2.0, 3)
+    halves = [
+        stage.draw_batch(latents[part], y[part], config, 2.0, 3, part) for part in (slice(0, 4), slice(4, 8))
+    ]
+    for name in ("x_t", "t", "y", "target"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(half, name) for half in halves]))
+
+
+def test_muon_moves_the_blocks_matrices_alone_and_rates_fall_together(config):
+    cache = stage.open_cache(config_path(config))
+    model = stage.build_model(config, cache)
+    optim = replace(config.optim, lr=0.1, muon_lr=0.5, final_lr=0.01, decay_steps=(0, 10))
+    optimiser = stage.build_optimiser(model, optim)
+    muon, adamw = optimiser.parts
+    by_muon = {id(p) for group in muon.param_groups for p in group["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in by_muon}
+    assert names == {
+        f"blocks.{i}.{layer}.weight"
+        for i in range(2)
+        for layer in ("attn.qkv", "attn.proj", "mlp.w12", "mlp.w3")
+    }
+    num_adamw = sum(len(group["params"]) for group in adamw.param_groups)
+    assert len(names) + num_adamw == sum(p.requires_grad for p in model.parameters())
+    _, batch = batch_of(config)
+    stage.train_step(model, optimiser, batch, replace(config, optim=optim), 5)
+    rates = [part.param_groups[0]["lr"] for part in optimiser.parts]
+    assert rates == pytest.approx([0.5 * 0.55, 0.1 * 0.55])
+    with pytest.raises(ValueError, match="must be 0 with muon_lr"):
+        replace(optim, weight_decay=0.1)
+
+
+def test_the_compiled_loss_leaves_the_average_an_average(config, tmp_path, monkeypatch):
+    """RAE's online scores are of the trained weights: the copy keeps the first one's compiled forward."""
+    compiled = []
+
+    def compile_eagerly(function):
+        compiled.append(function)
+        return torch._dynamo.optimize("eager")(function)
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    plain = stage.train(config, folder(tmp_path, "plain"))
+    result = stage.train(replace(config, compile=True), folder(tmp_path, "compiled"))
+    assert compiled == [stage.batch_loss]
+    assert result["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    state = checkpoint.load(tmp_path / "compiled" / "checkpoint.pt")
+    averaged = stage.build_model(config, stage.open_cache(config_path(config)))
+    averaged.load_state_dict(state["averaged"])
+    trained = copy.deepcopy(averaged)
+    trained.load_state_dict(state["model"])
+    loss = evaluate_on_all(averaged, config)
+    assert result["loss"] == pytest.approx(loss, rel=1e-5) != evaluate_on_all(trained, config)
+
+
+def evaluate_on_all(model, config):
+    cache = stage.open_cache(config_path(config))
+    latents = cache.statistics().normalise(cache.latents(torch.arange(NUM)))
+    return stage.evaluate(model, latents, cache.labels, config, 1.0)
+
+
+def test_bf16_follows_the_loss_curve_of_fp32(config, tmp_path):
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        settings = replace(config, precision=precision, num_steps=80, checkpoint_steps=80, log_steps=10)
+        out_dir = folder(tmp_path, precision)
+        stage.train(replace(settings, ema_decay=0.9, optim=DiTOptimConfig(lr=3e-3)), out_dir)
+        losses[precision] = [
+            json.loads(line)["loss"] for line in (out_dir / "log.jsonl").read_text().splitlines()
+        ]
+    for full, half in zip(losses["fp32"], losses["bf16"], strict=True):
+        assert half == pytest.approx(full, rel=0.02)
+
+
+@pytest.mark.parametrize(("width", "learns"), [(8, False), (64, True)])
+def test_one_picture_overfits_only_when_the_width_is_the_tokens_or_more(config, tmp_path, width, learns):
+    """RAE's claim (arXiv:2510.11690, Sec. 4.1): noise of rank 32 does not pass a narrower network."""
+    tokens = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0)).expand(NUM, 4, 32)
+    labels = torch.zeros(NUM, dtype=torch.long)
+    checkpoint.save_tensors(tmp_path / "tokens.safetensors", {"tokens": tokens, "labels": labels})
+    LatentStatistics(None, None).save(tmp_path / "stats.pt")
+    size = DiTSize(hidden_size=(width,), depth=(2,), num_heads=(2,))
+    settings = {
+        "num_steps": 180,
+        "batch_size": 32,
+        "ema_decay": 0.9,
+        "checkpoint_steps": 180,
+        "log_steps": 99,
+    }
+    narrow = replace(config, size=size, statistics=str(tmp_path / "stats.pt"), **settings)
+    loss = stage.train(replace(narrow, optim=DiTOptimConfig(lr=3e-3)), folder(tmp_path, "out"))["loss"]
+    # the narrow one cannot give back more than `width` of the noise's 32 directions: 1 - 8/32 is left
+    assert loss < 0.15 if learns else loss > 0.6

@@ -1,0 +1,149 @@
+"""Two processes equal one: training of both models, the latent cache, sampling and the judge (gloo)."""
+
+import os
+import runpy
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from encoder import checkpoint
+from encoder.config import ROOT, dump
+from rae_bridge.cache import open_cache
+from rae_bridge.config import (
+    AdversarialConfig,
+    CacheConfig,
+    DecoderSize,
+    DiTOptimConfig,
+    DiTSize,
+    GenerateConfig,
+    JudgeConfig,
+    OnlineConfig,
+    TrainDecoderConfig,
+    TrainDiTConfig,
+)
+from rae_bridge.ranks import Ranks
+
+# All four stages in one start of torch, which costs more than they do.
+PROGRAM = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from encoder.config import load
+from rae_bridge import cache, config, generate, train, train_decoder
+folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+stages = {
+    "cache": (config.CacheConfig, cache.run),
+    "train": (config.TrainDiTConfig, train.train),
+    "decoder": (config.TrainDecoderConfig, train_decoder.train),
+    "generate": (config.GenerateConfig, generate.run),
+}
+for name, (kind, run) in stages.items():
+    (out / name).mkdir(parents=True, exist_ok=True)
+    run(load(kind, folder / f"{name}.yaml"), out / name)
+"""
+
+
+def launch(program: Path, arguments: list[str], world: int) -> None:
+    """The program in `world` processes, as `accelerate launch` starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world)}
+    paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(program), *arguments],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": paths},
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(world)
+    ]
+    for process in processes:
+        errors = process.communicate(timeout=280)[1].decode()
+        assert process.returncode == 0, errors[-2000:]
+
+
+@pytest.fixture
+def outputs(tmp_path, pictures, write_model, invertible, monkeypatch) -> dict[int, Path]:
+    """What one process and what two processes wrote."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    encoder = "module:conftest:InvertibleEncoder"  # as the other processes can import it
+    judge = JudgeConfig(reference=str(tmp_path / "features.npz"), network="test_sweep:Network")
+    np.savez(tmp_path / "features.npz", pooled=torch.rand(9, 6).numpy())
+    online = OnlineConfig(judge=judge, every_steps=2, num_samples=5, num_steps=2, encoder=encoder)
+    size = DiTSize(hidden_size=(16, 16), depth=(1, 1), num_heads=(2, 2))
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    small = dict(zip((f"decoder_{name}" for name in names), (16, 1, 2, 32), strict=True))
+    adversarial = AdversarialConfig(
+        backbone="test_vit.r160_in1k", checkpoint="random", learns_from=0, acts_from=0
+    )
+    program, results = tmp_path / "stages.py", {}
+    program.write_text(PROGRAM)
+    for world in (1, 2):
+        folder, out = tmp_path / f"configs-{world}", tmp_path / f"out-{world}"
+        folder.mkdir()
+        data = {"encoder": encoder, "data": str(pictures)}
+        write_model(tmp_path / "model", encoder)
+        configs = {
+            "cache": CacheConfig(**data, shard_size=5, batch_size=4),
+            "train": TrainDiTConfig(
+                tokens=str(out / "cache"), num_classes=3, num_steps=3, batch_size=8, micro_batch_size=2,
+                size=size, optim=DiTOptimConfig(lr=1e-3, muon_lr=1e-2), online=online, log_steps=1,
+            ),
+            "decoder": TrainDecoderConfig(
+                **data, num_steps=2, batch_size=4, size=DecoderSize(**small), perceptual_weight=0.0,
+                adversarial=adversarial, log_steps=1,
+            ),
+            "generate": GenerateConfig(
+                model=str(tmp_path / "model"), encoder=encoder, num_samples=8, num_steps=2, batch_size=3
+            ),
+        }  # fmt: skip
+        for name, config in configs.items():
+            dump(config, folder / f"{name}.yaml")
+        arguments = [str(folder), str(out)]
+        if world == 1:
+            monkeypatch.setattr(sys, "argv", ["stages", *arguments])
+            runpy.run_path(str(program))
+        else:
+            launch(program, arguments, world)
+        results[world] = out
+    return results
+
+
+def test_two_processes_write_what_one_does(outputs):
+    one, two = outputs[1], outputs[2]
+    caches = [open_cache(out / "cache") for out in (one, two)]
+    everything, flips = torch.arange(24), torch.ones(24, dtype=torch.bool)
+    assert torch.equal(caches[0].latents(everything, flips), caches[1].latents(everything, flips))
+    assert torch.equal(caches[0].statistics().var, caches[1].statistics().var)
+    first, second = (checkpoint.load(out / "train" / "checkpoint.pt") for out in (one, two))
+    for part in ("model", "averaged"):  # sums of fp32 gradients in another order
+        for key, tensor in first[part].items():
+            torch.testing.assert_close(tensor, second[part][key], rtol=1e-3, atol=1e-5)
+    logs = [(out / "train" / "log.jsonl").read_text().count("frechet_distance") for out in (one, two)]
+    assert logs == [2, 2]  # after step 2 and at the end, written once
+    first, second = (checkpoint.load(out / "decoder" / "checkpoint.pt") for out in (one, two))
+    states = [
+        (first["decoder"], second["decoder"]),
+        (first["adversary"]["heads"], second["adversary"]["heads"]),
+    ]
+    for mine, theirs in states:
+        for key, tensor in mine.items():
+            if key.endswith(".0.bias"):  # before a norm that takes it away: its gradient is rounding alone
+                continue
+            torch.testing.assert_close(tensor, theirs[key], rtol=1e-3, atol=1e-5)
+    images = [np.load(out / "generate" / "samples.npz")["arr_0"] for out in (one, two)]
+    assert np.array_equal(images[0], images[1])
+
+
+def test_rows_are_shared_evenly_or_refused():
+    parts = [Ranks(rank, 4, "cpu").part(12) for rank in range(4)]
+    assert [list(range(12))[part] for part in parts] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    with pytest.raises(ValueError, match="multiple of the 4 processes"):
+        Ranks(0, 4, "cpu").part(10)
