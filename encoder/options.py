@@ -239,6 +239,7 @@ class SynergyConfig:
     num_batches: int = 16
     batch_size: int = 64
     seed: int = 0  # of the noise and the sentences
+    device: Literal["cpu", "cuda"] = "cpu"
 
     def __post_init__(self):
         if self.num_batches < 1 or self.batch_size < 2:

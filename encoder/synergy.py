@@ -118,11 +118,13 @@ def load_trained(folder: Path) -> tuple[TrainConfig, OpenVision3, int]:
 def run(config: SynergyConfig, out_dir: Path) -> dict:
     """Measure, write synergy.json, and return the whole encoder's row."""
     torch.set_flush_denormal(True)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda: torch sees no GPU here; use device=cpu")
     trained, model, step = load_trained(ROOT / config.run)
-    weights = trained.objective
-    vae = load_vae(trained.vae)
+    weights, device = trained.objective, torch.device(config.device)
+    model, vae = model.to(device), load_vae(trained.vae, device=device)
     is_perceptual = weights.perceptual_weight > 0 and step >= trained.perceptual_from * trained.num_steps
-    perceptual = PerceptualLoss(trained.perceptual) if is_perceptual else None
+    perceptual = PerceptualLoss(trained.perceptual).to(device) if is_perceptual else None
     limit = config.num_batches * config.batch_size
     samples, _ = load_samples(trained, config.split, limit)
     if len(samples) < limit:
@@ -137,7 +139,7 @@ def run(config: SynergyConfig, out_dir: Path) -> dict:
             checkpoint.step_generator(config.seed, index, "sentence"),
             num_pixels=config.batch_size,
             with_sentence=trained.contrastive_texts == "alt_and_sentence",
-        )
+        ).to(device)
         batch = replace(batch, z_vae=vae.encode(batch.pixels))
         output = model.encoder(batch.z_vae)
         noise = checkpoint.step_generator(config.seed, index, "noise")

@@ -1,5 +1,6 @@
 """The shared part of the benchmarks: which way a ratio points, and that what is timed is what was asked."""
 
+import json
 import sys
 from itertools import count
 
@@ -38,3 +39,15 @@ def test_peak_bytes_counts_what_is_held_together():
         torch.empty(1 << 18)
 
     assert _table.peak_bytes(work) == 2 * 4 * 2**18
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "results" / "bench").glob("*.json")), ids=lambda path: path.name
+)
+def test_every_result_has_the_shape_that_other_programs_read(path):
+    report = json.loads(path.read_text())
+    assert set(report) == {"machine", "commit", "date", "rows"} and report["rows"]
+    for row in report["rows"]:
+        assert set(row) == {"name", "unit", "ours", "baseline", "ratio", "note"}
+        assert (row["ratio"] is None) == (row["baseline"] is None)
+        assert row["baseline"] is not None or row["note"]
