@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from encoder.options import OptimConfig
 
@@ -113,7 +112,7 @@ def apply_gradients(
     norm = nn.utils.clip_grad_norm_([each for each in parameters if id(each) not in apart], max_norm)
     if apart:
         nn.utils.clip_grad_norm_([each for each in parameters if id(each) in apart], max_norm)
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded weights
     if not math.isfinite(norm):
         raise ValueError(
             f"gradient norm is {norm.item()} at step {step}; lower optim.lr or go on from the last checkpoint"

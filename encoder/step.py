@@ -165,7 +165,7 @@ def contrast_by_parts(
         def contrast(pooled: Tensor, texts: Sequence[Tensor], scale: Tensor) -> Tensor:
             pairs = zip([pooled, *texts], [own, *own_texts], strict=True)
             linear = num_parts * sum((x.float() * grad.float()).sum() for x, grad in pairs)
-            linear = linear + scale * scale_grad
+            linear = linear + (scale * scale_grad).sum()
             return value + linear - linear.detach()
 
         return contrast

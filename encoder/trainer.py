@@ -23,13 +23,6 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     apply_activation_checkpointing,
     checkpoint_wrapper,
 )
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_state_dict,
-)
-from torch.distributed.fsdp import fully_shard
 
 from encoder import checkpoint
 from encoder.card import write_card
@@ -42,6 +35,7 @@ from encoder.losses import PerceptualLoss
 from encoder.model import OpenVision3
 from encoder.optim import apply_gradients, average_weights, build_adamw
 from encoder.options import TrainConfig
+from encoder.sharding import load_whole, shard, whole_optimiser, whole_weights
 from encoder.stage import progress
 from encoder.step import Step, backward, probe_parameters, with_latents
 from encoder.tokenizer import Tokenizer
@@ -112,10 +106,7 @@ def distribute(step: Step, config: TrainConfig, accelerator: Accelerator) -> nn.
         return accelerator.prepare_model(step)
     if accelerator.num_processes < 2:
         raise ValueError("sharding: fsdp2 needs several processes; start with accelerate launch or torchrun")
-    for module in step.modules():
-        if isinstance(module, Block):
-            fully_shard(module)
-    return fully_shard(step)
+    return shard(step, step.model, Block)
 
 
 def build_feed(config: TrainConfig, cut: Cut, in_memory: Any) -> Feed:
@@ -151,8 +142,7 @@ class Run:
         if self.config.sharding == "none":
             towers, optimiser = self.model.state_dict(), self.optimiser.state_dict()
         else:
-            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-            towers, optimiser = get_state_dict(self.model, self.optimiser, options=options)
+            towers, optimiser = whole_weights(self.model), whole_optimiser(self.model, self.optimiser)
         places: dict[str, str] = {}
         for place in gather_object([self.feed.state()]):
             places |= place
@@ -173,11 +163,7 @@ class Run:
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
         else:
-            options = StateDictOptions(full_state_dict=True)
-            set_state_dict(
-                self.model, self.optimiser, model_state_dict=state["model"],
-                optim_state_dict=state["optimiser"], options=options,
-            )  # fmt: skip
+            load_whole(self.model, self.optimiser, state["model"], state["optimiser"])
         for averaged, saved in zip(self.averaged, state.get("averaged", []), strict=True):
             averaged.copy_(saved)
         self.feed.load_state(state.get("data", {}))
@@ -190,10 +176,8 @@ class Run:
         """The towers with all their weights in this process: themselves, or a copy of sharded ones."""
         if self.config.sharding == "none":
             return self.model
-        options = StateDictOptions(full_state_dict=True)
-        towers = get_model_state_dict(self.model, options=options)
         model = OpenVision3(self.config.openvision3) if self.config.openvision3 else Clip(self.config.clip)
-        model.load_state_dict(towers)
+        model.load_state_dict(whole_weights(self.model))
         return model.to(self.accelerator.device)
 
 
@@ -226,7 +210,9 @@ def start_accelerator(config: TrainConfig, out_dir: Path) -> Accelerator:
         if find_spec("tensorboard" if tracker == "tensorboard" else tracker) is None:
             raise ValueError(f"tracker {tracker} is not installed: pip install {tracker}")
     is_cpu = config.device == "cpu" or not torch.cuda.is_available()
-    accelerator = Accelerator(cpu=is_cpu, log_with=config.trackers or None, project_dir=out_dir)
+    accelerator = Accelerator(
+        cpu=is_cpu, mixed_precision="no", log_with=config.trackers or None, project_dir=out_dir
+    )  # autocast is our own (`encoder.optim`), around each step
     if config.trackers:
         accelerator.init_trackers("openvision3", {"out_dir": str(out_dir), "seed": config.seed})
     return accelerator

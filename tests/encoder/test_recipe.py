@@ -67,6 +67,23 @@ def test_a_phase_that_starts_from_a_later_one_is_refused():
         load(RecipeConfig, {"phases": phases, "settings": {}})
 
 
+def test_phases_run_in_order_and_those_that_are_done_are_left_alone(tmp_path, monkeypatch):
+    ran = []
+
+    def fake(config, folder):
+        ran.append(folder.name)
+        assert load(TrainConfig, folder / "config.yaml") == config
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        return {"psnr": 30.0}
+
+    monkeypatch.setattr(train, "train", fake)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_phases(recipe("paper_b"), tmp_path)
+    assert set(train.train_phases(recipe("paper_b"), tmp_path)) == {"finetune_256", "finetune_224"}
+    assert ran == ["pretrain_128", "finetune_256", "finetune_256", "finetune_224"]
+
+
 def test_a_plan_names_its_numbers_without_loading_torch():
     code = (
         "import sys; from encoder.train import run; run(['configs/recipes/paper_b.yaml', '--plan', "
