@@ -81,7 +81,7 @@ class LlavaConfig:
     tokens: str | None = (
         None  # folder written by `encoder.tokens` for these pictures; None: the tower runs at every step
     )
-    # stage 1: folder of a causal language model with its tokenizer; stage 2: the folder that stage 1 wrote
+    # stage 1: a causal language model with its tokenizer, folder or hub id; stage 2: what stage 1 wrote
     init: str
     # None: the stage's own (plain, vicuna_v1); `chat`: the language model's own chat template in stage 2
     template: Template | None = None
@@ -110,6 +110,8 @@ class LlavaConfig:
     precision: Precision = "bf16"
     attention: Attention = "sdpa"
     gradient_checkpointing: bool = False
+    # the language model's blocks, once for each length (see length_multiple): slow to start, then faster
+    compile: bool = False
     deepspeed: str | None = "configs/deepspeed/zero2.json"  # None: transformers' Trainer alone
     # of the pictures; beyond it the run stops before the first step. `encoder.tokens` skips as many.
     max_missing_fraction: float = 0.01
@@ -140,11 +142,14 @@ class LlavaConfig:
 class EvaluateConfig:
     """Stage `llava_bridge.evaluate`: lmms-eval scores of one model folder."""
 
-    model: str  # folder that AutoModelForImageTextToText loads
-    tasks: dict[
-        str, str | None
-    ]  # lmms-eval task -> its parquet file; None: the data set that the task's YAML names
-    task_dir: str  # folder of lmms-eval task YAMLs
+    # folder that AutoModelForImageTextToText loads; one in llava-hf's layout is evaluated as it is
+    model: str
+    # lmms-eval task -> its parquet file; None: the data set that the task's YAML names
+    tasks: dict[str, str | None] = field(default_factory=dict)
+    task_dir: str = "harness/tasks"  # folder of those tasks' YAMLs
+    # public benchmarks as lmms-eval packages them, each of which runs or says why not: see `benchmarks`
+    task_set: Literal["none", "paper", "extended"] = "none"
+    data_root: str | None = None  # folder of their parquet files; None: from the hub
     batch_size: int = 64
     max_new_tokens: int = 16
     precision: Precision = "fp32"
@@ -152,3 +157,7 @@ class EvaluateConfig:
     attention: Attention = "sdpa"
     limit: int | None = None  # questions per task; None: all
     seed: int = 0  # of the bootstrap behind the standard errors
+
+    def __post_init__(self):
+        if not self.tasks and self.task_set == "none":
+            raise ValueError("nothing to evaluate: give tasks or task_set")

@@ -11,7 +11,7 @@ Heavy imports are inside the functions: huggingface_hub reads its offline switch
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,14 @@ def go_offline(cache_dir: Path) -> None:
 
 
 def load_tasks(config: EvaluateConfig) -> list:
-    """lmms-eval's task objects, with their parquet files filled in.
+    """lmms-eval's objects of our own tasks, with their parquet files filled in.
 
     Raises:
         ValueError: no YAML defines a task; names those there are.
         FileNotFoundError: a parquet file is missing.
     """
+    if not config.tasks:
+        return []
     from lmms_eval.tasks import TaskManager, get_task_dict
 
     manager = TaskManager("ERROR", include_path=str(ROOT / config.task_dir), include_defaults=False)
@@ -110,17 +112,42 @@ def write_samples(path: Path, tasks: Sequence, results: Mapping) -> None:
                 file.write(json.dumps(row) + "\n")
 
 
+def run_benchmarks(
+    config: EvaluateConfig, out_dir: Path, score: Callable[[list], dict], metrics: dict[str, dict]
+) -> dict[str, str]:
+    """Run the task set's benchmarks one by one, add their metrics to `metrics` and their answers to
+    samples.jsonl; returns {metric key: reason} of those that could not run."""
+    if config.task_set == "none":
+        return {}
+    from llava_bridge.benchmarks import BENCHMARKS, TASK_SETS, reason, run_task
+
+    data_root = ROOT / config.data_root if config.data_root is not None else None
+    not_run: dict[str, str] = {}
+    for task in TASK_SETS[config.task_set]:
+        try:
+            scores, rows = run_task(task, data_root, out_dir / "tasks", score)
+        except Exception as error:  # of any kind: the reason stands in the result, the others go on
+            not_run |= dict.fromkeys((key for key, _ in BENCHMARKS[task].metrics.values()), reason(error))
+            continue
+        metrics |= scores
+        with (out_dir / "samples.jsonl").open("a") as file:
+            file.writelines(json.dumps(row, default=str) + "\n" for row in rows)
+    return not_run
+
+
 def evaluate(config: EvaluateConfig, out_dir: Path) -> dict:
     # ---- setup
     out_dir = out_dir.resolve()
     model_dir = (ROOT / config.model).resolve()
-    if all(parquet is not None for parquet in config.tasks.values()):
+    is_local = config.task_set == "none" or config.data_root is not None
+    if is_local and all(parquet is not None for parquet in config.tasks.values()):
         go_offline(out_dir / _CACHE)
     os.chdir(out_dir)
     import lmms_eval
     import torch
     import transformers
     from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
     from loguru import logger
 
     import llava_bridge.hf  # noqa: F401 - registers our tower
@@ -144,24 +171,35 @@ def evaluate(config: EvaluateConfig, out_dir: Path) -> dict:
     )
 
     # ---- evaluate
-    results = simple_evaluate(
-        model=answerer,
-        tasks=tasks,
-        batch_size=config.batch_size,
-        limit=config.limit,
-        bootstrap_iters=0,
-        log_samples=True,
-        verbosity="ERROR",
-        process_docs_parallel=1,
-    )
-    metrics = read_metrics(tasks, results, config.seed)
+    none_packaged = TaskManager("ERROR", include_path=str(ROOT / config.task_dir), include_defaults=False)
+
+    def score(task_objects: list) -> dict:
+        return simple_evaluate(
+            model=answerer,
+            tasks=task_objects,
+            task_manager=none_packaged,  # else lmms-eval reads all of its 2,000 tasks' files first
+            batch_size=config.batch_size,
+            limit=config.limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            verbosity="ERROR",
+            process_docs_parallel=1,
+        )
+
+    metrics: dict[str, dict] = {}
+    (out_dir / "samples.jsonl").unlink(missing_ok=True)  # of an attempt that was cut short
+    if tasks:
+        results = score(tasks)
+        metrics = read_metrics(tasks, results, config.seed)
+        write_samples(out_dir / "samples.jsonl", tasks, results)
+    not_run = run_benchmarks(config, out_dir, score, metrics)
 
     # ---- write
-    write_samples(out_dir / "samples.jsonl", tasks, results)
     shutil.rmtree(out_dir / _CACHE, ignore_errors=True)
     vision = model.config.vision_config
     summary = {
         "metrics": metrics,
+        "not_run": not_run,
         "prompt": answerer.template,
         "generation": "greedy",
         "precision": config.precision,

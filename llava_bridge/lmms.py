@@ -102,6 +102,13 @@ class LlavaLmms(lmms):
             self.report(done, len(requests))
         return answers
 
+    def answer(self, question: str, pictures: Sequence[Image]) -> str:
+        """The greedy answer to one question about pictures (or none)."""
+        (text,) = self._generate(
+            [self._prompt(question, len(pictures))], [list(pictures)], self.max_new_tokens
+        )
+        return text.strip()
+
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """(mean loss of the continuation's tokens, whether greedy decoding gives them), for each request.
 

@@ -101,15 +101,16 @@ class LlavaOverTokens(LlavaForConditionalGeneration):
 
 
 def build(
-    encoder: str, features: str | None, llm: Path, attention: str, seed: int
+    encoder: str, features: str | None, llm: Path | str, attention: str, seed: int
 ) -> tuple[LlavaOverTokens, LlavaProcessor]:
-    """LLaVA over an encoder and a causal language model's folder; the projector is drawn from `seed`.
+    """LLaVA over an encoder and a causal language model, a folder or a hub id; the projector is drawn from
+    `seed`.
 
     Raises:
         FileNotFoundError: the folder holds no language model.
         ValueError: the processor would make another number of placeholders than the tower gives tokens.
     """
-    if not (llm / "config.json").is_file():
+    if isinstance(llm, Path) and not (llm / "config.json").is_file():
         raise FileNotFoundError(f"no language model in {llm}; give a folder with its weights and tokenizer")
     tower_config = FrozenTowerConfig.describe(load_encoder(encoder, features=features), encoder, features)
     tokenizer = AutoTokenizer.from_pretrained(llm)

@@ -14,6 +14,7 @@ Source: LLaVA c121f04, scripts/v1_5/{pretrain,finetune}.sh and llava/train/train
 
 import json
 import os
+import re
 import shutil
 import socket
 from dataclasses import asdict, dataclass
@@ -36,12 +37,14 @@ from llava_bridge.trainer import (
     COMPLETE,
     OrderedTrainer,
     StageReport,
+    compile_blocks,
     hide_tower,
     mean_loss,
     read_mark,
     show_tower,
 )
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
 RESULT = "result.json"  # the stage's result, written before its checkpoints are removed
 
 
@@ -78,7 +81,11 @@ def load_model(config: LlavaConfig) -> tuple[LlavaOverTokens, LlavaProcessor]:
     """The model a stage starts from: encoder, new projector and language model, or what stage 1 wrote."""
     init = ROOT / config.init
     if config.stage == 1:
-        model, processor = build(config.encoder, config.features, init, config.attention, config.seed)
+        is_hub_id = HUB_ID.fullmatch(config.init) is not None and not init.exists()
+        language_model = config.init if is_hub_id else init
+        model, processor = build(
+            config.encoder, config.features, language_model, config.attention, config.seed
+        )
         processor.image_processor.aspect = config.aspect
         return model, processor
     model, processor = load(init, config.attention, torch.float32)
@@ -252,6 +259,8 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
     trained = freeze(model, recipe, config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+    if config.compile:
+        compile_blocks(model)
     pictures = open_pictures(config, model, processor)
     dataset: LlavaDataset = build_dataset(
         read_records([ROOT / path for path in config.data]),
@@ -315,6 +324,7 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
         "grouping": config.grouping,
         "pack_length": config.pack_length,
         "precision": config.precision,
+        "compile": config.compile,
         "processes": world_size,
         "deepspeed": engine,
         "encoder": {
@@ -330,6 +340,8 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
     if trainer.is_world_process_zero():
         write_json(out_dir / RESULT, result)
         remove_checkpoints(out_dir / "checkpoints")
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # no process says it is done before the files are there
     return result
 
 

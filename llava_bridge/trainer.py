@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch._dynamo
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
@@ -125,6 +126,13 @@ def read_mark(checkpoint: Path | None, num_processes: int) -> float:
             f"with {mark['processes']}, or delete {checkpoint.parent} to start over"
         )
     return mark["seconds"]
+
+
+def compile_blocks(model: LlavaOverTokens) -> None:
+    """Compile the language model's blocks in place, for each shape of a batch anew; names stay the same."""
+    torch._dynamo.config.recompile_limit = 64  # else the ninth length would run uncompiled
+    for block in model.model.language_model.layers:
+        block.compile(dynamic=False)
 
 
 def hide_tower(model: LlavaOverTokens) -> nn.Module:

@@ -1,0 +1,235 @@
+"""The public benchmarks behind `task_set=paper` and `task_set=extended`, as lmms-eval packages them, on the
+hub's data or on a local folder of parquet files.
+
+`data_root` holds a folder for each task, under its lmms-eval name or its data set's own (`mme` or `MME`):
+parquet files laid out as on the hub, or simply all of them in that folder. Prompts, answer parsing and
+aggregation are lmms-eval's own; each task runs alone, so that one that fails costs no other its score.
+"""
+
+import io
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from llava_bridge.answers import bootstrap_stderr, mean_f1_of_settings, parse_yes_no_official
+
+GQA_IMAGES = "LLAVA_BRIDGE_GQA_IMAGES"  # environment variable: GQA's picture files, joined by os.pathsep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmark:
+    """One packaged task. `metrics`: lmms-eval's key -> (ours, factor to the unit shown)."""
+
+    yaml: str  # under lmms_eval/tasks
+    data_set: str  # the hub repository's name, without its owner
+    config: str  # its folder there
+    split: str
+    metrics: Mapping[str, tuple[str, float]]
+    unit: str = "%"
+    replace: Mapping[str, Any] = field(default_factory=dict)  # keys of the packaged YAML
+
+
+BENCHMARKS = {
+    "mme": Benchmark(
+        yaml="mme/mme.yaml", data_set="MME", config="data", split="test", unit="points",
+        metrics={"mme_perception_score": ("MME-P", 1.0), "mme_cognition_score": ("MME-C", 1.0)},
+    ),
+    "seedbench": Benchmark(
+        yaml="seedbench/seedbench.yaml", data_set="SEED-Bench", config="data", split="test",
+        metrics={"seed_image": ("SEED-Bench", 100.0)},
+        replace={"process_docs": "!function llava_bridge.benchmarks.keep_images"},
+    ),
+    "scienceqa_img": Benchmark(
+        yaml="scienceqa/scienceqa_img.yaml", data_set="ScienceQA", config="ScienceQA-IMG", split="test",
+        metrics={"exact_match": ("ScienceQA-IMG", 100.0)},
+    ),
+    "gqa": Benchmark(
+        yaml="gqa/gqa.yaml", data_set="GQA", config="testdev_balanced_instructions", split="testdev",
+        metrics={"exact_match": ("GQA", 100.0)},
+    ),
+    "pope": Benchmark(
+        yaml="pope/pope.yaml", data_set="POPE", config="data", split="test",
+        metrics={
+            f"pope_{key}": (f"POPE/{name}/exact", 100.0)
+            for key, name in (
+                ("accuracy", "accuracy"), ("precision", "precision"),
+                ("recall", "recall"), ("f1_score", "f1"),
+            )
+        },
+    ),
+    "textvqa_val": Benchmark(
+        yaml="textvqa/textvqa_val.yaml", data_set="textvqa", config="data", split="validation",
+        metrics={"exact_match": ("TextVQA", 100.0)},
+    ),
+    "mmbench_en_dev_static": Benchmark(
+        yaml="mmbench/mmbench_en_dev_static.yaml", data_set="MMBench", config="en", split="dev",
+        metrics={"gpt_eval_score": ("MMBench-static", 1.0)},
+    ),
+    "ocrbench": Benchmark(
+        yaml="ocrbench/ocrbench.yaml", data_set="OCRBench", config="data", split="test",
+        metrics={"ocrbench_accuracy": ("OCRBench", 100.0)},
+    ),
+    "chartqa": Benchmark(
+        yaml="chartqa/chartqa.yaml", data_set="ChartQA", config="data", split="test",
+        metrics={"relaxed_overall": ("ChartQA", 100.0)},
+    ),
+}  # fmt: skip
+PAPER = ("mme", "seedbench", "scienceqa_img", "gqa", "pope")  # of OpenVision 3's Table 4
+TASK_SETS = {"paper": PAPER, "extended": tuple(BENCHMARKS)}
+
+
+def find_parquet(benchmark: Benchmark, task: str, data_root: Path) -> list[Path]:
+    """The task's parquet files under `data_root`: of its config's folder and its split where they are named.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    names = (task, benchmark.data_set)
+    folder = next((data_root / name for name in names if (data_root / name).is_dir()), None)
+    if folder is None:
+        raise FileNotFoundError(f"no data: {data_root} has no folder {' or '.join(names)}")
+    if (folder / benchmark.config).is_dir():
+        folder = folder / benchmark.config
+    files = sorted(folder.rglob("*.parquet"))
+    files = [path for path in files if path.name.startswith(f"{benchmark.split}-")] or files
+    if not files:
+        raise FileNotFoundError(f"no data: {folder} holds no parquet file")
+    return files
+
+
+def write_task(task: str, data_root: Path | None, folder: Path) -> None:
+    """Write folder/<task>.yaml: the packaged task on local files, or on the hub without asking for a token.
+
+    Raises:
+        FileNotFoundError: its data are not under `data_root`.
+    """
+    import lmms_eval
+
+    benchmark = BENCHMARKS[task]
+    packaged = Path(lmms_eval.__file__).parent / "tasks" / benchmark.yaml
+    lines = [f"include: {packaged}", f"task: {task}"]
+    if data_root is None:
+        lines.append("dataset_kwargs: {}")
+    else:
+        files = find_parquet(benchmark, task, data_root)
+        if task == "gqa":
+            files = _split_gqa(files, data_root)
+        named = json.dumps([str(path.resolve()) for path in files])
+        lines += ["dataset_path: parquet", "dataset_name: null"]
+        lines += ["dataset_kwargs:", "  data_files:", f"    {benchmark.split}: {named}"]
+        if task == "gqa":
+            lines += ["process_docs: null", "doc_to_visual: !function llava_bridge.benchmarks.gqa_visual"]
+    lines += [f"{key}: {value}" for key, value in benchmark.replace.items()]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{task}.yaml").write_text("\n".join(lines) + "\n")
+
+
+def _split_gqa(files: Sequence[Path], data_root: Path) -> list[Path]:
+    """GQA keeps questions and pictures apart: note the pictures' files for `gqa_visual`, return the rest."""
+    from pyarrow import parquet
+
+    folder = next(data_root / name for name in ("gqa", "GQA") if (data_root / name).is_dir())
+    columns = {path: parquet.read_schema(path).names for path in {*files, *folder.rglob("testdev*.parquet")}}
+    pictures = sorted(path for path, names in columns.items() if "question" not in names)
+    os.environ[GQA_IMAGES] = os.pathsep.join(str(path.resolve()) for path in pictures)
+    return [path for path in files if "question" in columns[path]]
+
+
+def keep_images(dataset):
+    """SEED-Bench's questions about single pictures; the others are about videos."""
+    return dataset.filter(lambda kind: kind == "image", input_columns=["data_type"])
+
+
+def gqa_visual(doc: dict) -> list:
+    """A GQA question's picture, RGB, from its own row or from the files of pictures."""
+    from PIL import Image
+
+    if doc.get("image") is not None:
+        return [doc["image"].convert("RGB")]
+    return [Image.open(io.BytesIO(_gqa_images(os.environ[GQA_IMAGES])[doc["imageId"]])).convert("RGB")]
+
+
+@cache
+def _gqa_images(files: str) -> dict[str, bytes]:
+    from pyarrow import parquet
+
+    rows = [row for path in files.split(os.pathsep) for row in parquet.read_table(path).to_pylist()]
+    return {row["id"]: row["image"]["bytes"] for row in rows}
+
+
+def run_task(task: str, data_root: Path | None, folder: Path, evaluate: Callable) -> tuple[dict, list[dict]]:
+    """(metrics, one row a question) of one benchmark; `evaluate(task objects)` is lmms-eval's.
+
+    Raises:
+        Exception: whatever the task's data or code raises.
+    """
+    from lmms_eval.tasks import TaskManager, get_task_dict
+
+    write_task(task, data_root, folder / task)
+    manager = TaskManager("ERROR", include_path=str(folder / task), include_defaults=False)
+    results = evaluate(list(get_task_dict([task], manager).values()))
+    samples = results["samples"][task]
+    metrics = _read(BENCHMARKS[task], results["results"][task], samples)
+    if task == "pope":
+        metrics |= _official_pope(samples)
+    rows = [
+        {"task": task, "doc_id": s["doc_id"], "answer": s["target"], "response": s["filtered_resps"][0]}
+        for s in samples
+    ]
+    return metrics, rows
+
+
+def _read(benchmark: Benchmark, results: Mapping, samples: Sequence[Mapping]) -> dict[str, dict]:
+    metrics = {}
+    for theirs, (ours, factor) in benchmark.metrics.items():
+        counted = [sample[theirs] for sample in samples if theirs in sample]
+        if not counted:
+            continue  # no question of this kind, as MME's cognition in a part of the data
+        value, stderr = float(results[f"{theirs},none"]), None
+        if all(isinstance(score, int | float) for score in counted):
+            mean = sum(counted) / len(counted)
+            spread = sum((score - mean) ** 2 for score in counted)
+            stderr = factor * (spread / max(1, len(counted) - 1) / len(counted)) ** 0.5
+        metrics[ours] = _metric(factor * value, stderr, benchmark.unit, len(counted))
+    return metrics
+
+
+def _official_pope(samples: Sequence[Mapping]) -> dict[str, dict]:
+    """F1 by POPE's own parser, averaged over its settings as LLaVA publishes it."""
+    items = []
+    for sample in samples:
+        answer = str(sample["target"]).strip().lower()
+        prediction = parse_yes_no_official(sample["filtered_resps"][0])
+        items.append({
+            "group": sample["doc_id"], "setting": sample["doc"].get("category", ""),
+            "answer": answer, "prediction": prediction, "score": float(answer == prediction),
+        })  # fmt: skip
+    value = mean_f1_of_settings(items)
+    stderr = bootstrap_stderr(items, mean_f1_of_settings, seed=0)
+    return {"POPE/f1/official": _metric(100 * value, 100 * stderr, "%", len(items))}
+
+
+def _metric(value: float, stderr: float | None, unit: str, num_samples: int) -> dict:
+    return {
+        "value": value,
+        "stderr": stderr,
+        "unit": unit,
+        "higher_is_better": True,
+        "num_samples": num_samples,
+    }
+
+
+def reason(error: BaseException) -> str:
+    """One line that says why a task could not run: the first cause, not the wrappers around it."""
+    while True:
+        inner = getattr(error, "last_attempt", None)
+        inner = inner.exception() if inner is not None else error.__cause__
+        if inner is None:
+            break
+        error = inner
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:300]
