@@ -48,9 +48,15 @@ class Row:
 def expand_shards(shards: str) -> list[str]:
     """The shards that a folder, a pattern with `*` or names with `{0..9}` stand for, in order.
 
-    Raises: FileNotFoundError if a folder or pattern holds none.
+    Raises: FileNotFoundError if a folder or pattern holds none; ValueError for a protocol that fsspec cannot
+    read as installed (s3 needs s3fs).
     """
     is_local = "://" not in shards
+    if not is_local:
+        try:
+            fsspec.get_filesystem_class(shards.split("://")[0])
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"shards {shards} cannot be read: {error}") from None
     if is_local and (ROOT / shards).is_dir():
         shards = f"{ROOT / shards}/*.tar"
     names = [str(ROOT / name) if is_local else name for name in braceexpand.braceexpand(shards)]

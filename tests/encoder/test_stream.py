@@ -202,3 +202,5 @@ def test_missing_shards_and_empty_sources_are_named(tmp_path):
         stream.expand_shards(f"{tmp_path}/*.tar")
     with pytest.raises(ValueError, match="sources is empty"):
         config()
+    with pytest.raises(ValueError, match=r"shards nowhere://x.tar cannot be read: .*nowhere"):
+        stream.expand_shards("nowhere://x.tar")
