@@ -57,9 +57,10 @@ class Stage:
     def done(self) -> dict | None:
         """The content of `DONE.json`, or None while the stage is not complete."""
         try:
-            return json.loads((self.folder / DONE).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            done = json.loads((self.folder / DONE).read_text())
+        except (FileNotFoundError, ValueError):  # damaged: no JSON, or no text
             return None
+        return done if isinstance(done, dict) else None
 
 
 @dataclass

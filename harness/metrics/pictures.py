@@ -46,7 +46,9 @@ def _array(path: Path, name: str) -> np.ndarray | None:
                 return _mapped(path, member.header_offset, member.file_size)
             with archive.open(member) as file:
                 return np.lib.format.read_array(file, allow_pickle=False)
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zip, zlib, numpy's header parser and seek each raise their own kinds
         raise ValueError(f"{path}: damaged or no npz file of arrays ({str(error)[:120]})") from None
 
 
