@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-_TILE_BYTES = 128_000_000  # of distances at a time
+_TILE_BYTES = 64_000_000  # of distances at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ def precision_recall(
     """Precision and recall of generated against real features (N D each), by balls to the k-th nearest
     neighbour.
 
-    Distances are made `tile` rows at a time (None: as many as fill 128 MB): memory is tile x N, not N x N.
+    Distances are made `tile` rows at a time (None: as many as fill 64 MB): memory is tile x N, not N x N.
 
     Raises:
         ValueError: a set holds too few pictures for `neighbours`.
