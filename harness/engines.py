@@ -152,7 +152,7 @@ def slurm_executor(folder: Path, parameters: Mapping[str, Any], name: str) -> An
     except ImportError:
         raise ConfigError("launch=slurm needs submitit: pip install submitit (the extra `slurm`)") from None
     parameters = {"timeout_min": 24 * 60, **parameters}
-    cluster = parameters.pop("cluster", None)
+    cluster = parameters.pop("cluster", "slurm")
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         executor.update_parameters(name=name, **parameters)

@@ -5,6 +5,7 @@ executor, where submitit is installed).
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -153,4 +154,12 @@ def test_wrong_cluster_parameters_are_refused_before_anything_is_submitted():
 def test_without_submitit_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ConfigError, match="pip install submitit"):
+        engines.check_slurm({})
+
+
+def test_a_machine_without_slurm_is_told_so():
+    pytest.importorskip("submitit")
+    if shutil.which("srun"):
+        pytest.skip("this machine has Slurm")
+    with pytest.raises(ConfigError, match=r"launch=slurm: .*srun"):
         engines.check_slurm({})
