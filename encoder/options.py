@@ -173,7 +173,7 @@ class TrainConfig:
     optim: OptimConfig
     stream: StreamConfig | None = None  # training samples from shards as needed; None: data's, in memory
     image_size: int | None = None  # px that held-out pictures are brought to; None: as they are
-    # weights/full of a run to start from, towers and temperature (a stage with a fresh optimiser)
+    # Folder of a run whose towers to start from (its checkpoint.pt), with a fresh optimiser
     init: str | None = None
     openvision3: OpenVision3Shape | None = None
     clip: ClipShape | None = None

@@ -31,6 +31,7 @@ class PhaseConfig:
     warmup_epochs: float
     perceptual_weight: float  # lambda
     init: str | None = None  # the phase whose towers this one starts from
+    micro_batch: int | None = None  # rows of a process at once; None: its whole share
 
     @property
     def num_steps(self) -> int:
@@ -82,6 +83,8 @@ class RecipeConfig:
             "batch_size": phase.batch_size,
             "image_size": phase.resolution,
         }
+        if phase.micro_batch is not None:
+            values["micro_batch"] = phase.micro_batch
         values["init"] = str(out_dir.resolve() / phase.init) if phase.init is not None else None
         values["optim"] = values.get("optim", {}) | {"lr": phase.peak_lr, "warmup_steps": phase.warmup_steps}
         if values.get("stream") is not None:
