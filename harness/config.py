@@ -113,6 +113,9 @@ class Preset:
     jobs: int = 1  # stages that run at the same time
     threads: int = 1  # of each stage; part of what makes a run repeatable
     scenes: dict[str, Any]  # encoder.options.ScenesConfig
+    own_data: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # harness.own_data.OwnDataConfig: pictures of one's own instead, in the generation suite
     tokens: dict[str, Any]  # encoder.options.TokensConfig
     llava: LlavaSections
     rae: RaeSections

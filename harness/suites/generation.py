@@ -25,7 +25,7 @@ from harness.metrics.config import (
 from harness.results import Part, Row
 from harness.stages import Stage
 from harness.suites.request import Request, SuitePlan
-from harness.suites.shared import add_scenes, add_tokens
+from harness.suites.shared import add_pictures, add_tokens, num_classes
 from rae_bridge.config import GenerateConfig, ReconstructConfig, TrainDiTConfig
 
 RECONSTRUCTIONS, SAMPLES = "reconstructions.npz", "samples.npz"
@@ -36,7 +36,7 @@ BLIND_REASON = "this encoder sees nothing: there is nothing to decode"
 
 def plan(request: Request) -> SuitePlan:
     """Stages and rows of this suite."""
-    scenes = add_scenes(request)
+    scenes = add_pictures(request)
     reference = add_reference(request, scenes)
     rows, reconstructed, generated = [], {}, {}
     for encoder in request.encoders:
@@ -142,8 +142,9 @@ def add_generation(request: Request, encoder: Encoder, scenes: Stage, reference:
     sections, seed, device = request.preset.rae, request.seed, request.device
     add = partial(_add, request, encoder)
     tokens = add_tokens(request, encoder, "train", scenes)
+    section = {**sections.train, **num_classes(request)}
     config = stage_config(
-        TrainDiTConfig, sections.train, "rae.train", tokens=str(tokens.folder), seed=seed, device=device
+        TrainDiTConfig, section, "rae.train", tokens=str(tokens.folder), seed=seed, device=device
     )
     trained = add("train", config, "train the DiT", [tokens])
     config = stage_config(

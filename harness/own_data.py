@@ -1,0 +1,229 @@
+"""Stage: a folder of one's own pictures, or of shards, as the data of the generation suite.
+
+`python -m harness.own_data <config.yaml> <out_dir>` writes out_dir/<train|test>/*.tar (KEY.png, KEY.txt,
+KEY.json), square and of one size, as Scenes does; skipped.txt names what could not be read.
+
+A source is `<class>/<picture>`, split by a hash of each file's bytes (so copies never part), or
+`<train|test>/<class>/<picture>`, or `<train|test>/*.tar` in img2dataset's layout with `label` and
+`class_name` in each record. `<picture>.txt` beside a picture is its caption; without one, its class is.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from encoder.config import ROOT, ConfigError
+from encoder.stage import main, progress, sha256_json, write_json
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SPLITS = ("train", "test")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_SHARD_SIZE = 1000
+_PROGRESS_EVERY = 100
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OwnDataConfig:
+    """What to read and what to make of it."""
+
+    source: str  # folder of pictures or shards
+    listing: str  # of its files' names and sizes, so that a changed folder is read again
+    image_size: int  # px; the largest square in the middle is taken, resized bicubic with antialiasing
+    num_classes: int | None = None  # None: as many as there are class folders
+    test_fraction: float = 0.2  # where the source has no train and test
+    max_bad_fraction: float = 0.01  # of pictures that cannot be read, beyond which the stage stops
+
+    def __post_init__(self) -> None:
+        if not 0 < self.test_fraction < 1 or self.image_size < 1:
+            raise ValueError(f"test_fraction {self.test_fraction} must lie in (0, 1), image_size above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """What a source holds, by name."""
+
+    files: dict[str, list[Path]]  # split (or "" for one that is yet to be split) -> pictures or shards
+    has_shards: bool
+    class_names: tuple[str, ...]  # of class folders, in order of their labels; empty for shards
+    digest: str
+
+
+def list_source(source: str) -> Listing:
+    """The pictures or shards of a folder.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ConfigError: it holds neither, or a test class that train has not.
+    """
+    folder = ROOT / source
+    if not folder.is_dir():
+        raise FileNotFoundError(f"own_data.source: no such folder: {folder}")
+    splits = SPLITS if all((folder / split).is_dir() for split in SPLITS) else ("",)
+    shards = {split: sorted((folder / split).glob("*.tar")) for split in splits}
+    has_shards = splits == SPLITS and all(shards.values())
+    pictures = {split: _pictures(folder / split) for split in splits}
+    files = shards if has_shards else pictures
+    if not all(files.values()):
+        raise ConfigError(
+            f"{folder} holds no pictures: expected <class>/<picture>, <train|test>/<class>/<picture> or "
+            f"<train|test>/*.tar; pictures end in {', '.join(SUFFIXES)}"
+        )
+    names = {split: {path.parent.name for path in paths} for split, paths in pictures.items()}
+    class_names = () if has_shards else tuple(sorted(names[splits[0]]))
+    if not has_shards and (extra := names[splits[-1]] - set(class_names)):
+        raise ConfigError(f"{folder}/test has a class that train has not: {sorted(extra)[0]}")
+    every = [path for paths in files.values() for path in paths]
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in every}
+    return Listing(files=files, has_shards=has_shards, class_names=class_names, digest=sha256_json(sizes))
+
+
+def run(config: OwnDataConfig, out_dir: Path) -> dict:
+    """Read, crop, resize, write.
+
+    Raises:
+        ValueError: too many pictures cannot be read, a class has none to train on, or there are more classes
+            than said.
+    """
+    listing = list_source(config.source)
+    total = sum(len(paths) for paths in listing.files.values())
+    skipped: list[str] = []
+    counts: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
+    with _Writer(out_dir, config.image_size) as writer:
+        for split, key, picture, record in _samples(config, listing, skipped):
+            writer.add(split, key, picture, record)
+            counts[split][record["class_name"]] = counts[split].get(record["class_name"], 0) + 1
+            done = writer.num_written
+            if done % _PROGRESS_EVERY == 0:
+                progress(out_dir, done, max(total, done), "pictures")
+            _judge(skipped, done, config.max_bad_fraction, at_least=_SHARD_SIZE)
+        _judge(skipped, writer.num_written, config.max_bad_fraction, at_least=1)
+    (out_dir / "skipped.txt").write_text("".join(f"{line}\n" for line in skipped))
+    untaught = sorted(set(listing.class_names or counts["test"]) - set(counts["train"]))
+    if untaught or not counts["test"]:
+        what = f"class {untaught[0]} has no picture in train" if untaught else "test has no picture"
+        raise ValueError(f"{config.source}: {what}; add some or change own_data.test_fraction")
+    write_json(out_dir / "card.json", {"source": config.source, "counts": counts})
+    totals = {split: sum(by_class.values()) for split, by_class in counts.items()}
+    return {**totals, "num_classes": len(counts["train"]), "num_skipped": len(skipped)}
+
+
+def _pictures(folder: Path) -> list[Path]:
+    found = (path for path in folder.glob("*/*") if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def _samples(
+    config: OwnDataConfig, listing: Listing, skipped: list[str]
+) -> Iterator[tuple[str, str, "Image.Image", dict[str, Any]]]:
+    """(split, key, picture, record) of everything that can be read."""
+    from PIL import Image  # here: the command line asks this module for a folder's classes only
+
+    from encoder.data.shards import MAX_PIXELS, ShardReader
+
+    for split, paths in listing.files.items():
+        if listing.has_shards:
+            reader = ShardReader(paths, max_bad_fraction=config.max_bad_fraction)
+            for sample in reader:
+                label = sample.record.get("label")
+                if not isinstance(label, int) or not 0 <= label < (config.num_classes or 1):
+                    bound = f"label must be an integer below own_data.num_classes={config.num_classes}"
+                    raise ValueError(f"{split}/{sample.key}: {bound}, got {label!r}")
+                record = {"class_name": str(label), **sample.record, "label": label}
+                yield split, sample.key, Image.fromarray(sample.pixels), record
+            skipped += [str(bad) for bad in reader.bad]
+            continue
+        labels = {name: label for label, name in enumerate(listing.class_names)}
+        for index, path in enumerate(paths):
+            try:
+                content = path.read_bytes()
+                with Image.open(io.BytesIO(content)) as opened:
+                    if opened.width * opened.height > MAX_PIXELS:
+                        raise ValueError(f"{opened.width}x{opened.height} pixels are more than {MAX_PIXELS}")
+                    picture = opened.convert("RGB")
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                skipped.append(f"{path}: {error}")
+                continue
+            name = path.parent.name
+            beside = path.with_suffix(".txt")
+            caption = beside.read_text(errors="replace").strip() if beside.is_file() else ""
+            record = {"label": labels[name], "class_name": name, "caption": caption or name}
+            yield split or _split(content, config.test_fraction), f"{index:09d}", picture, record
+
+
+def _split(content: bytes, test_fraction: float) -> str:
+    share = int.from_bytes(hashlib.sha256(content).digest()[:6], "big") / 2**48
+    return "test" if share < test_fraction else "train"
+
+
+def _judge(skipped: list[str], num_written: int, max_bad_fraction: float, at_least: int) -> None:
+    num_seen = num_written + len(skipped)
+    if len(skipped) > max_bad_fraction * max(num_seen, at_least):
+        named = "; ".join(skipped[:3])
+        raise ValueError(
+            f"{len(skipped)} of {num_seen} pictures cannot be read, more than {max_bad_fraction:.2%}: {named}"
+        )
+
+
+class _Writer:
+    """Shards of both splits, each renamed to its name once it is whole."""
+
+    def __init__(self, out_dir: Path, image_size: int) -> None:
+        self.out_dir, self.image_size, self.num_written = out_dir, image_size, 0
+        self.open: dict[str, tuple[tarfile.TarFile, Path]] = {}
+        self.counts = dict.fromkeys(SPLITS, 0)
+
+    def __enter__(self) -> "_Writer":
+        for split in SPLITS:
+            (self.out_dir / split).mkdir(exist_ok=True)
+            for old in (self.out_dir / split).glob("*.tar*"):
+                old.unlink()  # of an attempt that was cut short
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_details: object) -> None:
+        for split in list(self.open) if error is None else []:  # a cut shard never gets its name
+            self._close(split)
+
+    def add(self, split: str, key: str, picture: "Image.Image", record: dict[str, Any]) -> None:
+        if split not in self.open:
+            path = self.out_dir / split / f"{self.counts[split] // _SHARD_SIZE:05d}.tar"
+            partial = path.with_name(f"{path.name}.partial")
+            tar = tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 (closed in _close)
+            self.open[split] = (tar, path)
+        text = record.get("caption") or record.get("txt") or record["class_name"]
+        for suffix, data in (
+            ("json", json.dumps(record).encode()),
+            ("png", self._png(picture)),
+            ("txt", str(text).encode()),
+        ):
+            member = tarfile.TarInfo(f"{key}.{suffix}")
+            member.size = len(data)
+            self.open[split][0].addfile(member, io.BytesIO(data))
+        self.counts[split] += 1
+        self.num_written += 1
+        if self.counts[split] % _SHARD_SIZE == 0:
+            self._close(split)
+
+    def _png(self, picture: "Image.Image") -> bytes:
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        size = (self.image_size, self.image_size)
+        square = picture.resize(size, resample=3, box=(left, top, left + side, top + side))  # 3: bicubic
+        buffer = io.BytesIO()
+        square.save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def _close(self, split: str) -> None:
+        tar, path = self.open.pop(split)
+        tar.close()
+        path.with_name(f"{path.name}.partial").replace(path)
+
+
+if __name__ == "__main__":
+    main(OwnDataConfig, run)
