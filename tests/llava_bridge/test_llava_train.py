@@ -10,6 +10,7 @@ import torch
 import llava_bridge.train as stage
 from encoder.checkpoint import load_tensors
 from llava_bridge.config import LlavaConfig
+from llava_bridge.model import build, save
 
 
 class Killed(Exception):
@@ -96,8 +97,12 @@ def test_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(align, tmp_pa
     )  # a kill in the middle of writing leaves such a folder
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
-    stage.train(align, tmp_path / "killed")
+    result = stage.train(align, tmp_path / "killed")
+    assert result["training_loss"] == pytest.approx(sum(losses(tmp_path / "whole")) / 8, abs=1e-6)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert (
+        stage.train(align, tmp_path / "killed") == result
+    )  # killed before DONE.json: nothing is trained again
     whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
@@ -117,3 +122,34 @@ def test_stage_2_refuses_a_model_aligned_to_another_encoder(align, tmp_path):
             replace(align, stage=2, encoder="other", init=str(tmp_path / "align" / "weights")),
             tmp_path / "instruct",
         )
+
+
+def test_checkpoint_of_another_number_of_processes_is_refused(align, tmp_path, monkeypatch):
+    def die_after_step_5(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(stage.StageReport, "on_step_end", die_after_step_5)
+        stage.train(align, tmp_path)
+    mark = tmp_path / "checkpoints" / "checkpoint-3" / "COMPLETE"
+    mark.write_text(json.dumps({"processes": 2, "seconds": 1.0}))
+    with pytest.raises(ValueError, match="written by 2 processes, this run has 1"):
+        stage.train(align, tmp_path)
+
+
+def test_lora_is_merged_into_a_plain_model(align, tmp_path, llm):
+    model, processor = build("tiny", None, llm, "eager", seed=0)
+    save(model, processor, tmp_path / "init")
+    options = {"lora_rank": 2, "lora_alpha": 4.0, "lora_dropout": 0.0, "projector_learning_rate": 0.0}
+    lora = replace(align, stage=2, init=str(tmp_path / "init"), loss_average="samples", **options)
+    result = stage.train(lora, tmp_path / "lora")
+    assert (result["trained"], result["loss_average"]) == (["projector", "lora"], "samples")
+    before, after = load_tensors(tmp_path / "init" / "model.safetensors"), weights(tmp_path / "lora")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert len(changed) == 2 * 7  # the matrices of two blocks; the projector's own rate is 0
+    for name in changed:
+        assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 2
+    with pytest.raises(ValueError, match="lora_rank needs whole matrices"):
+        stage.train(replace(lora, deepspeed="configs/deepspeed/zero3.json"), tmp_path / "zero3")
