@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+import pyarrow
 import pytest
 import torch
+from PIL import Image, ImageFile
+from pyarrow import parquet
 
 from encoder.checkpoint import load_tensors
 from llava_bridge.data import (
@@ -59,6 +62,50 @@ def test_bad_json_is_named(tmp_path, content):
     path.write_text(content)
     with pytest.raises(ValueError, match=r"bad\.json"):
         read_records([path])
+
+
+def test_parquet_rows_are_the_records_of_json(llava_data, tmp_path):
+    records = read_records([llava_data / "train.json"])
+    parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "train.parquet")
+    assert read_records([tmp_path / "train.parquet"]) == records
+    (tmp_path / "bad.parquet").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"bad\.parquet is not parquet"):
+        read_records([tmp_path / "bad.parquet"])
+
+
+def test_pictures_are_looked_for_in_each_root_and_a_broken_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)  # lmms-eval sets it
+    colours = {"a/one.png": (255, 0, 0), "b/two.png": (0, 255, 0), "b/one.png": (0, 0, 255)}
+    for name, colour in colours.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40), colour).save(tmp_path / name)
+    pictures = LivePictures([tmp_path / "a", tmp_path / "b"], UnitImageProcessor(32))
+    assert "two.png" in pictures
+    assert "three.png" not in pictures
+    means = pictures.stack(["one.png", "two.png"]).mean((2, 3))
+    torch.testing.assert_close(means, torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), atol=1e-5, rtol=0)
+    whole = (tmp_path / "b" / "two.png").read_bytes()
+    (tmp_path / "b" / "two.png").write_bytes(whole[:-30])
+    with pytest.raises(ValueError, match=r"two\.png is cut off or broken"):
+        pictures.stack(["two.png"])
+
+
+@pytest.mark.parametrize(
+    ("aspect", "expected"),
+    [
+        ("stretch", [[0.0, 1.0]] * 4),
+        ("crop", [[0.0, 1.0]] * 4),
+        ("pad", [[0.5, 0.5], [0.0, 1.0], [0.5, 0.5]]),
+    ],
+)
+def test_aspect_decides_what_becomes_of_a_wide_picture(aspect, expected):
+    wide = Image.new("RGB", (64, 32))  # left half black, right half white
+    wide.paste((255, 255, 255), (32, 0, 64, 32))
+    (pixels,) = UnitImageProcessor(64, aspect=aspect, fill=(128, 128, 128))(wide)["pixel_values"]
+    assert pixels.shape == (3, 64, 64)
+    rows = [8, 32, 56] if aspect == "pad" else [8, 24, 40, 56]
+    seen = pixels[0][rows][:, [4, 60]]  # far left and far right
+    torch.testing.assert_close(seen, torch.tensor(expected), atol=0.01, rtol=0)
 
 
 def test_text_rows_become_captions(tmp_path):

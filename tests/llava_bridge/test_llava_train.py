@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,19 @@ def test_micro_batches_add_up_to_the_batch(align, tmp_path):
     stage.train(align, tmp_path / "whole")
     stage.train(replace(align, micro_batch_size=2), tmp_path / "parts")
     torch.testing.assert_close(losses(tmp_path / "whole"), losses(tmp_path / "parts"), atol=1e-4, rtol=1e-4)
+
+
+def test_compiled_blocks_train_as_plain_ones(align, tmp_path, monkeypatch):
+    save(*build("tiny", None, Path(align.init), "eager", seed=0), tmp_path / "init")
+    instruct = replace(align, stage=2, init=str(tmp_path / "init"))
+    stage.train(instruct, tmp_path / "plain")
+    # the whole of torch.compile but its code generator, which takes minutes
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    stage.train(replace(instruct, compile=True), tmp_path / "compiled")
+    torch.testing.assert_close(
+        losses(tmp_path / "compiled"), losses(tmp_path / "plain"), atol=1e-4, rtol=1e-4
+    )
+    assert weights(tmp_path / "compiled").keys() == weights(tmp_path / "plain").keys()
 
 
 def test_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(align, tmp_path, monkeypatch):
