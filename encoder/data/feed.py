@@ -204,8 +204,9 @@ class StreamFeed:
         return {lane: json.dumps(state) for lane, state in self.reader.states.items()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from the places in `state`, of this process's lanes and maybe others'."""
-        self.reader.states = {lane: json.loads(text) for lane, text in state.items()}
+        """Go on from the places in `state`; other processes' lanes in it are left to them."""
+        own = {str(lane) for lane in self.reader.lanes}
+        self.reader.states = {lane: json.loads(text) for lane, text in state.items() if lane in own}
         self._iterator = None
 
 

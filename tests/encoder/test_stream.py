@@ -92,6 +92,11 @@ def test_two_ranks_see_the_halves_of_what_one_sees(tmp_path, num_workers):
     one = seen(feed(config(tmp_path, num_lanes=4)), 5)
     halves = [seen(feed(chosen, rank, 1, 2), 5) for rank in range(2)]
     assert [a + b for a, b in zip(*halves, strict=True)] == one
+    first, second = feed(chosen, 0, 1, 2), feed(chosen, 1, 1, 2)
+    seen(first, 1), seen(second, 1)
+    both = first.state() | second.state()
+    second.load_state(both)  # a checkpoint has everybody's lanes; a process keeps and reports its own
+    assert set(second.state()) == {"2", "3"} and set(both) == {"0", "1", "2", "3"}
     micro = feed(config(tmp_path, num_lanes=4), 0, 4, 4)
     assert seen(micro, 5) == one and [len(part.pixels) for part in micro.parts(5)] == [2, 2, 2, 2]
 

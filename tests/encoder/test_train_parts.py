@@ -193,12 +193,14 @@ def test_a_run_on_shards_from_http_killed_twice_equals_an_undisturbed_one_to_the
         assert torch.equal(state["exp_avg_sq"], second["optimiser"]["state"][number]["exp_avg_sq"])
 
 
-def test_two_processes_train_as_one_with_two_micro_batches(root, tmp_path):
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_two_processes_train_as_one_with_two_micro_batches(root, tmp_path, sharding):
     one, two = folders(tmp_path, "one", "two")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ranks = [in_child(train_rank, config(root), two, rank, 2, port) for rank in range(2)]
+    chosen = config(root, sharding=sharding, activation_checkpointing=sharding == "fsdp2")
+    ranks = [in_child(train_rank, chosen, two, rank, 2, port) for rank in range(2)]
     in_child(train_and_die, config(root, micro_batch=4), one, None).join(120)
     for each in ranks:
         each.join(120)
@@ -210,7 +212,7 @@ def test_two_processes_train_as_one_with_two_micro_batches(root, tmp_path):
     states = [checkpoint.load(folder / "checkpoint.pt") for folder in (one, two)]
     assert states[0]["data"] == states[1]["data"] and len(states[1]["generators"]) == 2
     for name, value in states[0]["model"].items():  # Adam divides tiny gradients by themselves
-        torch.testing.assert_close(states[1]["model"][name], value, atol=2e-4, rtol=1e-2, msg=name)
+        torch.testing.assert_close(states[1]["model"][name], value, atol=1e-3, rtol=1e-2, msg=name)
 
 
 def test_a_cache_of_latents_trains_like_the_pictures_it_was_made_from(root, tmp_path):
