@@ -61,5 +61,5 @@ def test_the_generators_backbone_is_larger_than_its_head(graph):
 
 
 def test_a_language_model_comes_from_one_place():
-    with pytest.raises(ConfigError, match="either llava.language_model or a foundation"):
+    with pytest.raises(ConfigError, match=r"either llava\.language_model or a foundation"):
         parse(["preset=small", "llava.language_model=weights/demo/llama"])

@@ -88,7 +88,8 @@ def test_second_part_goes_on_from_the_first(config, tmp_path):
     for part in ("first", "second"):
         (tmp_path / part).mkdir()
     stage.train(first, tmp_path / "first")
-    second = replace(first, init=str(tmp_path / "first" / "weights"), optim=OptimConfig(lr=1e-9, warmup_steps=0))
+    idle = OptimConfig(lr=1e-9, warmup_steps=0)
+    second = replace(first, init=str(tmp_path / "first" / "weights"), optim=idle)
     stage.train(second, tmp_path / "second")
     weights = [
         load_tensors(tmp_path / part / "weights" / "model.safetensors") for part in ("first", "second")
