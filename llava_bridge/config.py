@@ -36,7 +36,6 @@ class TrainLlmConfig:
     """Stage `llava_bridge.train_llm`: train the demo's Llama on text alone, from scratch."""
 
     corpus: list[str]  # JSONL files of {id, conversations} and {id, text} rows
-    init: str | None = None  # folder of a trained Llama to go on from, in its own shape and vocabulary
     num_steps: int  # on whole conversations
     batch_size: int = 16
     num_lesson_steps: int = 0  # before them, on single questions of growing length: see `lessons`

@@ -21,7 +21,7 @@ from llava_bridge.prompt import Segment, tokenise
 
 LESSONS_PER_ROW = 4
 YES_NO_SHARE = 0.35  # what is absent is harder to learn than what is where
-LETTER_SHARE = 0.1  # of the lettered questions drawn; the others are asked freely
+LETTER_SHARE = 0.4  # of the lettered questions drawn; the others are asked freely
 SUFFIX_SHARE = 0.5  # of the free and yes/no questions that keep "Answer the question using ..."
 _OPTION = re.compile(r"^([A-D])\. (.*)$", re.MULTILINE)
 _FIRST_SHARE = 0.1  # of the lessons, the shortest, that the first step draws from

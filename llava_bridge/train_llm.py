@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from encoder import checkpoint
 from encoder.card import write_card
@@ -52,23 +52,6 @@ def build_llama(shape: LlamaShape, tokenizer: PreTrainedTokenizerBase, attention
             rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
         )
     )
-
-
-def initial_llama(config: TrainLlmConfig, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
-    """A new Llama, or the one in `init`.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it has another vocabulary.
-    """
-    if config.init is None:
-        return build_llama(config.shape, tokenizer, config.attention)
-    folder = ROOT / config.init
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"no language model in {folder}; run the config that trains init first")
-    if AutoTokenizer.from_pretrained(folder).get_vocab() != tokenizer.get_vocab():
-        raise ValueError(f"the vocabulary in {folder} is not that of Scenes today; train init again")
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=config.attention)
 
 
 def build_optimiser(model: LlamaForCausalLM, config: TrainLlmConfig) -> torch.optim.AdamW | MuonWithAdamW:
@@ -186,7 +169,7 @@ def train(config: TrainLlmConfig, out_dir: Path) -> dict:
     # ---- model, optimiser
     torch.manual_seed(config.seed)
     torch.set_flush_denormal(True)  # denormal numbers slow a CPU many times over
-    model = initial_llama(config, tokenizer)
+    model = build_llama(config.shape, tokenizer, config.attention)
     optimiser = build_optimiser(model, config)
     plain_losses = partial(next_token_losses, model)  # of the lessons: too many lengths to compile
     token_losses = partial(next_token_losses, model)

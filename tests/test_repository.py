@@ -21,7 +21,6 @@ RECIPES = {
     "ov3": TrainConfig,
     "clip": TrainConfig,
     "clip_decoder": TrainDecoderConfig,
-    "llama-lessons": TrainLlmConfig,
     "llama": TrainLlmConfig,
 }
 

@@ -1,7 +1,6 @@
 """The small Llama's stage: it learns to read, resumes exactly, and refuses words it cannot know."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -81,26 +80,6 @@ def test_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(config, tmp_p
     stage.train(config, killed)
     first, second = (load_tensors(folder / "weights" / "model.safetensors") for folder in (whole, killed))
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_second_part_goes_on_from_the_first(config, tmp_path):
-    first = replace(config, num_lesson_steps=0, num_steps=1)
-    for part in ("first", "second"):
-        (tmp_path / part).mkdir()
-    stage.train(first, tmp_path / "first")
-    idle = OptimConfig(lr=1e-9, warmup_steps=0)
-    second = replace(first, init=str(tmp_path / "first" / "weights"), optim=idle)
-    stage.train(second, tmp_path / "second")
-    weights = [
-        load_tensors(tmp_path / part / "weights" / "model.safetensors") for part in ("first", "second")
-    ]
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-def test_second_part_without_the_first_is_refused(config, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no language model"):
-        stage.train(replace(config, init=str(tmp_path / "absent")), tmp_path / "out")
 
 
 def test_word_outside_the_vocabulary_is_refused(config, tmp_path):
