@@ -1,0 +1,194 @@
+"""A llava-hf folder as a row: each of the paper's benchmarks runs on local parquet in its real columns."""
+
+import json
+import os
+import socket
+
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Sequence, Value
+from PIL import Image as Pictures
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+from llava_bridge.benchmarks import BENCHMARKS, TASK_SETS, find_parquet, reason
+from llava_bridge.config import EvaluateConfig
+from llava_bridge.evaluate import evaluate
+
+TEXT, NUMBER = Value("string"), Value("int64")
+
+
+@pytest.fixture
+def llava_hf(llm, tmp_path):
+    """What `llava-hf/llava-1.5-7b-hf` holds, tiny: CLIP's own tower with a class token, penultimate layer."""
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=CLIPVisionConfig(**sizes, image_size=32, patch_size=16),
+            text_config=language_model.config,
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+            vision_feature_layer=-2,
+            vision_feature_select_strategy="default",
+            image_seq_length=4,
+        )
+    )
+    model.model.language_model.load_state_dict(language_model.model.state_dict())
+    processor = LlavaProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    model.save_pretrained(tmp_path / "llava-hf")
+    processor.save_pretrained(tmp_path / "llava-hf")
+    return tmp_path / "llava-hf"
+
+
+def write(path, rows: list[dict], **features) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Dataset.from_list(rows, features=Features(features)).to_parquet(path)
+
+
+@pytest.fixture
+def data_root(tmp_path):
+    """Four questions of each benchmark, laid out as on the hub; no POPE."""
+    root = tmp_path / "data"
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (4, 20, 30, 3), generator=generator, dtype=torch.uint8)
+    pictures = [Pictures.fromarray(pixels.numpy()) for pixels in noise]
+    rows = [
+        {
+            "question_id": f"{i // 2}.png",
+            "image": pictures[i],
+            "question": "is it big",
+            "answer": answer,
+            "category": kind,
+        }
+        for i, (answer, kind) in enumerate(
+            [("Yes", "color"), ("No", "color"), ("Yes", "code_reasoning"), ("No", "code_reasoning")]
+        )
+    ]
+    columns = {"question_id": TEXT, "question": TEXT, "answer": TEXT, "category": TEXT, "image": Image()}
+    write(root / "MME" / "data" / "test-00000-of-00001.parquet", rows, **columns)
+    rows = [
+        {**{f"choice_{c}": word for c, word in zip("abcd", ("red", "big", "cat", "yes"), strict=True)},
+         "question": "what is this", "answer": "ABCD"[i], "data_type": "video" if i == 3 else "image",
+         "question_id": str(i), "question_type_id": 1, "image": [pictures[i]]}
+        for i in range(4)
+    ]  # fmt: skip
+    columns = {f"choice_{c}": TEXT for c in "abcd"} | {"question": TEXT, "answer": TEXT, "data_type": TEXT}
+    columns |= {"question_id": TEXT, "question_type_id": NUMBER, "image": Sequence(Image())}
+    write(root / "seedbench" / "test.parquet", rows, **columns)
+    rows = [
+        {
+            "image": pictures[i],
+            "question": "what",
+            "choices": ["a cat", "a bird"],
+            "answer": i % 2,
+            "hint": "big",
+        }
+        for i in range(4)
+    ]
+    columns = {"image": Image(), "question": TEXT, "choices": Sequence(TEXT), "answer": NUMBER, "hint": TEXT}
+    write(root / "ScienceQA" / "ScienceQA-IMG" / "test-0.parquet", rows, **columns)
+    write(root / "ScienceQA" / "ScienceQA-IMG" / "train-0.parquet", 5 * rows, **columns)
+    rows = [{"id": str(i), "imageId": f"n{i}", "question": "what", "answer": "cat"} for i in range(4)]
+    columns = {"id": TEXT, "imageId": TEXT, "question": TEXT, "answer": TEXT}
+    write(root / "GQA" / "testdev_balanced_instructions" / "testdev-0.parquet", rows, **columns)
+    rows = [{"id": f"n{i}", "image": pictures[i]} for i in range(4)]
+    write(root / "GQA" / "testdev_balanced_images" / "testdev-0.parquet", rows, id=TEXT, image=Image())
+    rows = [
+        {
+            "question_id": str(i),
+            "question": "is it big",
+            "answer": "no" if i % 2 else "yes",
+            "image": pictures[i],
+            "category": kind,
+        }
+        for i, kind in enumerate(["random", "random", "popular", "popular"])
+    ]
+    columns = {"question_id": TEXT, "question": TEXT, "answer": TEXT, "image": Image(), "category": TEXT}
+    write(root / "POPE" / "data" / "test-0.parquet", rows, **columns)
+    return root
+
+
+def run(model, data_root, out_dir, monkeypatch) -> tuple[dict, list[dict]]:
+    monkeypatch.chdir(out_dir)
+    before = dict(os.environ)
+    result = evaluate(
+        EvaluateConfig(
+            model=str(model), task_set="paper", data_root=str(data_root), attention="eager", batch_size=3
+        ),
+        out_dir,
+    )
+    for name in set(os.environ) - set(before):
+        monkeypatch.delenv(name)
+    return result, [json.loads(line) for line in (out_dir / "samples.jsonl").read_text().splitlines()]
+
+
+def test_llava_hf_folder_runs_the_papers_benchmarks_offline(llava_hf, data_root, tmp_path, monkeypatch):
+    def refuse(self, address):
+        raise AssertionError(f"a socket was opened to {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    result, rows = run(llava_hf, data_root, tmp_path, monkeypatch)
+    assert result["not_run"] == {}
+    assert (result["encoder"], result["num_image_tokens"]) == ("clip_vision_model", 4)
+    wanted = {key for task in TASK_SETS["paper"] for key, _ in BENCHMARKS[task].metrics.values()}
+    assert set(result["metrics"]) == wanted | {"POPE/f1/official"}
+    counts = {key: metric["num_samples"] for key, metric in result["metrics"].items()}
+    assert (counts["MME-P"], counts["SEED-Bench"], counts["ScienceQA-IMG"], counts["GQA"]) == (2, 3, 4, 4)
+    by_task = {task: [row for row in rows if row["task"] == task] for task in TASK_SETS["paper"]}
+    right = sum(row["response"].lower().strip() == "cat" for row in by_task["gqa"])
+    assert result["metrics"]["GQA"]["value"] == pytest.approx(100 * right / 4)
+    said_no = [
+        bool({"No", "no", "not"} & set(row["response"].split(".")[0].replace(",", "").split(" ")))
+        for row in by_task["pope"]
+    ]
+    f1 = []
+    for yes, no in (said_no[:2], said_no[2:]):  # of each setting: one true yes, one true no
+        f1.append(0.0 if yes else (1.0 if no else 2 / 3))
+    assert result["metrics"]["POPE/f1/official"]["value"] == pytest.approx(100 * sum(f1) / 2)
+
+    missing = tmp_path / "again"
+    missing.mkdir()
+    for path in (data_root / "POPE" / "data").iterdir():
+        path.write_bytes(b"not parquet")
+    (data_root / "seedbench").rename(data_root / "elsewhere")
+    partial, _ = run(llava_hf, data_root, missing, monkeypatch)
+    assert partial["metrics"]["GQA"] == result["metrics"]["GQA"]
+    assert partial["not_run"]["SEED-Bench"].startswith("FileNotFoundError: no data: ")
+    assert partial["not_run"]["POPE/f1/exact"]
+
+
+def test_files_of_the_split_and_config_are_chosen(data_root):
+    (path,) = find_parquet(BENCHMARKS["scienceqa_img"], "scienceqa_img", data_root)
+    assert path.name == "test-0.parquet"
+    with pytest.raises(FileNotFoundError, match="has no folder chartqa or ChartQA"):
+        find_parquet(BENCHMARKS["chartqa"], "chartqa", data_root)
+
+
+def test_reason_is_the_first_cause():
+    try:
+        try:
+            raise KeyError("image")
+        except KeyError as error:
+            raise RuntimeError("wrapped") from error
+    except RuntimeError as error:
+        assert reason(error) == "KeyError: 'image'"
+
+
+def test_nothing_to_evaluate_is_refused():
+    with pytest.raises(ValueError, match="give tasks or task_set"):
+        EvaluateConfig(model="x")
