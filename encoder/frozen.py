@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from encoder.config import ROOT, choose, load, nearest
+from encoder.device import require_device
 from encoder.options import EncoderConfig
 from encoder.stage import sha256_json
 
@@ -208,8 +209,7 @@ def load_encoder(
         line.
     """
     source = str(source)
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device}: torch sees no GPU here; use device=cpu")
+    require_device(device)
     config = encoder_config(source)
     encoder = _build(config.source, config.vae if vae is None else vae, features, config.image_size)
     if config_file(source):

@@ -293,6 +293,7 @@ class TrainVaeConfig:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-3, warmup_steps=200))
     shape: VaeShape = field(default_factory=VaeShape)
     init: str | None = None  # folder of a trained VAE to go on from, in its own shape
+    device: Literal["cpu", "cuda"] = "cpu"
     pixel_loss: Literal["l1", "l2"] = "l1"  # in [-1, 1]
     kl_weight: float = 1e-5  # on the mean over latent values
     perceptual: Literal["lite1", "lpips"] = "lite1"

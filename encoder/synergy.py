@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from encoder import checkpoint
 from encoder.config import ROOT, load
+from encoder.device import require_device
 from encoder.held_out import load_samples
 from encoder.model import (
     OpenVision3,
@@ -118,10 +119,8 @@ def load_trained(folder: Path) -> tuple[TrainConfig, OpenVision3, int]:
 def run(config: SynergyConfig, out_dir: Path) -> dict:
     """Measure, write synergy.json, and return the whole encoder's row."""
     torch.set_flush_denormal(True)
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda: torch sees no GPU here; use device=cpu")
     trained, model, step = load_trained(ROOT / config.run)
-    weights, device = trained.objective, torch.device(config.device)
+    weights, device = trained.objective, require_device(config.device)
     model, vae = model.to(device), load_vae(trained.vae, device=device)
     is_perceptual = weights.perceptual_weight > 0 and step >= trained.perceptual_from * trained.num_steps
     perceptual = PerceptualLoss(trained.perceptual).to(device) if is_perceptual else None

@@ -22,6 +22,7 @@ from encoder.batch import to_pixels
 from encoder.card import write_card
 from encoder.config import ROOT
 from encoder.data.shards import load_images
+from encoder.device import require_device
 from encoder.evaluate import psnr
 from encoder.losses import PerceptualLoss
 from encoder.optim import autocast, average_weights, build_adamw, update
@@ -67,10 +68,10 @@ def train_step(
     target = pixels * 2 - 1
     if config.channels_last:
         target = target.contiguous(memory_format=torch.channels_last)
-    with autocast(config.precision):
+    with autocast(config.precision, target.device.type):
         posterior = codec.encode(target).latent_dist
         generator = checkpoint.step_generator(config.seed, step, "posterior")
-        noise = torch.randn(posterior.mean.shape, generator=generator)
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(target.device)
         target_hat = codec.decode(posterior.mean + posterior.std * noise).sample.float()
     pixel = PIXEL_LOSSES[config.pixel_loss](target_hat, target)
     terms = {"pixel": pixel, "kl": kl_to_standard_normal(posterior)}
@@ -110,14 +111,16 @@ def train(config: TrainVaeConfig, out_dir: Path) -> dict:
     held_out = torch.as_tensor(load_images(ROOT / config.data, config.eval_split, config.eval_limit)[0])
 
     # ---- model, optimiser
+    device = require_device(config.device)
     torch.manual_seed(config.seed)
     torch.set_flush_denormal(True)  # denormal numbers slow a CPU many times over
     codec = load_vae(config.init).codec.requires_grad_(True) if config.init else build_codec(config.shape)
     if config.channels_last:
         codec = codec.to(memory_format=torch.channels_last)
+    codec = codec.to(device)
     averaged = copy.deepcopy(codec).requires_grad_(False)
     optimiser = build_adamw(codec, config.optim)
-    perceptual = PerceptualLoss(config.perceptual) if config.perceptual_weight else None
+    perceptual = PerceptualLoss(config.perceptual).to(device) if config.perceptual_weight else None
 
     # ---- resume
     path, first_step, seconds = out_dir / "checkpoint.pt", 0, 0.0
@@ -132,7 +135,7 @@ def train(config: TrainVaeConfig, out_dir: Path) -> dict:
     # ---- loop
     for step in range(first_step, config.num_steps):
         indices = checkpoint.batch_indices(config.seed, step, config.batch_size, len(images))
-        terms = train_step(codec, to_pixels(images[indices]), config, step, perceptual)
+        terms = train_step(codec, to_pixels(images[indices].to(device)), config, step, perceptual)
         grad_norm = update(optimiser, terms["loss"], config.optim, step, config.num_steps)
         average_weights(averaged.parameters(), codec.parameters(), config.ema_decay, step)
         done = step + 1
@@ -147,7 +150,7 @@ def train(config: TrainVaeConfig, out_dir: Path) -> dict:
     # ---- export, evaluate
     seconds = time.monotonic() - started
     vae_dir = out_dir / "weights"
-    scores = evaluate(export(averaged, images[:2048], vae_dir), held_out)
+    scores = evaluate(export(averaged.cpu(), images[:2048], vae_dir), held_out)
     what = "AutoencoderKL of FLUX's shape"
     write_card(vae_dir, what=what, stage="encoder.train_vae", config=config, seconds=seconds, scores=scores)
     return scores

@@ -53,6 +53,7 @@ class TrainLlmConfig:
     # Peak rate of Muon on the blocks' matrices; None: AdamW alone, which learns to read far more slowly
     muon_lr: float | None = None
     text_weight: float = 1.0  # of the loss on all tokens, beside the loss on answers
+    device: Literal["cpu", "cuda"] = "cpu"
     num_held_out: int = 1000  # last rows of the corpus: scored, not trained on
     seed: int = 0
     log_steps: int = 50

@@ -21,6 +21,7 @@ from encoder import checkpoint
 from encoder.card import write_card
 from encoder.config import ROOT
 from encoder.data.scenes.text import VOCABULARY
+from encoder.device import require_device
 from encoder.optim import MuonWithAdamW, autocast, build_adamw, update
 from encoder.stage import main, progress, sha256_json
 from llava_bridge.config import LlamaShape, TrainLlmConfig
@@ -127,11 +128,15 @@ def evaluate(
     """Loss per supervised token and the share of them that greedy decoding gets right: all of them, and
     those that are an option's letter (chance 1/4) or Yes/No (chance 1/2)."""
     kinds = {"letter": ["A", "B", "C", "D"], "yes_no": ["Yes", "No"]}
-    kinds = {kind: torch.tensor(tokenizer.convert_tokens_to_ids(words)) for kind, words in kinds.items()}
+    kinds = {
+        kind: torch.tensor(tokenizer.convert_tokens_to_ids(words), device=model.device)
+        for kind, words in kinds.items()
+    }
     losses, targets, predictions = [], [], []
     for start in range(0, len(rows), config.batch_size):
         samples = [dataset[i] for i in rows[start : start + config.batch_size]]
         batch = collate(samples, None, tokenizer.pad_token_id)
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         with autocast(config.precision, model.device.type):
             logits = model(batch["input_ids"], batch["attention_mask"]).logits.float()
         labels = batch["labels"][:, 1:]
@@ -169,7 +174,8 @@ def train(config: TrainLlmConfig, out_dir: Path) -> dict:
     # ---- model, optimiser
     torch.manual_seed(config.seed)
     torch.set_flush_denormal(True)  # denormal numbers slow a CPU many times over
-    model = build_llama(config.shape, tokenizer, config.attention)
+    device = require_device(config.device)
+    model = build_llama(config.shape, tokenizer, config.attention).to(device)
     optimiser = build_optimiser(model, config)
     plain_losses = partial(next_token_losses, model)  # of the lessons: too many lengths to compile
     token_losses = partial(next_token_losses, model)
@@ -198,6 +204,7 @@ def train(config: TrainLlmConfig, out_dir: Path) -> dict:
         batch = collate(samples, None, tokenizer.pad_token_id)
         if losses is token_losses:
             batch = round_up_length(batch, tokenizer.pad_token_id)
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
         terms = train_step(losses, batch, config.precision, config.text_weight)
         grad_norm = update(optimiser, terms["loss"], config.optim, step, num_steps)
         done = step + 1

@@ -163,7 +163,11 @@ def _row(
 
 def _add_synergy(request: Request, variant: Variant, scenes: Stage, sections: AblationSections) -> Stage:
     config = stage_config(
-        SynergyConfig, sections.synergy, "ablation.synergy", run=str(variant.trained.folder)
+        SynergyConfig,
+        sections.synergy,
+        "ablation.synergy",
+        run=str(variant.trained.folder),
+        device=request.device,
     )
     return request.graph.add(
         "synergy",

@@ -38,6 +38,7 @@ def add_foundation(graph: Graph, preset: Preset, sections: FoundationSections, d
         sections.language_model,
         "foundation.language_model",
         corpus=[str(maker.scenes.folder / "text.jsonl")],
+        device=device,
     )
     model = maker.add("train_llm", "llava_bridge.train_llm", config, "language model", [maker.scenes])
     return Foundation(encoders=encoders, vae=maker.vae, language_model=model)
@@ -50,7 +51,9 @@ class _Maker:
         self.graph, self.preset, self.device = graph, preset, device
         config = stage_config(ScenesConfig, sections.scenes, "foundation.scenes")
         self.scenes = self.add("scenes", "encoder.data.scenes.write", config, "pictures to train on", [])
-        config = stage_config(TrainVaeConfig, sections.vae, "foundation.vae", data=str(self.scenes.folder))
+        config = stage_config(
+            TrainVaeConfig, sections.vae, "foundation.vae", data=str(self.scenes.folder), device=device
+        )
         self.vae = self.add("train_vae", "encoder.train_vae", config, "VAE", [self.scenes])
 
     def add(self, name: str, module: str, config: Any, label: str, inputs: list[Stage]) -> Stage:
