@@ -18,6 +18,7 @@ import re
 import shutil
 import socket
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import deepspeed
@@ -38,6 +39,7 @@ from llava_bridge.trainer import (
     OrderedTrainer,
     StageReport,
     compile_blocks,
+    describe_tower,
     hide_tower,
     mean_loss,
     read_mark,
@@ -244,6 +246,13 @@ def template_of(config: LlavaConfig) -> Template:
     return config.template or RECIPES[config.stage].template
 
 
+def describe_recipe(config: LlavaConfig, trained: list[str]) -> dict:
+    """What the result says of how it was trained."""
+    names = ("stage", "loss_average", "grouping", "pack_length", "precision", "compile")
+    chosen = {name: getattr(config, name) for name in names}
+    return {**chosen, "template": template_of(config), "trained": trained}
+
+
 def train(config: LlavaConfig, out_dir: Path) -> dict:
     # ---- setup
     if (out_dir / RESULT).is_file():  # killed between its last step and its end
@@ -281,14 +290,13 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
         has_picture=torch.tensor([picture is not None for picture in dataset.pictures]),
     )
 
-    def make_batch(samples):
-        return collate(
-            samples,
-            pictures,
-            processor.tokenizer.pad_token_id,
-            length_multiple=config.length_multiple,
-            pack_length=config.pack_length,
-        )
+    make_batch = partial(
+        collate,
+        pictures=pictures,
+        pad_id=processor.tokenizer.pad_token_id,
+        length_multiple=config.length_multiple,
+        pack_length=config.pack_length,
+    )
 
     # ---- loop: Trainer under DeepSpeed, from the last complete checkpoint
     checkpoint = last_checkpoint(out_dir / "checkpoints")
@@ -311,30 +319,15 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
 
     # ---- save
     export(trainer, model, processor, out_dir / "weights")
-    seconds = report.seconds()
     result = {
-        "stage": config.stage,
-        "template": template_of(config),
-        "trained": trained,
+        **describe_recipe(config, trained),
         "num_steps": num_steps,
         "samples_seen": num_steps * config.batch_size,
         "training_loss": mean_loss(trainer.state.log_history),
-        "seconds": round(seconds, 2),
-        "loss_average": config.loss_average,
-        "grouping": config.grouping,
-        "pack_length": config.pack_length,
-        "precision": config.precision,
-        "compile": config.compile,
+        "seconds": round(report.seconds(), 2),
         "processes": world_size,
         "deepspeed": engine,
-        "encoder": {
-            "source": config.encoder,
-            "features": config.features,
-            "num_tokens": model.config.vision_config.num_tokens,
-            "fingerprint": model.config.vision_config.fingerprint,
-            "cached_tokens": config.tokens is not None,
-            "aspect": config.aspect,
-        },
+        "encoder": describe_tower(config, model),
         "data": asdict(dataset.report) | {"max_missing_fraction": config.max_missing_fraction},
     }
     if trainer.is_world_process_zero():

@@ -135,6 +135,19 @@ def compile_blocks(model: LlavaOverTokens) -> None:
         block.compile(dynamic=False)
 
 
+def describe_tower(config: LlavaConfig, model: LlavaOverTokens) -> dict:
+    """What the result says of the frozen encoder."""
+    tower = model.config.vision_config
+    return {
+        "source": config.encoder,
+        "features": config.features,
+        "num_tokens": tower.num_tokens,
+        "fingerprint": tower.fingerprint,
+        "cached_tokens": config.tokens is not None,
+        "aspect": config.aspect,
+    }
+
+
 def hide_tower(model: LlavaOverTokens) -> nn.Module:
     """Take the tower out of the model's list of modules, but not of its reach: DeepSpeed rounds, splits and
     saves whatever it sees there, frozen or not."""
