@@ -55,7 +55,8 @@ class Tokenizer:
     """Lower-cased text as BERT's WordPiece does it, or as the words, digits and marks of Scenes.
 
     Source: UCSC-VLAA/OpenVision@6c24e45 (v1 labels: [bos] text [eos] pads [CLS]; captions lack [CLS]).
-    Raises: FileNotFoundError without a vocabulary; ValueError if it lacks a special entry.
+    Raises: FileNotFoundError without a vocabulary; ValueError if it lacks a special entry, or for a word that
+        Scenes does not know.
     """
 
     def __init__(self, source: str = "scenes"):
@@ -71,7 +72,14 @@ class Tokenizer:
 
     def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
         if self._fast is None:
-            return [[self.vocab.get(word, self.unk) for word in split_words(text)] for text in texts]
+            words = [split_words(text) for text in texts]
+            unknown = sorted({word for each in words for word in each} - self.vocab.keys())
+            if unknown:
+                raise ValueError(
+                    f"not words of Scenes: {', '.join(unknown[:5])}; for other texts give a BERT "
+                    "vocab.txt, its folder or a hub id as text.tokenizer"
+                )
+            return [[self.vocab[word] for word in each] for each in words]
         # TensorFlow-Text, which OpenVision was trained with, reads an ellipsis as three full stops
         texts = [text.replace("\u2026", "...") for text in texts]
         encodings = self._fast.encode_batch(texts, add_special_tokens=False)

@@ -46,3 +46,8 @@ def test_labels_have_openvisions_marks_at_every_length(vocab):
     targets = captions[:, 1:]
     assert (targets[0] != 0).sum() == 3  # [eos] counts, pads do not
     assert (targets[1] != 0).sum() == 127 and captions[1, -1] == cat  # a full caption is cut without [eos]
+
+
+def test_a_word_unknown_to_scenes_is_refused_by_name():
+    with pytest.raises(ValueError, match="not words of Scenes: zebra"):
+        Tokenizer("scenes").contrastive_ids(["a zebra"], 8)
