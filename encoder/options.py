@@ -209,6 +209,8 @@ class TrainConfig:
     seed: int = 0
     log_steps: int = 50
     checkpoint_steps: int = 500
+    # Steps after which the towers alone are kept, in snapshots/: encoder.synergy looks at each of them
+    snapshot_steps: tuple[int, ...] = ()
 
     def __post_init__(self):
         if (self.openvision3 is None) == (self.clip is None):
@@ -228,15 +230,18 @@ class TrainConfig:
             raise ValueError(f"branches {list(self.branches)} must name one or both branches, each once")
         if self.clip is not None and len(self.branches) < 2:
             raise ValueError("the CLIP baseline has one branch: leave branches as it is")
+        outside = [step for step in self.snapshot_steps if not 0 < step < self.num_steps]
+        if outside:
+            raise ValueError(f"snapshot_steps {outside} must lie over 0 and under num_steps {self.num_steps}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SynergyConfig:
-    """Stage `encoder.synergy`: the cosine of the two branches' gradients on a trained encoder."""
+    """Stage `encoder.synergy`: the cosine of the two branches' gradients over a training."""
 
-    run: str  # folder that encoder.train wrote
+    run: str  # folder that encoder.train wrote: its snapshots and its checkpoint are measured
     split: Literal["train", "val", "test"] = "val"
-    num_batches: int = 16
+    num_batches: int = 16  # at each step looked at
     batch_size: int = 64
     seed: int = 0  # of the noise and the sentences
     device: Literal["cpu", "cuda"] = "cpu"

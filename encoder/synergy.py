@@ -1,13 +1,13 @@
 """Stage: do the two branches pull the encoder the same way? The cosine of their gradients, layer by layer.
 
 `python -m encoder.synergy <config.yaml> <out_dir>` reads a folder that encoder.train wrote (finished or not)
-and writes synergy.json: a row for each layer and one for the whole encoder. The paper argues synergy from
-loss curves (arXiv:2601.15369v2, Figs. 4 and 5); this measures it at one point of the training.
+and writes synergy.json: at each of its snapshots and at its checkpoint, a row for each layer and one for the
+whole encoder. The paper argues synergy from loss curves (arXiv:2601.15369v2, Figs. 4 and 5).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from encoder import checkpoint
+from encoder.batch import Batch
 from encoder.config import ROOT, load
 from encoder.device import require_device
 from encoder.held_out import load_samples
@@ -25,10 +26,11 @@ from encoder.model import (
     understanding_loss,
     understanding_terms,
 )
-from encoder.options import SynergyConfig, TrainConfig
+from encoder.options import ObjectiveConfig, SynergyConfig, TrainConfig
 from encoder.perceptual import PerceptualLoss
 from encoder.stage import main, progress, write_json
-from encoder.vae import load_vae
+from encoder.trainer import CHECKPOINT, SNAPSHOTS
+from encoder.vae import FrozenVAE, load_vae
 from encoder.vit import ViTEncoder
 
 WHOLE = "encoder"  # the row over all layers
@@ -100,8 +102,8 @@ def cosine_of(first: Tensor, second: Tensor) -> float | None:
     return (first @ second).item() / norms if norms else None
 
 
-def load_trained(folder: Path) -> tuple[TrainConfig, OpenVision3, int]:
-    """The config, the model with all its towers, and the step of an encoder.train folder's checkpoint.
+def load_trained(folder: Path) -> tuple[TrainConfig, dict[int, Path]]:
+    """The config of an encoder.train folder, and the files of its towers by step: snapshots and checkpoint.
 
     Raises: FileNotFoundError without config.yaml or checkpoint.pt; ValueError if it trained CLIP.
     """
@@ -110,38 +112,46 @@ def load_trained(folder: Path) -> tuple[TrainConfig, OpenVision3, int]:
         raise ValueError(
             f"{folder} trained the CLIP baseline, which has one branch: name an OpenVision 3 run"
         )
-    state = checkpoint.load(folder / "checkpoint.pt")
-    model = OpenVision3(config.openvision3)
-    model.load_state_dict(state["model"])
-    return config, model.eval(), state["step"]
+    files = [*(folder / SNAPSHOTS).glob("step_*.pt"), folder / CHECKPOINT]
+    return config, dict(sorted((checkpoint.load(file)["step"], file) for file in files))
 
 
-def run(config: SynergyConfig, out_dir: Path) -> dict:
-    """Measure, write synergy.json, and return the whole encoder's row."""
-    torch.set_flush_denormal(True)
-    trained, model, step = load_trained(ROOT / config.run)
-    weights, device = trained.objective, require_device(config.device)
-    model, vae = model.to(device), load_vae(trained.vae, device=device)
-    is_perceptual = weights.perceptual_weight > 0 and step >= trained.perceptual_from * trained.num_steps
-    perceptual = PerceptualLoss(trained.perceptual).to(device) if is_perceptual else None
+def load_batches(config: SynergyConfig, trained: TrainConfig, vae: FrozenVAE) -> list[Batch]:
+    """The first num_batches x batch_size held-out samples, whole pictures and their latents, on vae's device.
+
+    Raises: ValueError if there are fewer.
+    """
     limit = config.num_batches * config.batch_size
     samples, _ = load_samples(trained, config.split, limit)
     if len(samples) < limit:
         raise ValueError(f"{trained.data}/{config.split} has {len(samples)} samples, {limit} were asked for")
-
-    layers = encoder_layers(model.encoder)
-    parameters = [parameter for layer in layers.values() for parameter in layer]
-    pairs = {name: GradientPair() for name in (*layers, WHOLE)}
+    batches = []
     for index, rows in enumerate(torch.arange(limit).split(config.batch_size)):
         batch = samples.batch(
             rows,
             checkpoint.step_generator(config.seed, index, "sentence"),
             num_pixels=config.batch_size,
             with_sentence=trained.contrastive_texts == "alt_and_sentence",
-        ).to(device)
-        batch = replace(batch, z_vae=vae.encode(batch.pixels))
+        ).to(config.device)
+        batches.append(replace(batch, z_vae=vae.encode(batch.pixels)))
+    return batches
+
+
+def measure(
+    model: OpenVision3,
+    batches: Sequence[Batch],
+    vae: FrozenVAE,
+    perceptual: nn.Module | None,
+    weights: ObjectiveConfig,
+    seed: int,
+) -> list[SynergyRow]:
+    """A row for each layer and one for the encoder; the noise of a batch depends on (seed, its place)."""
+    layers = encoder_layers(model.encoder)
+    parameters = [parameter for layer in layers.values() for parameter in layer]
+    pairs = {name: GradientPair() for name in (*layers, WHOLE)}
+    for index, batch in enumerate(batches):
         output = model.encoder(batch.z_vae)
-        noise = checkpoint.step_generator(config.seed, index, "noise")
+        noise = checkpoint.step_generator(seed, index, "noise")
         terms = reconstruction_terms(model, output.z_u, batch, vae, perceptual, weights.tau, noise)
         terms |= understanding_terms(model, output.z_u, output.pooled, batch)
         both = [
@@ -154,13 +164,31 @@ def run(config: SynergyConfig, out_dir: Path) -> dict:
             pairs[name].add(both[0][start:end], both[1][start:end])
             start = end
         pairs[WHOLE].add(*both)
-        progress(out_dir, index + 1, config.num_batches, "batches")
-
     omegas = (weights.omega_rec, weights.omega_und)
-    table = [asdict(pair.row(name, config.num_batches, omegas)) for name, pair in pairs.items()]
-    about = {"run": config.run, "step": step, "split": config.split, "num_samples": limit}
-    write_json(out_dir / "synergy.json", {**about, "batch_size": config.batch_size, "rows": table})
-    return {**about, **table[-1]}
+    return [pair.row(name, len(batches), omegas) for name, pair in pairs.items()]
+
+
+def run(config: SynergyConfig, out_dir: Path) -> dict:
+    """Measure, write synergy.json, and return the whole encoder's row at the last step."""
+    torch.set_flush_denormal(True)
+    trained, files = load_trained(ROOT / config.run)
+    weights, device = trained.objective, require_device(config.device)
+    vae = load_vae(trained.vae, device=device)
+    batches = load_batches(config, trained, vae)
+    perceptual = PerceptualLoss(trained.perceptual).to(device) if weights.perceptual_weight > 0 else None
+    model = OpenVision3(trained.openvision3).to(device).eval()
+
+    points = []
+    for step, file in files.items():
+        model.load_state_dict(checkpoint.load(file)["model"])
+        is_perceptual = step >= trained.perceptual_from * trained.num_steps
+        rows = measure(model, batches, vae, perceptual if is_perceptual else None, weights, config.seed)
+        points.append({"step": step, "rows": [asdict(row) for row in rows]})
+        progress(out_dir, len(points), len(files), "points of the training")
+
+    about = {"run": config.run, "split": config.split, "num_samples": config.num_batches * config.batch_size}
+    write_json(out_dir / "synergy.json", {**about, "batch_size": config.batch_size, "points": points})
+    return {**about, "step": step, **points[-1]["rows"][-1]}
 
 
 if __name__ == "__main__":

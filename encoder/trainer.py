@@ -43,6 +43,7 @@ from encoder.vae import load_vae
 from encoder.vit import Block
 
 CHECKPOINT = "checkpoint.pt"
+SNAPSHOTS = "snapshots"  # folder of the towers as they were after config.snapshot_steps
 
 
 def cut_batch(config: TrainConfig, num_processes: int, process: int) -> Cut:
@@ -153,6 +154,14 @@ class Run:
         if self.accelerator.is_main_process:
             checkpoint.save(self.path, state)
         self.accelerator.wait_for_everyone()
+
+    def keep_towers(self, step: int) -> None:
+        """Write the towers alone, as they are after `step` steps, into the folder of snapshots."""
+        towers = self.model.state_dict() if self.config.sharding == "none" else whole_weights(self.model)
+        if self.accelerator.is_main_process:
+            folder = self.path.parent / SNAPSHOTS
+            folder.mkdir(exist_ok=True)
+            checkpoint.save(folder / f"step_{step:08}.pt", {"step": step, "model": towers})
 
     def resume(self) -> tuple[int, float]:
         """Go on from the checkpoint, if there is one: the step to do next, and the seconds spent so far."""
@@ -272,6 +281,8 @@ def train(config: TrainConfig, out_dir: Path) -> dict:
             _log(accelerator, out_dir, done, config, scalars)
         if done % config.eval_steps == 0 and not is_last:
             _log(accelerator, out_dir, done, config, evaluate(run.whole_model(), fit, held_out, vae))
+        if done in config.snapshot_steps:
+            run.keep_towers(done)
         if done % config.checkpoint_steps == 0 or is_last:
             run.save(done, seconds + time.monotonic() - started)
 

@@ -1,6 +1,7 @@
 """Figures of trainings: the terms of the objective step by step, and the gradients' cosine layer by layer."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ _TERMS = {
     "caption": "caption",
     "contrastive": "contrastive",
 }
+_WHOLE = "encoder"  # encoder.synergy's row over all layers
 _SMOOTHING = 5  # lines of the log that one point averages
 
 
@@ -43,24 +45,35 @@ def losses(path: Path, logs: Mapping[str, Sequence[Mapping]], *, title: str) -> 
 
 
 def cosines(path: Path, tables: Mapping[str, Path]) -> Path:
-    """The cosine between the two branches' gradients per layer, from each variant's synergy.json."""
-    figure = Figure(figsize=(7.5, 3.8), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
-    layers: list[str] = []
+    """The cosine between the two branches' gradients, from each variant's synergy.json: over the training
+    on the whole encoder (left), and layer by layer, a line a step, the last one solid (right)."""
+    figure = Figure(figsize=(4 + 3 * len(tables), 3.6), dpi=DPI, layout="constrained")
+    over_time, *panels = figure.subplots(1, 1 + len(tables), sharey=True)
     for i, (label, table) in enumerate(tables.items()):
-        rows = [row for row in json.loads(table.read_text())["rows"] if row["cosine"] is not None]
-        layers = max(layers, [row["layer"] for row in rows], key=len)
-        places = [layers.index(row["layer"]) for row in rows]
-        colour = PALETTE[i % len(PALETTE)]
-        axes.plot(places, [row["cosine"] for row in rows], "o", color=colour, label=label)
-    axes.axhline(0, color="#888888", linestyle="--", linewidth=1)
-    axes.set(xticks=range(len(layers)), ylabel="cosine of summed gradients")
-    axes.set_xticklabels([layer.replace("_", " ") for layer in layers], rotation=30, ha="right", fontsize=8)
-    axes.set_title("Do both branches pull the encoder the same way?", loc="left", fontsize=10)
-    axes.grid(axis="y", color="#e5e5e5")
-    axes.set_axisbelow(True)
-    axes.legend(fontsize=8, frameon=False)
+        points, colour = json.loads(table.read_text())["points"], PALETTE[i % len(PALETTE)]
+        steps = [point["step"] for point in points]
+        over_time.plot(steps, [_cosines(point)[_WHOLE] for point in points], "o-", color=colour, label=label)
+        for age, point in enumerate(reversed(points)):
+            layers = {name: value for name, value in _cosines(point).items() if name != _WHOLE}
+            style = {"alpha": 1.0} if not age else {"alpha": max(0.2, 0.6 - 0.15 * age), "linestyle": ":"}
+            panels[i].plot(list(layers.values()), "o-", markersize=3, color=colour, **style)
+        panels[i].set_xticks(range(len(layers)))
+        panels[i].set_xticklabels([name.replace("_", " ") for name in layers], rotation=60, fontsize=7)
+        panels[i].set_title(f"{label}: by layer", loc="left", fontsize=9)
+    over_time.set(xlabel="steps", ylabel="cosine of summed gradients")
+    over_time.set_title("Whole encoder", loc="left", fontsize=9)
+    over_time.legend(fontsize=8, frameon=False)
+    for panel in (over_time, *panels):
+        panel.axhline(0, color="#888888", linestyle="--", linewidth=1)
+        panel.grid(axis="y", color="#e5e5e5")
+        panel.set_axisbelow(True)
+    figure.suptitle("Do both branches pull the encoder the same way?", x=0.01, ha="left", fontsize=11)
     return save(figure, path)
+
+
+def _cosines(point: Mapping) -> dict[str, float]:
+    """Layer -> cosine (nan where a branch has no gradient) of one entry of synergy.json's points."""
+    return {row["layer"]: math.nan if row["cosine"] is None else row["cosine"] for row in point["rows"]}
 
 
 def _running_mean(values: Sequence[float]) -> list[float]:

@@ -24,8 +24,8 @@ _CAPTIONS = {
     ),
     "synergy": (
         "Gradients of the two branches",
-        "Cosine between the gradients of reconstruction and understanding on the encoder, layer by layer, at "
-        "the end of each training: above 0 they pull the same way.",
+        "Cosine between the gradients of reconstruction and understanding on the encoder, over each training "
+        "and layer by layer (dotted: earlier steps): above 0 they pull the same way.",
     ),
     "seed_dimensions": (
         "Scenes-SEED by question",

@@ -8,7 +8,7 @@ import torch
 from encoder import held_out, synergy, train
 from encoder.config import ConfigError, dump, load
 from encoder.data.scenes import write
-from encoder.model import reconstruction_terms, understanding_terms
+from encoder.model import OpenVision3, reconstruction_terms, understanding_terms
 from encoder.options import ScenesConfig, SynergyConfig, TrainConfig, VaeShape
 from encoder.synergy import GradientPair
 from encoder.train_vae import build_codec
@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
     towers = {"encoder": TOWER, "decoder": decoder, "text": TEXT, "captioner": TEXT}
     config = load(TrainConfig, {
         "data": str(root / "scenes"), "vae": str(root / "vae"), "openvision3": towers, "num_steps": 2,
-        "batch_size": 8, "eval_limit": 8, "optim": {"lr": 1e-3, "warmup_steps": 1},
+        "batch_size": 8, "eval_limit": 8, "snapshot_steps": [1], "optim": {"lr": 1e-3, "warmup_steps": 1},
     })  # fmt: skip
     (root / "run").mkdir()
     train.train(config, root / "run")
@@ -48,8 +48,10 @@ def measure(run, out_dir, **changes) -> dict:
 
 def test_rows_are_the_cosines_of_two_plain_backward_passes(trained, tmp_path):
     measured = measure(trained, tmp_path)
-    config, model, step = synergy.load_trained(trained)
-    assert step == measured["step"] == 2
+    config, files = synergy.load_trained(trained)
+    assert list(files) == [point["step"] for point in measured["points"]] == [1, 2]
+    model = OpenVision3(config.openvision3).eval()
+    model.load_state_dict(synergy.checkpoint.load(files[2])["model"])
     samples, _ = held_out.load_samples(config, "val", 8)
     draw = synergy.checkpoint.step_generator
     batch = samples.batch(torch.arange(8), draw(0, 0, "sentence"), num_pixels=8, with_sentence=True)
@@ -70,7 +72,7 @@ def test_rows_are_the_cosines_of_two_plain_backward_passes(trained, tmp_path):
         return {f"block_{i:02}": torch.cat([p.grad.flatten() for p in b.parameters()]) for i, b in blocks}
 
     first, second = gradients("reconstruction"), gradients("understanding")
-    rows = {row["layer"]: row for row in measured["rows"]}
+    rows = {row["layer"]: row for row in measured["points"][1]["rows"]}
     assert list(rows) == ["embed", "block_00", "block_01", "encoder"]
     for name in ("block_00", "block_01"):
         wanted = torch.cosine_similarity(first[name].double(), second[name].double(), dim=0).item()
@@ -78,12 +80,14 @@ def test_rows_are_the_cosines_of_two_plain_backward_passes(trained, tmp_path):
         assert rows[name]["batch_cosine"] == pytest.approx(wanted, abs=1e-5)
         assert rows[name]["reconstruction_norm"] == pytest.approx(0.5 * first[name].norm().item(), rel=1e-4)
         assert rows[name]["understanding_norm"] == pytest.approx(second[name].norm().item(), rel=1e-4)
+    before = {row["layer"]: row["cosine"] for row in measured["points"][0]["rows"]}
+    assert before["encoder"] != pytest.approx(rows["encoder"]["cosine"], abs=1e-4)
     parts = sum(row["num_parameters"] for name, row in rows.items() if name != "encoder")
     assert rows["encoder"]["num_parameters"] == parts
 
 
 def test_more_batches_average_gradients_and_give_an_error_of_the_batches(trained, tmp_path):
-    row = measure(trained, tmp_path, num_batches=2, batch_size=4)["rows"][-1]
+    row = measure(trained, tmp_path, num_batches=2, batch_size=4)["points"][-1]["rows"][-1]
     assert row["batch_cosine_stderr"] > 0 and row["cosine"] != row["batch_cosine"]
     with pytest.raises(ValueError, match="has 8 samples, 64 were asked for"):
         measure(trained, tmp_path, num_batches=8)
@@ -91,6 +95,8 @@ def test_more_batches_average_gradients_and_give_an_error_of_the_batches(trained
         measure(tmp_path / "nowhere", tmp_path)
     with pytest.raises(ConfigError, match="batch_size 2 or more"):
         load(SynergyConfig, {"run": "x", "batch_size": 1})
+    with pytest.raises(ConfigError, match=r"snapshot_steps \[2\] must lie over 0 and under num_steps 2"):
+        load(TrainConfig, trained / "config.yaml", ["snapshot_steps=[1, 2]"])
 
 
 @pytest.mark.parametrize(("second", "cosine"), [(3.0, 1.0), (-0.5, -1.0), (0.0, None)])
