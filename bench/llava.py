@@ -33,7 +33,7 @@ REPEATS = 3
 class Tokens:
     """Cached tokens under any name, as `CachedPictures` gives them."""
 
-    field = "image_tokens"
+    field, broken = "image_tokens", ()
 
     def __init__(self, tokens: torch.Tensor):
         self.tokens = tokens  # 1 N D

@@ -113,7 +113,8 @@ class LlavaConfig:
     # the language model's blocks, once for each length (see length_multiple): slow to start, then faster
     compile: bool = False
     deepspeed: str | None = "configs/deepspeed/zero2.json"  # None: transformers' Trainer alone
-    # of the pictures; beyond it the run stops before the first step. `encoder.tokens` skips as many.
+    # of the pictures, missing ones before the first step and broken ones met later together; beyond it the
+    # run stops. `encoder.tokens` skips as many.
     max_missing_fraction: float = 0.01
     seed: int = 0
     log_steps: int = 10

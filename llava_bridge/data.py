@@ -1,29 +1,27 @@
 """LLaVA's training data: JSON records to samples, pictures to visual tokens, samples to batches.
 
 A record is LLaVA's {id, image?, conversations: [{from: human|gpt, value}]}; a row of plain text, {id,
-text}, is a caption without a question. Pictures come either from the tokens that `encoder.tokens` wrote
-once (the projector stays live), or as pixels that the tower encodes at every step.
+text}, is a caption without a question. Pictures: `pictures`.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from encoder.checkpoint import load_tensors
 from encoder.stage import sha256_json
 from llava_bridge.order import training_order as training_order  # part of this module's interface
+from llava_bridge.pictures import CachedPictures, LivePictures
 from llava_bridge.prompt import IGNORE, IMAGE, Encoded, Template, encode_conversations
 
-_NAMED = 20  # so many missing pictures are named in the report
+_NAMED = 20  # so many missing or broken pictures are named in the result
 
 
 def read_records(paths: Sequence[Path]) -> list[dict]:
@@ -75,66 +73,6 @@ def _as_conversation(row: Mapping, place: str) -> dict:
             "conversations": [{"from": "human", "value": ""}, {"from": "gpt", "value": row["text"]}],
         }
     raise ValueError(f"{place}: a record needs 'conversations' or 'text', got keys {sorted(row)}")
-
-
-class CachedPictures:
-    """Visual tokens of pictures by name, from a folder that `encoder.tokens` wrote; the projector runs on
-    them live."""
-
-    field = "image_tokens"
-
-    def __init__(self, folder: Path):
-        index = json.loads((folder / "index.json").read_text())
-        self.fingerprint = index["fingerprint"]
-        self.rows = {key: row for row, key in enumerate(index["keys"])}
-        self.tokens = load_tensors(folder / "tokens.safetensors")["tokens"]  # M N D
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.rows
-
-    def stack(self, names: Sequence[str]) -> Tensor:
-        """Tokens of the named pictures, B N D; no names give one zero picture (see `collate`)."""
-        if not names:
-            return torch.zeros_like(self.tokens[:1])
-        return self.tokens[[self.rows[name] for name in names]]
-
-
-class LivePictures:
-    """Pixels of picture files under one or several folders, prepared by the model's image processor; the
-    tower encodes them each step."""
-
-    field = "pixel_values"
-
-    def __init__(self, roots: Path | Sequence[Path], image_processor):
-        self.roots = [roots] if isinstance(roots, Path) else list(roots)
-        self.image_processor = image_processor
-
-    def find(self, name: str) -> Path:
-        """The picture's file in the first folder that has it, or where the first one would have it."""
-        found = (root / name for root in self.roots if (root / name).is_file())
-        return next(found, self.roots[0] / name)
-
-    def __contains__(self, name: str) -> bool:
-        try:
-            with Image.open(self.find(name)):
-                return True
-        except (OSError, UnidentifiedImageError):
-            return False
-
-    def stack(self, names: Sequence[str]) -> Tensor:
-        """Pixels in [0, 1] of the named pictures, B 3 H W; no names give one black picture (see `collate`).
-
-        Raises:
-            ValueError: a picture opens and cannot be decoded to its end; it is named.
-        """
-        pictures = [self._read(name) for name in names] or [Image.new("RGB", (8, 8))]
-        return self.image_processor(pictures, return_tensors="pt")["pixel_values"]
-
-    def _read(self, name: str) -> Image.Image:
-        try:
-            return Image.open(self.find(name)).convert("RGB")
-        except OSError as error:
-            raise ValueError(f"picture {self.find(name)} is cut off or broken: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +140,8 @@ def build_dataset(
             f"{len(missing)} of {len(named)} pictures are missing or unreadable, allowed fraction "
             f"{max_missing_fraction}; the first: {', '.join(missing[:3])}"
         )
+    if pictures is not None:
+        pictures.broken.limit = int(max_missing_fraction * len(named)) - len(missing)
     absent = set(missing)
     used = [record for record in records if record.get("image") not in absent]
     if not used:
@@ -222,6 +162,19 @@ def build_dataset(
         sha256_json(used),
     )
     return LlavaDataset(encoded, [record.get("image") for record in used], report)
+
+
+def describe_data(
+    dataset: LlavaDataset, pictures: CachedPictures | LivePictures, max_missing_fraction: float
+) -> dict:
+    """What the result says of the data: as read before the first step, and what broke afterwards."""
+    broken = pictures.broken.read()
+    return asdict(dataset.report) | {
+        "max_missing_fraction": max_missing_fraction,
+        "num_broken": len(broken),
+        "num_dropped_samples": sum(picture in broken for picture in dataset.pictures),
+        "broken": dict(list(broken.items())[:_NAMED]),
+    }
 
 
 def pack_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
@@ -253,11 +206,16 @@ def collate(
     In a packed row positions restart with each sample and the padding, from which transformers builds the
     block-diagonal mask. An attention_mask beside them, even of ones, would switch that off without a word.
     A batch of text alone carries one zero picture that the model multiplies by zero, as LLaVA does: every
-    process then runs the same graph, which gradient reduction needs.
+    process then runs the same graph, which gradient reduction needs. A sample whose picture is broken keeps
+    its place, under a black picture, and loses its labels.
     """
     rows = [[i] for i in range(len(samples))]
     if pack_length is not None:
         rows = pack_rows([len(sample.input_ids) for sample in samples], pack_length)
+    if pictures is not None:
+        names = [samples[i].picture for row in rows for i in row]
+        stacked = pictures.stack([name for name in names if name])
+        samples = [_unlabelled(sample) if sample.picture in pictures.broken else sample for sample in samples]
     ids = [torch.cat([samples[i].input_ids for i in row]) for row in rows]
     labels = [torch.cat([_without_first(samples[i].labels) for i in row]) for row in rows]
     length = -(-max(map(len, ids)) // length_multiple) * length_multiple
@@ -269,14 +227,17 @@ def collate(
         places = [torch.cat([torch.arange(n) for n in (*row, length - sum(row))]) for row in spans]
         batch["position_ids"] = torch.stack(places)
     if pictures is not None:
-        names = [samples[i].picture for row in rows for i in row]
-        batch[pictures.field] = pictures.stack([name for name in names if name])
+        batch[pictures.field] = stacked
     return batch
 
 
 def _without_first(labels: Tensor) -> Tensor:
     """A sample's first token follows nothing: in a packed row, another sample's last token."""
     return torch.cat([torch.full_like(labels[:1], IGNORE), labels[1:]])
+
+
+def _unlabelled(sample: Sample) -> Sample:
+    return replace(sample, labels=torch.full_like(sample.labels, IGNORE))
 
 
 def _pad(rows: Sequence[Tensor], value: int, length: int) -> Tensor:

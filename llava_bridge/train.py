@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,10 +30,11 @@ from transformers import LlavaProcessor, PrinterCallback, TrainingArguments
 from encoder.config import ROOT
 from encoder.stage import main, write_json
 from llava_bridge.config import LlavaConfig, Template
-from llava_bridge.data import CachedPictures, LivePictures, LlavaDataset, build_dataset, collate, read_records
+from llava_bridge.data import LlavaDataset, build_dataset, collate, describe_data, read_records
 from llava_bridge.lora import add_lora, merge_lora
 from llava_bridge.model import LlavaOverTokens, build, load, save
 from llava_bridge.order import training_order
+from llava_bridge.pictures import open_pictures
 from llava_bridge.trainer import (
     COMPLETE,
     OrderedTrainer,
@@ -99,27 +100,6 @@ def load_model(config: LlavaConfig) -> tuple[LlavaOverTokens, LlavaProcessor]:
             f"({config.features}); run stage 1 for this encoder"
         )
     return LlavaOverTokens.adopt(model), processor
-
-
-def open_pictures(
-    config: LlavaConfig, model: LlavaOverTokens, processor: LlavaProcessor
-) -> CachedPictures | LivePictures:
-    """Cached tokens of this very encoder, or the picture files.
-
-    Raises:
-        ValueError: the cached tokens come from other weights, preprocessing or features.
-    """
-    if config.tokens is None:
-        return LivePictures(
-            [ROOT / root for root in (config.image_root, *config.more_image_roots)], processor.image_processor
-        )
-    pictures = CachedPictures(ROOT / config.tokens)
-    if pictures.fingerprint != model.config.vision_config.fingerprint:
-        raise ValueError(
-            f"{config.tokens} holds tokens of another encoder or other features than {config.encoder}; "
-            "run encoder.tokens for this one"
-        )
-    return pictures
 
 
 def freeze(model: LlavaOverTokens, recipe: Recipe, config: LlavaConfig) -> list[str]:
@@ -270,7 +250,7 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
         model.gradient_checkpointing_enable()
     if config.compile:
         compile_blocks(model)
-    pictures = open_pictures(config, model, processor)
+    pictures = open_pictures(config, model.config.vision_config, processor.image_processor, out_dir)
     dataset: LlavaDataset = build_dataset(
         read_records([ROOT / path for path in config.data]),
         pictures,
@@ -328,7 +308,7 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
         "processes": world_size,
         "deepspeed": engine,
         "encoder": describe_tower(config, model),
-        "data": asdict(dataset.report) | {"max_missing_fraction": config.max_missing_fraction},
+        "data": describe_data(dataset, pictures, config.max_missing_fraction),
     }
     if trainer.is_world_process_zero():
         write_json(out_dir / RESULT, result)

@@ -1,0 +1,186 @@
+"""Pictures of the training data as a batch takes them: visual tokens that `encoder.tokens` wrote once (the
+projector stays live), or pixels of picture files that the tower encodes at every step.
+
+A file is looked at twice. Before the first step its header is read, and its last bytes where the format has
+an end mark; without the mark it is decoded whole. What is broken in the middle shows when it is read: the
+sample then keeps its place and its length, takes a black picture, and none of its tokens carries a loss
+(see `data.collate`). That depends on the sample alone, so it is the same after a resume and on any number of
+processes.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from encoder.checkpoint import load_tensors
+from encoder.config import ROOT
+from encoder.data.shards import MAX_PIXELS
+from encoder.stage import write_json
+from llava_bridge.config import LlavaConfig
+from llava_bridge.tower import FrozenTowerConfig
+
+END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # in a whole file's last bytes
+_TAIL_BYTES = 64  # cameras and servers append a few
+_NAMED = 3  # so many broken pictures are named in the error
+_log = logging.getLogger(__name__)
+
+
+class BrokenPictures:
+    """Names of the pictures that passed the look before the first step and could not be decoded.
+
+    folder: takes a small file for each, so that all processes and attempts of a run count together; None:
+    this process alone. `limit`: beyond it, reading stops.
+    """
+
+    def __init__(self, folder: Path | None = None, limit: int = 0):
+        self.folder, self.limit = folder, limit
+        self._own: dict[str, str] = {}  # name -> reason, of this process
+
+    def __contains__(self, name: str | None) -> bool:
+        return name in self._own
+
+    def add(self, name: str, reason: str) -> None:
+        """Note one more.
+
+        Raises:
+            ValueError: they are more than `limit`; the first are named.
+        """
+        self._own[name] = reason
+        _log.warning("picture %s is broken and its sample dropped: %s", name, reason)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            key = hashlib.sha256(name.encode()).hexdigest()[:24]
+            write_json(self.folder / f"{key}.json", {"picture": name, "reason": reason})
+        found = self.read()
+        if len(found) > self.limit:
+            named = "; ".join(f"{name}: {why}" for name, why in list(found.items())[:_NAMED])
+            raise ValueError(
+                f"pictures cut off or broken: {len(found)}, allowed beside the missing ones: {self.limit} "
+                f"(max_missing_fraction); the first: {named}"
+            )
+
+    def read(self) -> dict[str, str]:
+        """{name: reason} of all processes and attempts, by name."""
+        rows = [json.loads(path.read_text()) for path in self.folder.glob("*.json")] if self.folder else []
+        found = self._own | {row["picture"]: row["reason"] for row in rows}
+        return dict(sorted(found.items()))
+
+
+class CachedPictures:
+    """Visual tokens of pictures by name, from a folder that `encoder.tokens` wrote; the projector runs on
+    them live."""
+
+    field = "image_tokens"
+
+    def __init__(self, folder: Path):
+        index = json.loads((folder / "index.json").read_text())
+        self.fingerprint = index["fingerprint"]
+        self.rows = {key: row for row, key in enumerate(index["keys"])}
+        self.tokens = load_tensors(folder / "tokens.safetensors")["tokens"]  # M N D
+        self.broken = BrokenPictures()  # none: `encoder.tokens` left them out
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.rows
+
+    def stack(self, names: Sequence[str]) -> Tensor:
+        """Tokens of the named pictures, B N D; no names give one zero picture (see `data.collate`)."""
+        if not names:
+            return torch.zeros_like(self.tokens[:1])
+        return self.tokens[[self.rows[name] for name in names]]
+
+
+class LivePictures:
+    """Pixels of picture files under one or several folders, prepared by the model's image processor; the
+    tower encodes them each step."""
+
+    field = "pixel_values"
+
+    def __init__(self, roots: Path | Sequence[Path], image_processor, broken: BrokenPictures | None = None):
+        self.roots = [roots] if isinstance(roots, Path) else list(roots)
+        self.image_processor = image_processor
+        self.broken = broken or BrokenPictures()
+
+    def find(self, name: str) -> Path:
+        """The picture's file in the first folder that has it, or where the first one would have it."""
+        found = (root / name for root in self.roots if (root / name).is_file())
+        return next(found, self.roots[0] / name)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the file is there, its header is a picture's, and its end is not missing."""
+        try:
+            with self.find(name).open("rb") as file:
+                check_picture(file)
+        except Exception:  # of any kind: PIL's readers raise whatever the bytes make them
+            return False
+        return True
+
+    def stack(self, names: Sequence[str]) -> Tensor:
+        """Pixels in [0, 1] of the named pictures, B 3 H W, a broken one black and noted in `broken`; no names
+        give one black picture (see `data.collate`).
+
+        Raises:
+            ValueError: more pictures are broken than allowed.
+        """
+        pictures = [self._read(name) for name in names] or [_black()]
+        return self.image_processor(pictures, return_tensors="pt")["pixel_values"]
+
+    def _read(self, name: str) -> Image.Image:
+        if name in self.broken:
+            return _black()
+        try:
+            with Image.open(self.find(name)) as picture:
+                return picture.convert("RGB")
+        except Exception as error:  # of any kind: PIL's readers raise whatever the bytes make them
+            reason = str(error).splitlines() or [type(error).__name__]
+        self.broken.add(name, reason[0])
+        return _black()
+
+
+def open_pictures(
+    config: LlavaConfig, tower: FrozenTowerConfig, image_processor, out_dir: Path
+) -> CachedPictures | LivePictures:
+    """Cached tokens of this very tower's encoder, or the picture files; broken ones are noted in `out_dir`.
+
+    Raises:
+        ValueError: the cached tokens come from other weights, preprocessing or features.
+    """
+    if config.tokens is None:
+        roots = [ROOT / root for root in (config.image_root, *config.more_image_roots)]
+        return LivePictures(roots, image_processor, BrokenPictures(out_dir / "broken_pictures"))
+    pictures = CachedPictures(ROOT / config.tokens)
+    if pictures.fingerprint != tower.fingerprint:
+        raise ValueError(
+            f"{config.tokens} holds tokens of another encoder or other features than {config.encoder}; "
+            "run encoder.tokens for this one"
+        )
+    return pictures
+
+
+def check_picture(file: BinaryIO) -> None:
+    """Look at a picture's header and end; decode it only where the format's end mark is missing.
+
+    Raises:
+        Exception: of any kind, where it is no picture, has more than MAX_PIXELS, or is cut off.
+    """
+    with Image.open(file) as picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            raise ValueError(f"{picture.width}x{picture.height} pixels are more than {MAX_PIXELS}")
+        mark = END_MARKS.get(picture.format, b"")
+        place = file.tell()
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        is_whole = mark in file.read()
+        file.seek(place)
+        if not is_whole:
+            picture.load()
+
+
+def _black() -> Image.Image:
+    return Image.new("RGB", (8, 8))

@@ -1,0 +1,148 @@
+"""Broken pictures: what the look before the first step finds, and what becomes of a sample whose picture
+breaks off while it is read."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFile
+
+import llava_bridge.train as stage
+from encoder.checkpoint import load_tensors
+from llava_bridge.config import LlavaConfig
+from llava_bridge.data import build_dataset, collate, read_records
+from llava_bridge.hf import UnitImageProcessor
+from llava_bridge.model import build
+from llava_bridge.pictures import BrokenPictures, LivePictures
+from llava_bridge.prompt import IGNORE
+
+NUM_PICTURES = 12  # as in conftest
+BROKEN = "images/2.png"  # of samples 2, 14 and 26
+
+
+@pytest.fixture(autouse=True)
+def strict(monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)  # lmms-eval sets it
+
+
+def noise(seed: int, kind: str = "PNG") -> bytes:
+    """A picture file of 40 x 50 random pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def with_wrong_bytes(data: bytes) -> bytes:
+    """The file with its middle overwritten: the header and the end are as before."""
+    middle = len(data) // 2
+    return data[:middle] + bytes(64) + data[middle + 64 :]
+
+
+@pytest.fixture
+def live_data(llava_data, tmp_path) -> Path:
+    """The folder of conftest's records with real picture files, one of them broken in the middle."""
+    (tmp_path / "images").mkdir()
+    for i in range(NUM_PICTURES):
+        (tmp_path / "images" / f"{i}.png").write_bytes(noise(i))
+    (tmp_path / BROKEN).write_bytes(with_wrong_bytes(noise(2)))
+    (tmp_path / "train.json").write_text((llava_data / "train.json").read_text())
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_file_that_is_cut_off_is_found_before_the_first_step(tmp_path, kind):
+    whole = noise(0, kind)
+    files = {"whole": whole, "longer": whole + bytes(500), "half": whole[: len(whole) // 2], "no": b"no"}
+    files |= {"short": whole[:-40], "empty": b"", "wrong": b"x" + whole}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    pictures = LivePictures(tmp_path, UnitImageProcessor(32))
+    usable = {name for name in files if name in pictures}
+    # WebP has no end mark, but a length in its header that PIL compares
+    assert usable == {"whole", "longer"}
+
+
+def test_a_picture_that_breaks_off_later_is_black_noted_and_limited(live_data):
+    broken = BrokenPictures(live_data / "noted", limit=1)
+    pictures = LivePictures(live_data, UnitImageProcessor(32), broken)
+    assert BROKEN in pictures
+    pixels = pictures.stack(["images/0.png", BROKEN, BROKEN])
+    assert pixels[0].std() > 0.1
+    assert (pixels[1:] == 0).all()
+    assert list(broken.read()) == [BROKEN]
+    (live_data / "images" / "5.png").write_bytes(with_wrong_bytes(noise(5)))
+    other = LivePictures(live_data, UnitImageProcessor(32), BrokenPictures(live_data / "noted", limit=1))
+    with pytest.raises(
+        ValueError, match=r"broken: 2, allowed .*: 1 .* the first: images/2\.png: .*; images/5\.png: "
+    ):
+        other.stack(["images/5.png"])  # of another process of the run
+
+
+def test_sample_with_a_broken_picture_leaves_the_others_loss_as_it_was(live_data, llm, tokenizer):
+    records = read_records([live_data / "train.json"])
+    pictures = LivePictures(live_data, UnitImageProcessor(32))
+    data = build_dataset(
+        records,
+        pictures,
+        "vicuna_v1",
+        tokenizer,
+        num_image_tokens=4,
+        max_length=200,
+        max_missing_fraction=0.1,
+    )
+    model = build("tiny", None, llm, "eager", seed=0)[0].train()
+    samples, rest = [data[i] for i in (0, 2, 3, 5)], [data[i] for i in (0, 3, 5)]
+    for pack_length in (None, 400):
+        batch = collate(samples, pictures, 0, pack_length=pack_length)
+        assert len(batch["pixel_values"]) == 3  # the broken one keeps its place
+        assert (batch["labels"] != IGNORE).sum() == sum((sample.labels != IGNORE).sum() for sample in rest)
+        expected = model(**collate(rest, pictures, 0)).loss
+        torch.testing.assert_close(model(**batch).loss, expected, atol=1e-5, rtol=0)
+    alone = model(**collate([data[2]], pictures, 0)).loss
+    alone.backward()
+    assert alone == 0
+    assert all((p.grad == 0).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_training_drops_and_states_broken_pictures_and_resumes_alike(live_data, llm, tmp_path, monkeypatch):
+    config = LlavaConfig(
+        stage=1,
+        encoder="tiny",
+        data=[str(live_data / "train.json")],
+        image_root=str(live_data),
+        init=str(llm),
+        batch_size=4,
+        micro_batch_size=1,
+        loss_average="samples",
+        learning_rate=1e-2,
+        checkpoint_steps=3,
+        precision="fp32",
+        attention="eager",
+        deepspeed=None,
+        max_missing_fraction=0.1,
+    )
+    whole = stage.train(config, tmp_path / "whole")
+    assert (whole["data"]["num_broken"], whole["data"]["num_dropped_samples"]) == (1, 3)
+    assert list(whole["data"]["broken"]) == [BROKEN]
+
+    def die(self, args, state, control, **kwargs):
+        if state.global_step == 6:
+            raise InterruptedError
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(stage.StageReport, "on_step_end", die)
+        stage.train(config, tmp_path / "killed")
+    killed = stage.train(config, tmp_path / "killed")
+    assert killed["data"] == whole["data"]
+    one, two = (
+        load_tensors(tmp_path / name / "weights" / "model.safetensors") for name in ("whole", "killed")
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    with pytest.raises(ValueError, match=r"broken: 1, allowed .*: 0 .*: images/2\.png"):
+        stage.train(replace(config, max_missing_fraction=0.0), tmp_path / "strict")
+    assert json.loads((tmp_path / "whole" / "result.json").read_text())["data"] == whole["data"]
