@@ -21,8 +21,10 @@ from encoder.stage import DONE, main, make_writable, write_json
 def train(config: TrainConfig, out_dir: Path) -> dict:
     """Train one phase; returns its held-out scores."""
     from encoder import trainer
+    from encoder.data.feed import killed_readers_named
 
-    return trainer.train(config, out_dir)
+    with killed_readers_named():
+        return trainer.train(config, out_dir)
 
 
 def train_phases(recipe: RecipeConfig, out_dir: Path) -> dict[str, dict]:

@@ -2,6 +2,7 @@
 over every attempt, the frozen tower kept out of DeepSpeed's sight."""
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -82,15 +83,19 @@ class StageReport(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in logs or not state.is_world_process_zero:
             return
-        if not torch.isfinite(torch.tensor(logs["loss"])):
-            raise ValueError(f"the loss is {logs['loss']} at step {state.global_step}; lower learning_rate")
+        grad_norm = float(logs["grad_norm"])
+        if not math.isfinite(logs["loss"]) or not math.isfinite(grad_norm):
+            raise ValueError(
+                f"the loss is {logs['loss']}, its gradient's norm {grad_norm} at step {state.global_step}; "
+                "lower learning_rate"
+            )
         rate = (state.global_step - self.first_step) * self.batch_size / (time.monotonic() - self.started)
         progress(
             self.out_dir,
             state.global_step,
             state.max_steps,
             loss=logs["loss"],
-            grad_norm=float(logs["grad_norm"]),
+            grad_norm=grad_norm,
             learning_rate=logs["learning_rate"],
             samples_per_second=rate,
         )

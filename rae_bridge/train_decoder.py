@@ -86,13 +86,19 @@ def adversary_step(
     step: int,
     part: slice,
 ) -> dict[str, Tensor]:
-    """One step of the discriminator on pixels and on what the updated decoder makes of clean tokens."""
+    """One step of the discriminator on pixels and on what the updated decoder makes of clean tokens.
+
+    Raises: ValueError if its loss is not finite, naming the step.
+    """
     with torch.no_grad(), autocast(config.precision, tokens.device.type):
         pixels_hat = decoder(tokens)
     kinds = ("real", "fake")
     draws = tuple(adversary.draws(step, kind, part, config.batch_size) for kind in kinds)
     adversary.set_rate(warmup_cosine(step, config.num_steps, config.optim.warmup_steps))
-    return {"discriminator": adversary.learn(pixels, pixels_hat, draws)}
+    loss = adversary.learn(pixels, pixels_hat, draws)
+    if not torch.isfinite(loss):
+        raise ValueError(f"the discriminator's loss is {loss.item()} at step {step}; lower adversarial.lr")
+    return {"discriminator": loss}
 
 
 def encode_split(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -177,7 +178,7 @@ class StreamFeed:
             workers = self.config.num_workers
             loader = DataLoader(self.reader, batch_size=None, num_workers=workers, collate_fn=_as_it_is)
             self._iterator = iter(loader)
-        pieces = [next(self._iterator) for _ in range(max(1, self.config.num_workers))]
+        pieces = [_next_piece(self._iterator) for _ in range(max(1, self.config.num_workers))]
         for _, states, bad in pieces:
             self.reader.states |= states
             self.skipped += bad
@@ -217,3 +218,35 @@ def num_bad(state: dict[str, Any]) -> int:
 
 def _as_it_is(value: Any) -> Any:
     return value
+
+
+def _next_piece(pieces: Iterator[Any]) -> Any:
+    """What the readers give next.
+
+    Raises: ValueError, OSError: what a reading process could not do, in its own words, which torch hides
+    behind a traceback.
+    """
+    try:
+        return next(pieces)
+    except (ValueError, OSError) as error:
+        words = str(error).strip().splitlines()
+        if len(words) < 2:
+            raise
+        raise type(error)(words[-1].partition(": ")[2] or words[-1]) from None
+
+
+@contextmanager
+def killed_readers_named() -> Iterator[None]:
+    """Around a training: torch says that a reading process is gone wherever the training just was.
+
+    Raises: OSError in place of torch's RuntimeError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise OSError(
+            "a reading process was killed (out of memory?); lower stream.num_workers, or start again: the "
+            "run goes on from its last checkpoint"
+        ) from None

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from encoder.config import ConfigError, load
 from encoder.data.scenes.objects import KINDS
 from encoder.data.scenes.render import make_scene, render
-from encoder.data.scenes.write import run
+from encoder.data.scenes.write import _mapper, run
 from encoder.data.shards import find_shards, load_images, read_samples
 from encoder.options import ScenesConfig
 
@@ -139,6 +140,11 @@ def test_a_second_run_keeps_complete_shards_and_mends_the_others(world, tmp_path
     lost.unlink()
     assert run(small, tmp_path)["sha256"] == first["sha256"]
     assert kept.stat().st_mtime_ns == stamp
+
+
+def test_a_killed_drawing_process_is_named():
+    with pytest.raises(OSError, match="one of 2 drawing processes was killed"), _mapper(2) as mapper:
+        list(mapper(signal.raise_signal, [signal.SIGKILL]))
 
 
 def test_another_seed_in_the_same_folder_is_written_anew(tmp_path):

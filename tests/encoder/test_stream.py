@@ -4,7 +4,9 @@ import functools
 import http.server
 import io
 import json
+import os
 import random
+import signal
 import tarfile
 import threading
 
@@ -16,7 +18,7 @@ from PIL import Image
 
 from encoder.config import load
 from encoder.data import stream
-from encoder.data.feed import Cut, StreamFeed, num_bad
+from encoder.data.feed import Cut, StreamFeed, killed_readers_named, num_bad
 from encoder.data.options import StreamConfig
 from encoder.data.shards import TooManyBadSamples
 from encoder.tokenizer import Tokenizer
@@ -109,6 +111,25 @@ def test_a_feed_goes_on_from_its_state_whatever_its_workers_had_read_ahead(tmp_p
     assert seen(feed(config(tmp_path, max_bad_fraction=0.5), state=state), 4) == after
     assert num_bad(made.state()) >= 1 and any("0001" in name for name in made.skipped)
     assert before != after[:3]
+
+
+def test_a_killed_reading_process_is_named_and_the_next_start_goes_on(tmp_path):
+    chosen = config(write_shards(tmp_path, num_shards=8), num_workers=1)
+    made = feed(chosen)
+    first = seen(made, 2)
+    state = made.state()
+    with pytest.raises(OSError, match="a reading process was killed"), killed_readers_named():
+        os.kill(made._iterator._workers[0].pid, signal.SIGKILL)
+        seen(made, 50)
+    whole = seen(feed(config(tmp_path)), 4)
+    assert first + seen(feed(chosen, state=state), 2) == whole
+
+
+def test_what_a_reading_process_could_not_do_is_said_in_its_own_words(tmp_path):
+    chosen = config(write_shards(tmp_path, bad=range(24)), num_workers=1, max_bad_fraction=0.01)
+    with pytest.raises(TooManyBadSamples, match=r"^\d+ of \d+ samples of lane \d are unusable") as stopped:
+        seen(feed(chosen), 8)
+    assert len(str(stopped.value).splitlines()) == 1
 
 
 def test_texts_come_as_openvision_trains_on_them(tmp_path):

@@ -1,6 +1,8 @@
 """The trainers: resume equals an undisturbed run, one batch overfits, and what they export loads."""
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,6 +98,24 @@ def test_a_killed_run_resumes_to_the_same_weights_to_the_last_bit(kind, vae_fold
     states = [checkpoint.load(tmp_path / name / "checkpoint.pt")["model"] for name in ("whole", "killed")]
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
+
+
+def test_a_loss_that_becomes_nan_stops_the_run_and_its_checkpoint_stays(vae_folder, tmp_path, monkeypatch):
+    config = load(TrainConfig, values("clip", vae_folder, checkpoint_steps=1))
+    true_latents, steps = trainer.with_latents, iter(range(config.num_steps))
+
+    def poisoned(*arguments):
+        batch = true_latents(*arguments)
+        return replace(batch, pixels=batch.pixels * math.nan) if next(steps) == 3 else batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "with_latents", poisoned)
+        with pytest.raises(ValueError, match=r"loss is nan at step 3; lower optim\.lr"):
+            trainer.train(config, tmp_path)
+    saved = checkpoint.load(tmp_path / "checkpoint.pt")
+    assert saved["step"] == 3 and all(value.isfinite().all() for value in saved["model"].values())
+    trainer.train(config, tmp_path)
+    assert checkpoint.load(tmp_path / "checkpoint.pt")["step"] == config.num_steps
 
 
 @pytest.mark.parametrize("kind", ["openvision3", "clip"])

@@ -127,6 +127,15 @@ def test_a_run_with_an_adversary_resumes_to_the_same_last_bit(adversarial, tmp_p
         assert all(torch.equal(tensor, other[key]) for key, tensor in state.items())
 
 
+def test_a_discriminator_whose_loss_is_nan_stops_the_run(adversarial):
+    adversary = Adversary(TINY, ALONE, "fp32", seed=0)
+    pixels = torch.rand(4, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"discriminator's loss is nan at step 3; lower adversarial\.lr"):
+        stage.adversary_step(
+            adversary, torch.nn.Identity(), pixels, pixels * math.nan, adversarial, 3, slice(0, 4)
+        )
+
+
 def test_wrong_starts_and_weights_are_refused(tmp_path):
     with pytest.raises(ValueError, match="in this order"):
         replace(TINY, learns_from=0.6, acts_from=0.5)

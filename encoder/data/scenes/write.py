@@ -12,6 +12,7 @@ import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -196,12 +197,21 @@ def _pieces(config: ScenesConfig, first: int, number: int, path: Path) -> Iterat
 def _mapper(
     num_workers: int,
 ) -> Iterator[Callable[[Callable[[Piece], Done], Iterable[Piece]], Iterable[Done]]]:
-    """`map` over one process or several; results come in order."""
+    """`map` over one process or several; results come in order.
+
+    Raises: OSError if one of them is killed.
+    """
     if num_workers == 1:
         yield map
         return
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-        yield pool.map
+    try:
+        with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+            yield pool.map
+    except BrokenProcessPool:
+        raise OSError(
+            f"one of {num_workers} drawing processes was killed (out of memory?); lower num_workers, or "
+            "start again: whole shards are kept"
+        ) from None
 
 
 def _sha256_of_data(out_dir: Path) -> str:
