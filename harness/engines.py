@@ -32,6 +32,7 @@ MULTI_PROCESS = (
     "rae_bridge.train",
     "rae_bridge.train_decoder",
 )
+_MAX_TIMEOUTS = 20  # of one job: submitit's own 3 would end a long training after four days
 _LOST_SECONDS = 60.0  # a job that ended without its DONE.json may still have it on its way (shared disks)
 
 
@@ -50,7 +51,8 @@ def stage_words(stage: Stage, processes: int) -> list[str]:
     words = ["-m", stage.module, str(stage.folder / "config.yaml"), str(stage.folder)]
     if processes == 1 or stage.module not in MULTI_PROCESS:
         return words
-    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *words]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*launcher, attach.__file__, attach.PARENT, *words]  # else they would outlive a killed torchrun
 
 
 def start_process(
@@ -83,7 +85,7 @@ class RunStage:
         write_json(launched, {**facts, "hardware": {**provenance.hardware(), "threads": threads}})
         with Path(self.log).open("a") as log:
             return subprocess.call(
-                [sys.executable, *self.words],
+                [sys.executable, attach.__file__, str(os.getpid()), *self.words],
                 cwd=ROOT,
                 env={**os.environ, **self.environment},
                 stdin=subprocess.DEVNULL,
@@ -142,7 +144,8 @@ class SlurmJob:
 def slurm_executor(folder: Path, parameters: Mapping[str, Any], name: str) -> Any:
     """submitit's executor with the preset's parameters (slurm_partition, timeout_min, mem_gb, ...).
 
-    `cluster: local` in them runs the jobs on this machine, as submitit's own tests do.
+    `cluster: local` in them runs the jobs on this machine, as submitit's own tests do; `max_num_timeout` is
+    how often a job whose time is up is put back.
 
     Raises:
         ConfigError: submitit is not installed, or does not know a parameter.
@@ -151,10 +154,11 @@ def slurm_executor(folder: Path, parameters: Mapping[str, Any], name: str) -> An
         import submitit
     except ImportError:
         raise ConfigError("launch=slurm needs submitit: pip install submitit (the extra `slurm`)") from None
-    parameters = {"timeout_min": 24 * 60, **parameters}
+    parameters = {"timeout_min": 24 * 60, "max_num_timeout": _MAX_TIMEOUTS, **parameters}
     cluster = parameters.pop("cluster", "slurm")
     try:
-        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        retries = {f"{cluster}_max_num_timeout": int(parameters.pop("max_num_timeout"))}
+        executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **retries)
         executor.update_parameters(name=name, **parameters)
     except (RuntimeError, NameError, AssertionError, TypeError, ValueError) as error:
         raise ConfigError(f"launch=slurm: {str(error).strip().splitlines()[0]}") from None

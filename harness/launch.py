@@ -5,6 +5,7 @@ it.
 import contextlib
 import datetime
 import os
+import re
 import signal
 import subprocess
 import time
@@ -25,6 +26,8 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 _GRACE_SECONDS = 20.0  # from Ctrl-C to a stage's end before it is killed
 _REASON_LETTERS = 300
 _ATTEMPT = "=== attempt "  # opens each attempt in a stage's log
+_TORCHRUN = "torch/distributed/elastic"  # in each line that torchrun itself has logged
+_ENDED_BY = re.compile(r"rank +: (\d+) .*\n +exitcode +: -(\d+) ")  # in its summary: process, signal
 
 
 @dataclass(frozen=True)
@@ -167,13 +170,23 @@ def failure_reason(log: Path, code: int) -> str:
     if code == 0:
         return f"ended without {DONE}; see {log}"
     if code < 0:
-        name = signal.Signals(-code).name
-        return f"killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}; see {log}"
+        return f"{_killed_by(-code)}; see {log}"
     latest = log.read_text(errors="replace").rpartition(_ATTEMPT)[2]
-    words = [line.strip() for line in latest.splitlines()[1:] if line.strip()]
+    own, _, summary = latest.partition("failed (exitcode: ")  # torchrun's summary of its processes
+    words = [line.strip() for line in own.splitlines()[1:] if line.strip() and _TORCHRUN not in line]
     errors = [line.removeprefix("error: ") for line in words if line.startswith("error: ")]
+    lost = [(rank, int(number)) for rank, number in _ENDED_BY.findall(summary)]
+    lost = [(rank, number) for rank, number in lost if number != signal.SIGTERM]  # torchrun ended the others
+    if lost and not errors:
+        rank, number = lost[0]
+        return f"process {rank} of several {_killed_by(number)}; see {log}"
     last = (errors or words or ["no output"])[-1]
     return f"{last[:_REASON_LETTERS]} (see {log})"
+
+
+def _killed_by(number: int) -> str:
+    name = signal.Signals(number).name
+    return f"killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
 
 
 def _python_path() -> str:

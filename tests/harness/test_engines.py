@@ -1,5 +1,5 @@
-"""Engines: what is called with how many processes, and the same small graph as cluster jobs (submitit's local
-executor, where submitit is installed).
+"""Engines: what is called with how many processes, a lost one among them, and the same small graph as cluster
+jobs (submitit's local executor).
 """
 
 import dataclasses
@@ -7,14 +7,16 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from encoder.config import ConfigError, dump
-from harness import engines
+from harness import attach, engines
 from harness.config import parse
 from harness.display import Display
 from harness.launch import Launcher
@@ -34,11 +36,38 @@ class Config:
     seconds: float = 0.0
 
 def run(config, out_dir):
-    time.sleep(config.seconds)
+    with (out_dir / "starts").open("a") as starts:
+        starts.write("x")
+    if (out_dir / "starts").read_text() == "x":
+        time.sleep(config.seconds)
     if config.fail:
         raise ValueError("asked to fail")
     (out_dir / "number").write_text(str(config.number))
     return {"number": config.number}
+
+if __name__ == "__main__":
+    main(Config, run)
+'''
+RANKS = '''"""A stage for two processes: of the first two, the second is killed while the other waits."""
+import dataclasses, os, pathlib, signal, time
+from encoder.stage import main
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    number: int = 1
+
+def run(config, out_dir):
+    rank, other = os.environ["RANK"], out_dir / "first is there"
+    if not (out_dir / "killed").exists():
+        while rank == "1" and not other.exists():
+            time.sleep(0.01)
+        if rank == "1":
+            (out_dir / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        (out_dir / "complete").write_text("kept")
+        other.touch()
+        time.sleep(60)
+    return {"kept": (out_dir / "complete").read_text(), "processes": os.environ["WORLD_SIZE"]}
 
 if __name__ == "__main__":
     main(Config, run)
@@ -52,14 +81,33 @@ class StageConfig:
     seconds: float = 0.0
 
 
-@pytest.fixture
-def graph(tmp_path, monkeypatch):
-    name = f"write_number_{os.getpid()}_{time.monotonic_ns()}"
-    (tmp_path / f"{name}.py").write_text(STAGE)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RanksConfig:
+    number: int = 1
+
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    """A shell lets its background jobs ignore Ctrl-C, and whatever is started here would inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def write_module(tmp_path, monkeypatch, text) -> str:
+    """A stage module of a name of its own where every process finds it."""
+    name = f"stage_{os.getpid()}_{time.monotonic_ns()}"
+    (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     places = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
     (tmp_path / "runs").mkdir()
+    return name
+
+
+@pytest.fixture
+def graph(tmp_path, monkeypatch):
+    name = write_module(tmp_path, monkeypatch, STAGE)
     made = Graph(tmp_path / "runs")
     first = made.add("first", name, StageConfig(number=1))
     made.add("second", name, StageConfig(number=2), inputs=[first])
@@ -68,12 +116,10 @@ def graph(tmp_path, monkeypatch):
     return made
 
 
-def run(graph):
+def run(graph, **chosen):
     display = Display(graph, 2, Console(file=open(os.devnull, "w"), force_terminal=False))  # noqa: SIM115
     with hold(graph.runs_dir) as lock:
-        launcher = Launcher(
-            graph=graph, jobs=2, threads=1, lock=lock, display=display, launch="slurm", slurm=LOCAL
-        )
+        launcher = Launcher(graph=graph, jobs=2, threads=1, lock=lock, display=display, **chosen)
         outcomes = launcher.run()
     return {stage.name: outcomes[stage.folder] for stage in graph}
 
@@ -81,7 +127,7 @@ def run(graph):
 def test_jobs_run_in_order_and_a_failed_one_says_why(graph, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.setattr(engines, "_LOST_SECONDS", 2.0)
-    ends = run(graph)
+    ends = run(graph, launch="slurm", slurm=LOCAL)
     assert [ends[name].state for name in ("first", "second", "third", "fourth")] == [
         "done",
         "done",
@@ -105,8 +151,67 @@ def test_an_interrupt_takes_the_jobs_out_of_the_queue(graph):
     job = engines.submit(stage, 1, {"PYTHONPATH": os.environ["PYTHONPATH"]}, LOCAL)
     assert job.poll() is None
     engines.end(job, signal.SIGINT)
-    assert job.wait(timeout=20) != 0
+    assert job.wait(timeout=200) != 0
     assert stage.done() is None
+
+
+def test_a_job_that_is_preempted_is_put_back_and_goes_on(graph):
+    pytest.importorskip("submitit")
+    stage = graph.add("slow", next(iter(graph)).module, StageConfig(seconds=60.0))
+    stage.folder.mkdir(parents=True)
+    dump(stage.config, stage.folder / "config.yaml")
+    (stage.folder / engines.LAUNCH).write_text('{"hardware": {}}')
+    job = engines.submit(stage, 1, {"PYTHONPATH": os.environ["PYTHONPATH"]}, LOCAL)
+    wait_for(stage.folder / "starts")
+    controller = job.job.job_id
+    (task,) = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
+    os.kill(int(task), signal.SIGUSR2)  # what a cluster sends when it wants the node, or the time is up
+    assert job.wait(timeout=200) == 0
+    assert stage.done()["result"] == {"number": 1}
+    assert (stage.folder / "starts").read_text() == "xx"
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 200
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.05)
+
+
+def test_a_killed_process_of_several_is_named_and_the_next_run_goes_on(tmp_path, monkeypatch):
+    name = write_module(tmp_path, monkeypatch, RANKS)
+    monkeypatch.setattr(engines, "MULTI_PROCESS", (name,))
+    ends = []
+    for _attempt in range(2):
+        graph = Graph(tmp_path / "runs")
+        stage = graph.add("shared", name, RanksConfig())
+        ends.append(run(graph, launch="torchrun", processes=2)["shared"])
+    assert (ends[0].state, ends[1].state) == ("failed", "done")
+    assert ends[0].reason == (f"process 1 of several killed by SIGKILL (out of memory?); see {stage.log}")
+    assert stage.done()["result"] == {"kept": "kept", "processes": "2"}
+
+
+def test_what_was_attached_ends_with_whoever_started_it(tmp_path):
+    child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    words = [sys.executable, attach.__file__, attach.PARENT, "-c", child]
+    starter = f"import subprocess; subprocess.run({words!r}, start_new_session=True)"  # as torchrun does
+    parent = subprocess.Popen([sys.executable, "-c", starter])
+    wait_for(tmp_path / "pid")
+    while not (pid := (tmp_path / "pid").read_text()):
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while is_running(pid):
+        assert time.monotonic() < deadline, "the orphan goes on"
+        time.sleep(0.05)
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_a_preempted_job_asks_for_the_same_again():
@@ -149,6 +254,8 @@ def test_wrong_cluster_parameters_are_refused_before_anything_is_submitted():
     pytest.importorskip("submitit")
     with pytest.raises(ConfigError, match=r"launch=slurm: .*mem_bg"):
         engines.check_slurm({"cluster": "local", "mem_bg": 3})
+    with pytest.raises(ConfigError, match=r"launch=slurm: .*often"):
+        engines.check_slurm({"cluster": "local", "max_num_timeout": "often"})
 
 
 def test_without_submitit_the_remedy_is_named(monkeypatch):
