@@ -166,10 +166,14 @@ class FrozenEncoder(nn.Module, ABC):
 
 
 class BlindEncoder(FrozenEncoder):
-    """Zeros, whatever the picture: the control row that shows what words alone can answer."""
+    """Zeros, whatever the picture: the control row that shows what words alone can answer.
 
-    def __init__(self, *, features: str | None = None, vae: str | None = None):
-        super().__init__(name="blind", image_size=64, grid=(4, 4), width=192, features=features)
+    As many tokens as an encoder with a stride of 16 gives for `image_size` px.
+    """
+
+    def __init__(self, *, features: str | None = None, vae: str | None = None, image_size: int = 64):
+        side = image_size // 16
+        super().__init__(name="blind", image_size=image_size, grid=(side, side), width=192, features=features)
         self.register_buffer("zero", torch.zeros(1))  # tells the device and the kind
 
     def _tokens(self, inputs: Tensor) -> Tensor:
@@ -224,7 +228,7 @@ def _build(
 
     scheme, colon, rest = source.partition(":")
     if scheme == "module" and colon:
-        return _instance(rest, vae, features)
+        return _instance(rest, vae, features, image_size)
     if colon and not Path(source).exists():
         return choose(adapters.SCHEMES, scheme, "kind of encoder")(rest, features, image_size)
     folder = next((path for path in (Path(source), ROOT / source) if path.is_dir()), None)
@@ -237,8 +241,11 @@ def _build(
     raise FileNotFoundError(f"no encoder '{source}'{nearest(source, names)}: {known}")
 
 
-def _instance(source: str, vae: str | Path | None, features: str | None) -> FrozenEncoder:
-    """`package.module:Class`, built as Class(features=..., vae=...)."""
+def _instance(
+    source: str, vae: str | Path | None, features: str | None, image_size: int | None
+) -> FrozenEncoder:
+    """`package.module:Class`, built as Class(features=..., vae=...), and image_size=... if given."""
+    size = {} if image_size is None else {"image_size": image_size}
     module_name, _, class_name = source.partition(":")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
@@ -247,6 +254,7 @@ def _instance(source: str, vae: str | Path | None, features: str | None) -> Froz
     if not (isinstance(cls, type) and issubclass(cls, FrozenEncoder)):
         raise ValueError(f"module:{source} is no FrozenEncoder class")
     try:
-        return cls(features=features, vae=vae)
+        return cls(features=features, vae=vae, **size)
     except TypeError as error:
-        raise ValueError(f"module:{source}, built as {class_name}(features=..., vae=...): {error}") from error
+        words = ", ".join(f"{name}=..." for name in ("features", "vae", *size))
+        raise ValueError(f"module:{source}, built as {class_name}({words}): {error}") from error

@@ -266,7 +266,7 @@ class EncoderConfig:
     name: str
     source: str  # what `load_encoder` takes
     vae: str | None = None  # OpenVision 3's VAE: folder or hub id, "+shift" after it to subtract the shift
-    image_size: int | None = None  # px; for clip: and vae: sources that leave it open
+    image_size: int | None = None  # px; for clip:, vae: and module: sources that leave it open
     features: FeatureChoice = field(default_factory=FeatureChoice)
     # How tokens become pixels: "own", a folder that rae_bridge.train_decoder wrote, or nothing
     decoder: str | None = None

@@ -6,6 +6,7 @@ resolution, never interpolated (arXiv:2601.15369v2, Sec. 4.1; UCSC-VLAA/OpenVisi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,22 +79,23 @@ class RecipeConfig:
         values = {
             key: dict(value) if isinstance(value, dict) else value for key, value in self.settings.items()
         }
-        values |= {
-            "num_steps": phase.num_steps,
-            "batch_size": phase.batch_size,
-            "image_size": phase.resolution,
-        }
+        values |= {"num_steps": phase.num_steps, "batch_size": phase.batch_size}
         if phase.micro_batch is not None:
             values["micro_batch"] = phase.micro_batch
         values["init"] = str(out_dir.resolve() / phase.init) if phase.init is not None else None
         values["optim"] = values.get("optim", {}) | {"lr": phase.peak_lr, "warmup_steps": phase.warmup_steps}
         if values.get("stream") is not None:
             values["stream"]["image_size"] = phase.resolution
-        side = phase.resolution
-        name = "clip" if "clip" in values else "openvision3"
-        if name == "openvision3":
-            side //= VAE_DOWNSAMPLING
+        if "clip" not in values:
             values["objective"] = values.get("objective", {}) | {"perceptual_weight": phase.perceptual_weight}
-        towers = dict(values.get(name, {}))
-        values[name] = towers | {"encoder": dict(towers.get("encoder", {})) | {"image_size": side}}
-        return load(TrainConfig, values, name=f"phase {phase.name}")
+        return load(TrainConfig, at_resolution(values, phase.resolution), name=f"phase {phase.name}")
+
+
+def at_resolution(values: Mapping[str, Any], resolution: int) -> dict[str, Any]:
+    """The values of a `TrainConfig` with its encoder, and held-out pictures, at `resolution` px."""
+    name = "clip" if "clip" in values else "openvision3"
+    is_latent = name == "openvision3" and values.get("vae") != "pixels"
+    side = resolution // VAE_DOWNSAMPLING if is_latent else resolution
+    towers = dict(values.get(name, {}))
+    towers["encoder"] = dict(towers.get("encoder", {})) | {"image_size": side}
+    return {**values, "image_size": resolution, name: towers}

@@ -89,7 +89,8 @@ def make_plans(graph: Graph, options: Options, preset: Preset) -> list[SuitePlan
     made = foundation.encoders if foundation else {}
 
     def request(suite: SuiteConfig, into: Graph, seed: int) -> Request:
-        words = dict.fromkeys([*names, *suite.controls])
+        controls = [preset.controls.get(name, name) for name in suite.controls]
+        words = dict.fromkeys([*names, *controls])
         encoders = [made.get(name) or resolve_encoder(name) for name in words]
         return Request(
             graph=into,

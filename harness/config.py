@@ -16,6 +16,8 @@ from encoder.options import FeatureChoice
 CONFIGS = ROOT / "configs"
 ABLATION = "ablation"  # the suite that a preset need not have
 ALL = "all"  # suite=all: every suite that does not train encoders
+# Of encoder.options.TrainConfig: which samples are seen, in which order
+_SAMPLES = ("num_steps", "batch_size", "image_size", "train_limit", "seed", "contrastive_texts", "init")
 Config = TypeVar("Config")
 
 
@@ -85,10 +87,20 @@ class AblationSections:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseSection:
+    """One resolution of the encoders' training. Each phase starts from the towers of the one before."""
+
+    resolution: int  # px
+    num_pictures: int  # train pictures of this size; scene i is the same scene at every size
+    # Over every encoder's own `train`: equal samples in equal order. encoder.options.TrainConfig
+    train: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MadeEncoder:
     """An encoder that a preset trains itself."""
 
-    train: dict[str, Any]  # encoder.options.TrainConfig
+    train: dict[str, Any]  # encoder.options.TrainConfig without what the phases give
     decoder: dict[str, Any] | None = None  # rae_bridge.config.TrainDecoderConfig; None: it decodes itself
     features: FeatureChoice = dataclasses.field(default_factory=FeatureChoice)
 
@@ -97,10 +109,21 @@ class MadeEncoder:
 class FoundationSections:
     """What a preset trains before it measures; the names of `encoders` are words of `encoders=`."""
 
-    scenes: dict[str, Any]  # encoder.options.ScenesConfig
-    vae: dict[str, Any]  # encoder.options.TrainVaeConfig
+    scenes: dict[str, Any]  # encoder.options.ScenesConfig without sizes and train pictures: the phases' own
+    phases: list[PhaseSection]  # of every encoder
+    vae: dict[str, Any]  # encoder.options.TrainVaeConfig; on the last phase's pictures
     encoders: dict[str, MadeEncoder]
     language_model: dict[str, Any]  # llava_bridge.config.TrainLlmConfig
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise ValueError("foundation.phases is empty: give one or more {resolution, num_pictures, train}")
+        for name, made in self.encoders.items():
+            for key in _SAMPLES:
+                if key in made.train:
+                    raise ConfigError(
+                        f"foundation.encoders.{name}.train.{key}: foundation.phases give this, to all alike"
+                    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +145,8 @@ class Preset:
     reference: dict[str, Any]  # ReferenceConfig
     score: dict[str, Any]  # ScoreConfig
     baseline: str | None = None  # the encoder that the others are tested against, question by question
+    # A suite's control -> what stands for it at this size: blind has to have as many tokens as the others
+    controls: dict[str, str] = dataclasses.field(default_factory=dict)
     ablation: AblationSections | None = None
     foundation: FoundationSections | None = None
     slurm: dict[str, Any] = dataclasses.field(
@@ -231,3 +256,12 @@ def stage_config(cls: type[Config], section: Mapping[str, Any], name: str, **fil
     if taken:
         raise ConfigError(f"{name}: '{taken[0]}' is filled in by the harness; remove it")
     return load(cls, {**section, **filled}, name=name)
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `changes` laid over them, mappings within mappings too."""
+    both = dict(values)
+    for key, change in changes.items():
+        is_nested = isinstance(change, Mapping) and isinstance(both.get(key), Mapping)
+        both[key] = merged(both[key], change) if is_nested else change
+    return both

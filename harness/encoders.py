@@ -54,7 +54,7 @@ def resolve_encoder(word: str) -> Encoder:
     names = encoder_configs()
     if word in names:
         config = load(EncoderConfig, names[word])
-        return Encoder(name=word, word=word, config=config, files=(names[word], *_files_of(config)))
+        return Encoder(name=config.name, word=word, config=config, files=(names[word], *_files_of(config)))
     if word.endswith(".yaml") and Path(word).is_file():
         config, path = load(EncoderConfig, word), Path(word).resolve()
         return Encoder(name=config.name, word=str(path), config=config, files=(path, *_files_of(config)))

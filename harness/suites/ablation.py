@@ -15,7 +15,7 @@ from typing import Any
 
 from encoder.config import ConfigError, choose
 from encoder.options import EncoderConfig, SynergyConfig, TrainConfig
-from harness.config import AblationSections, LlavaSections, RaeSections, stage_config
+from harness.config import AblationSections, LlavaSections, RaeSections, merged, stage_config
 from harness.encoders import Encoder
 from harness.results import Part, Row
 from harness.stages import Stage
@@ -65,15 +65,6 @@ def plan(request: Request) -> SuitePlan:
         rows=rows,
         draw=lambda folder, board: _draw(folder, request, variants, reference, rebuilt, synergy),
     )
-
-
-def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with `changes` laid over them, mappings within mappings too."""
-    both = dict(values)
-    for key, change in changes.items():
-        is_nested = isinstance(change, Mapping) and isinstance(both.get(key), Mapping)
-        both[key] = merged(both[key], change) if is_nested else change
-    return both
 
 
 def _at_this_size(preset: Any, sections: AblationSections) -> Any:

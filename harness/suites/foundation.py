@@ -1,16 +1,19 @@
 """What a preset trains itself before anything is measured: VAE, encoders, pixel decoders, language model.
 
-scenes (training pictures and texts) -> vae -> encoder.train -> trained      OpenVision 3
-scenes -> encoder.train -> trained -> train_decoder -> trained               an encoder on pixels
-scenes -> train_llm                                                          language model
-They have the preset's own seeds: `seed=` and `seeds=` are of what is measured on them.
+scenes (pictures and texts, for each phase's size) -> vae
+scenes, vae -> encoder.train, a stage for each phase -> trained                            OpenVision 3
+scenes -> encoder.train, a stage for each phase -> trained -> train_decoder -> trained     on pixels
+scenes -> train_llm                                                                        language model
+All encoders go through the same phases: the same samples in the same order at the same resolutions. They have
+the preset's own seeds: `seed=` and `seeds=` are of what is measured on them.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 from encoder.options import EncoderConfig, ScenesConfig, TrainConfig, TrainVaeConfig
-from harness.config import FoundationSections, MadeEncoder, Preset, stage_config
+from encoder.recipe import at_resolution
+from harness.config import FoundationSections, MadeEncoder, PhaseSection, Preset, merged, stage_config
 from harness.encoders import Encoder
 from harness.stages import Graph, Stage
 from harness.trained import ENCODER_FILE, TrainedConfig
@@ -37,10 +40,10 @@ def add_foundation(graph: Graph, preset: Preset, sections: FoundationSections, d
         TrainLlmConfig,
         sections.language_model,
         "foundation.language_model",
-        corpus=[str(maker.scenes.folder / "text.jsonl")],
+        corpus=[str(maker.scenes[0].folder / "text.jsonl")],
         device=device,
     )
-    model = maker.add("train_llm", "llava_bridge.train_llm", config, "language model", [maker.scenes])
+    model = maker.add("train_llm", "llava_bridge.train_llm", config, "language model", [maker.scenes[0]])
     return Foundation(encoders=encoders, vae=maker.vae, language_model=model)
 
 
@@ -49,31 +52,49 @@ class _Maker:
 
     def __init__(self, graph: Graph, preset: Preset, device: str, sections: FoundationSections) -> None:
         self.graph, self.preset, self.device = graph, preset, device
-        config = stage_config(ScenesConfig, sections.scenes, "foundation.scenes")
-        self.scenes = self.add("scenes", "encoder.data.scenes.write", config, "pictures to train on", [])
+        self.phases = sections.phases
+        self.scenes = [self._scenes(sections.scenes, phase) for phase in self.phases]
+        data = self.scenes[-1]
         config = stage_config(
-            TrainVaeConfig, sections.vae, "foundation.vae", data=str(self.scenes.folder), device=device
+            TrainVaeConfig, sections.vae, "foundation.vae", data=str(data.folder), device=device
         )
-        self.vae = self.add("train_vae", "encoder.train_vae", config, "VAE", [self.scenes])
+        self.vae = self.add("train_vae", "encoder.train_vae", config, "VAE", [data])
 
     def add(self, name: str, module: str, config: Any, label: str, inputs: list[Stage]) -> Stage:
         seconds = self.preset.seconds.get(f"foundation_{name}", self.preset.seconds.get(name, 0.0))
         label = f"foundation: {label}"
         return self.graph.add(name, module, config, label=label, inputs=inputs, seconds=seconds)
 
+    def _scenes(self, section: dict[str, Any], phase: PhaseSection) -> Stage:
+        """A phase's pictures; the texts, which have no size, are the first one's."""
+        text = {} if phase is self.phases[0] else {"num_text": 0}
+        config = stage_config(
+            ScenesConfig,
+            {**section, **text},
+            "foundation.scenes",
+            image_size=phase.resolution,
+            num_train=phase.num_pictures,
+        )
+        label = f"pictures of {phase.resolution} px to train on"
+        return self.add("scenes", "encoder.data.scenes.write", config, label, [])
+
     def encoder(self, name: str, made: MadeEncoder) -> Encoder:
         """Trained; where it has no decoder of its own, with a pixel decoder trained on its frozen tokens."""
-        place, filled = (
-            f"foundation.encoders.{name}",
-            {"data": str(self.scenes.folder), "device": self.device},
-        )
-        inputs = [self.scenes]
+        place, above = f"foundation.encoders.{name}", []
+        filled = {"device": self.device}
         if "openvision3" in made.train:
             filled["vae"] = str(self.vae.folder / WEIGHTS)
-            inputs.append(self.vae)
-        config = stage_config(TrainConfig, made.train, f"{place}.train", **filled)
-        trained = self.add("encoder_train", "encoder.train", config, f"{name}: train", inputs)
-        decoder, above = "own", inputs[1:]
+            above.append(self.vae)
+        trained = None
+        for phase, data in zip(self.phases, self.scenes, strict=True):
+            section = at_resolution(merged(made.train, phase.train), phase.resolution)
+            init, previous = ({}, []) if trained is None else ({"init": str(trained.folder)}, [trained])
+            config = stage_config(
+                TrainConfig, section, f"{place}.train", data=str(data.folder), **init, **filled
+            )
+            label = f"{name}: train at {phase.resolution} px"
+            trained = self.add("encoder_train", "encoder.train", config, label, [data, *above, *previous])
+        decoder = "own"
         if made.decoder is not None:
             described = self._describe(name, made, trained, None, above)
             config = stage_config(
@@ -81,10 +102,10 @@ class _Maker:
                 made.decoder,
                 f"{place}.decoder",
                 encoder=str(described.folder / ENCODER_FILE),
-                data=str(self.scenes.folder),
+                data=str(data.folder),
                 device=self.device,
             )
-            inputs = [self.scenes, trained, described]
+            inputs = [data, trained, described]
             stage = self.add(
                 "train_decoder", "rae_bridge.train_decoder", config, f"{name}: pixel decoder", inputs
             )

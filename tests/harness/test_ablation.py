@@ -8,10 +8,9 @@ from encoder.config import ConfigError, load, resolve
 from encoder.options import EncoderConfig, TrainConfig
 from harness import trained
 from harness.cli import make_plans
-from harness.config import chosen_suites, parse
+from harness.config import chosen_suites, merged, parse
 from harness.leaderboard import build
 from harness.stages import Graph
-from harness.suites.ablation import merged
 from harness.tables import grids
 
 

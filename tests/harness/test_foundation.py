@@ -2,6 +2,7 @@
 
 import pytest
 
+from encoder import load_encoder
 from encoder.config import ConfigError
 from harness.cli import make_plans
 from harness.config import parse
@@ -26,14 +27,14 @@ def ancestors(stage):
 
 
 def test_everything_that_is_measured_stands_on_what_the_preset_trained(graph):
-    made = {"foundation: pictures to train on", "foundation: VAE", "foundation: language model"}
-    assert made | {"foundation: ov3-small: train"} <= ancestors(
+    made = {"foundation: pictures of 128 px to train on", "foundation: VAE", "foundation: language model"}
+    assert made | {f"foundation: ov3-small: train at {side} px" for side in (128, 256)} <= ancestors(
         labelled(graph, "ov3-small: answer and score")
     )
     above = ancestors(labelled(graph, "clip-small: score the generation"))
-    assert {"foundation: clip-small: train", "foundation: clip-small: pixel decoder"} <= above
+    assert {"foundation: clip-small: train at 256 px", "foundation: clip-small: pixel decoder"} <= above
     assert "foundation: VAE" not in above
-    assert "foundation: ov3-small: train" not in above
+    assert "foundation: ov3-small: train at 128 px" not in above
 
 
 def test_seeds_share_what_they_do_not_reach(graph):
@@ -46,12 +47,37 @@ def test_seeds_share_what_they_do_not_reach(graph):
     )
 
 
-def test_both_encoders_see_the_same_samples_in_the_same_order(graph):
-    ours, theirs = (labelled(graph, f"foundation: {name}-small: train").config for name in ("ov3", "clip"))
+@pytest.mark.parametrize("resolution", [128, 256])
+def test_both_encoders_see_the_same_samples_in_the_same_order(graph, resolution):
+    labels = (f"foundation: {name}-small: train at {resolution} px" for name in ("ov3", "clip"))
+    ours, theirs = (labelled(graph, label).config for label in labels)
     for name in ("data", "num_steps", "batch_size", "optim", "contrastive_texts", "precision", "seed"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    for name in ("train_limit", "image_size", "micro_batch"):
         assert getattr(ours, name) == getattr(theirs, name)
     for name in ("width", "layers", "head_width", "grid"):
         assert getattr(ours.openvision3.encoder, name) == getattr(theirs.clip.encoder, name)
+    assert ours.openvision3.encoder.grid == resolution // 16
+
+
+@pytest.mark.parametrize("name", ["ov3-small", "clip-small"])
+def test_each_phase_starts_from_the_towers_of_the_one_before(graph, name):
+    first, second = (labelled(graph, f"foundation: {name}: train at {side} px") for side in (128, 256))
+    assert (first.config.init, second.config.init) == (None, str(first.folder))
+    assert first in second.inputs
+
+
+def test_what_the_phases_give_is_taken_from_no_encoder():
+    with pytest.raises(ConfigError, match=r"clip-small\.train\.seed: foundation\.phases give this"):
+        parse(["preset=small", "foundation.encoders.clip-small.train.seed=1"])
+    with pytest.raises(ConfigError, match=r"foundation\.phases is empty"):
+        parse(["preset=small", "foundation.phases=[]"])
+
+
+def test_the_blind_row_has_as_many_tokens_as_the_others(graph):
+    blind = load_encoder(labelled(graph, "blind: LLaVA stage 1").config.encoder)
+    encoder = labelled(graph, "foundation: ov3-small: train at 256 px").config.openvision3.encoder
+    assert blind.grid == (encoder.grid, encoder.grid)
 
 
 def test_the_generators_backbone_is_larger_than_its_head(graph):
