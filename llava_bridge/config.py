@@ -73,9 +73,15 @@ class LlavaConfig:
     features: str | None = (
         None  # what the language model sees of the encoder; None: the encoder's own default
     )
-    data: list[str]  # LLaVA JSON or JSONL files
-    image_root: str | None = None  # folder of the pictures; needed when there are no cached tokens
+    # tokens that the language model sees of a picture, the encoder's square grid resized (bilinear); None: as
+    # many as the encoder gives, in stage 2 as many as in stage 1
+    num_image_tokens: int | None = None
+    data: list[str]  # LLaVA JSON, JSONL or parquet files
+    # folder of the pictures; needed where neither cached tokens nor parquet files hold them
+    image_root: str | None = None
     more_image_roots: list[str] = field(default_factory=list)  # searched after it, in order
+    # Folder for the pictures inside parquet files, copied there once so that rows can be read in any order
+    picture_cache: str = "runs/pictures"
     # LLaVA-1.5: crop in stage 1, pad in stage 2. Cached tokens were made with `stretch`.
     aspect: Aspect = "stretch"
     tokens: str | None = (
@@ -121,7 +127,8 @@ class LlavaConfig:
     checkpoint_steps: int = 200
 
     def __post_init__(self):
-        if self.tokens is None and self.image_root is None:
+        has_parquet = any(path.endswith(".parquet") for path in self.data)
+        if self.tokens is None and self.image_root is None and not has_parquet:
             raise ValueError("give tokens (cached visual tokens) or image_root (pictures for the live tower)")
         if self.batch_size % (self.micro_batch_size or self.batch_size):
             raise ValueError(

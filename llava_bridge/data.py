@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pyarrow import parquet
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from encoder.stage import sha256_json
+from llava_bridge.embedded import EmbeddedPictures, holds_pictures
 from llava_bridge.order import training_order as training_order  # part of this module's interface
 from llava_bridge.pictures import CachedPictures, LivePictures
 from llava_bridge.prompt import IGNORE, IMAGE, Encoded, Template, encode_conversations
@@ -24,18 +26,21 @@ from llava_bridge.prompt import IGNORE, IMAGE, Encoded, Template, encode_convers
 _NAMED = 20  # so many missing or broken pictures are named in the result
 
 
-def read_records(paths: Sequence[Path]) -> list[dict]:
+def read_records(paths: Sequence[Path], embedded: EmbeddedPictures | None = None) -> list[dict]:
     """The records of LLaVA JSON (a list), JSONL (a record a line) or parquet (a record a row) files.
+
+    embedded: takes the pictures that a parquet file holds; its records then name them.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is not JSON, or a record has neither conversations nor text.
+        ValueError: a file is not JSON, a record has neither conversations nor text, or a file holds pictures
+            and there is no `embedded`.
     """
     records: list[dict] = []
     for path in map(Path, paths):
         if not path.is_file():
             raise FileNotFoundError(f"training data not found: {path}")
-        rows = _read_parquet(path) if path.suffix == ".parquet" else _read_json(path)
+        rows = _read_parquet(path, embedded) if path.suffix == ".parquet" else _read_json(path)
         records += [_as_conversation(row, f"{path} row {i}") for i, row in enumerate(rows)]
     return records
 
@@ -50,16 +55,15 @@ def _read_json(path: Path) -> list[dict]:
         raise ValueError(f"{path} is not JSON: {error}") from None
 
 
-def _read_parquet(path: Path) -> list[dict]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
+def _read_parquet(path: Path, embedded: EmbeddedPictures | None) -> list[dict]:
+    if not holds_pictures(path):
         rows = parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} is not parquet: {error}") from None
-    if any(isinstance(row.get("image"), dict) for row in rows):
-        raise ValueError(f"{path} holds the pictures; write them to a folder and name them in 'image'")
+    elif embedded is None:
+        raise ValueError(f"{path} holds the pictures, which only training on live pictures reads")
+    else:
+        columns = [name for name in parquet.read_schema(path).names if name != "image"]
+        rows = parquet.read_table(path, columns=columns).to_pylist()
+        rows = [row | {"image": name} for row, name in zip(rows, embedded.add(path), strict=True)]
     return [{key: value for key, value in row.items() if value is not None} for row in rows]
 
 

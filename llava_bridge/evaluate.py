@@ -204,6 +204,7 @@ def evaluate(config: EvaluateConfig, out_dir: Path) -> dict:
         "generation": "greedy",
         "precision": config.precision,
         "num_image_tokens": model.config.image_seq_length,
+        "num_encoder_tokens": getattr(vision, "num_encoder_tokens", 0) or model.config.image_seq_length,
         "image_size": vision.image_size,
         "num_pictures_encoded": answerer.pictures.num_encoded,
         "encoder": getattr(vision, "source", vision.model_type),

@@ -97,22 +97,30 @@ class LlavaOverTokens(LlavaForConditionalGeneration):
         logits = self.lm_head(hidden[:, :-1][is_next_supervised]).float()  # supervised tokens, V
         targets = labels[:, 1:][is_next_supervised]
         total = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-        return LlavaCausalLMOutputWithPast(loss=total / (num_items_in_batch or len(targets)))
+        # at least 1: every picture of a micro-batch may be broken, which leaves no label
+        return LlavaCausalLMOutputWithPast(loss=total / (num_items_in_batch or max(1, len(targets))))
 
 
 def build(
-    encoder: str, features: str | None, llm: Path | str, attention: str, seed: int
+    encoder: str,
+    features: str | None,
+    llm: Path | str,
+    attention: str,
+    seed: int,
+    num_image_tokens: int | None = None,
 ) -> tuple[LlavaOverTokens, LlavaProcessor]:
     """LLaVA over an encoder and a causal language model, a folder or a hub id; the projector is drawn from
-    `seed`.
+    `seed`, and the encoder's grid resized where `num_image_tokens` says so.
 
     Raises:
         FileNotFoundError: the folder holds no language model.
-        ValueError: the processor would make another number of placeholders than the tower gives tokens.
+        ValueError: the grid cannot be resized so, or the processor would make another number of placeholders
+            than the tower gives tokens.
     """
     if isinstance(llm, Path) and not (llm / "config.json").is_file():
         raise FileNotFoundError(f"no language model in {llm}; give a folder with its weights and tokenizer")
-    tower_config = FrozenTowerConfig.describe(load_encoder(encoder, features=features), encoder, features)
+    frozen = load_encoder(encoder, features=features)
+    tower_config = FrozenTowerConfig.describe(frozen, encoder, features, num_image_tokens)
     tokenizer = AutoTokenizer.from_pretrained(llm)
     is_new = tokenizer.convert_tokens_to_ids(IMAGE) in (None, tokenizer.unk_token_id)
     if is_new:

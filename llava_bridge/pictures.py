@@ -1,5 +1,5 @@
 """Pictures of the training data as a batch takes them: visual tokens that `encoder.tokens` wrote once (the
-projector stays live), or pixels of picture files that the tower encodes at every step.
+projector stays live), or pixels of picture files and rows that the tower encodes at every step.
 
 A file is looked at twice. Before the first step its header is read, and its last bytes where the format has
 an end mark; without the mark it is decoded whole. What is broken in the middle shows when it is read: the
@@ -9,6 +9,7 @@ processes.
 """
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -25,7 +26,8 @@ from encoder.config import ROOT
 from encoder.data.shards import MAX_PIXELS
 from encoder.stage import write_json
 from llava_bridge.config import LlavaConfig
-from llava_bridge.tower import FrozenTowerConfig
+from llava_bridge.embedded import EmbeddedPictures
+from llava_bridge.tower import FrozenTowerConfig, resize_grid
 
 END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # in a whole file's last bytes
 _TAIL_BYTES = 64  # cameras and servers append a few
@@ -76,47 +78,64 @@ class BrokenPictures:
 
 class CachedPictures:
     """Visual tokens of pictures by name, from a folder that `encoder.tokens` wrote; the projector runs on
-    them live."""
+    them live. num_tokens: what the tower resizes its grid to, None where it does not."""
 
     field = "image_tokens"
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, num_tokens: int | None = None):
         index = json.loads((folder / "index.json").read_text())
         self.fingerprint = index["fingerprint"]
+        self.grid, self.num_tokens = index.get("grid"), num_tokens
         self.rows = {key: row for row, key in enumerate(index["keys"])}
         self.tokens = load_tensors(folder / "tokens.safetensors")["tokens"]  # M N D
         self.broken = BrokenPictures()  # none: `encoder.tokens` left them out
+        self.embedded = None
 
     def __contains__(self, name: str) -> bool:
         return name in self.rows
 
     def stack(self, names: Sequence[str]) -> Tensor:
         """Tokens of the named pictures, B N D; no names give one zero picture (see `data.collate`)."""
-        if not names:
-            return torch.zeros_like(self.tokens[:1])
-        return self.tokens[[self.rows[name] for name in names]]
+        rows = [self.rows[name] for name in names]
+        tokens = self.tokens[rows] if rows else torch.zeros_like(self.tokens[:1])
+        return tokens if self.num_tokens is None else resize_grid(tokens, self.grid, self.num_tokens)
 
 
 class LivePictures:
-    """Pixels of picture files under one or several folders, prepared by the model's image processor; the
-    tower encodes them each step."""
+    """Pixels of picture files under one or several folders, or inside parquet files, prepared by the model's
+    image processor; the tower encodes them each step."""
 
     field = "pixel_values"
 
-    def __init__(self, roots: Path | Sequence[Path], image_processor, broken: BrokenPictures | None = None):
+    def __init__(
+        self,
+        roots: Path | Sequence[Path],
+        image_processor,
+        broken: BrokenPictures | None = None,
+        embedded: EmbeddedPictures | None = None,
+    ):
         self.roots = [roots] if isinstance(roots, Path) else list(roots)
         self.image_processor = image_processor
         self.broken = broken or BrokenPictures()
+        self.embedded = embedded
 
-    def find(self, name: str) -> Path:
-        """The picture's file in the first folder that has it, or where the first one would have it."""
-        found = (root / name for root in self.roots if (root / name).is_file())
-        return next(found, self.roots[0] / name)
+    def open(self, name: str) -> BinaryIO:
+        """The picture's bytes: from a parquet file, or from the first folder that has it.
+
+        Raises:
+            FileNotFoundError: no folder has it.
+        """
+        if self.embedded is not None and name in self.embedded:
+            return io.BytesIO(self.embedded[name])
+        found = next((root / name for root in self.roots if (root / name).is_file()), None)
+        if found is None:
+            raise FileNotFoundError(f"{name} is in none of {', '.join(map(str, self.roots)) or 'no folders'}")
+        return found.open("rb")
 
     def __contains__(self, name: str) -> bool:
         """Whether the file is there, its header is a picture's, and its end is not missing."""
         try:
-            with self.find(name).open("rb") as file:
+            with self.open(name) as file:
                 check_picture(file)
         except Exception:  # of any kind: PIL's readers raise whatever the bytes make them
             return False
@@ -136,8 +155,8 @@ class LivePictures:
         if name in self.broken:
             return _black()
         try:
-            with Image.open(self.find(name)) as picture:
-                return picture.convert("RGB")
+            with self.open(name) as file:
+                return Image.open(file).convert("RGB")
         except Exception as error:  # of any kind: PIL's readers raise whatever the bytes make them
             reason = str(error).splitlines() or [type(error).__name__]
         self.broken.add(name, reason[0])
@@ -153,9 +172,11 @@ def open_pictures(
         ValueError: the cached tokens come from other weights, preprocessing or features.
     """
     if config.tokens is None:
-        roots = [ROOT / root for root in (config.image_root, *config.more_image_roots)]
-        return LivePictures(roots, image_processor, BrokenPictures(out_dir / "broken_pictures"))
-    pictures = CachedPictures(ROOT / config.tokens)
+        roots = [ROOT / root for root in (config.image_root, *config.more_image_roots) if root is not None]
+        broken = BrokenPictures(out_dir / "broken_pictures")
+        return LivePictures(roots, image_processor, broken, EmbeddedPictures(ROOT / config.picture_cache))
+    is_resized = tower.num_encoder_tokens not in (0, tower.num_tokens)
+    pictures = CachedPictures(ROOT / config.tokens, tower.num_tokens if is_resized else None)
     if pictures.fingerprint != tower.fingerprint:
         raise ValueError(
             f"{config.tokens} holds tokens of another encoder or other features than {config.encoder}; "

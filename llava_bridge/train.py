@@ -87,7 +87,12 @@ def load_model(config: LlavaConfig) -> tuple[LlavaOverTokens, LlavaProcessor]:
         is_hub_id = HUB_ID.fullmatch(config.init) is not None and not init.exists()
         language_model = config.init if is_hub_id else init
         model, processor = build(
-            config.encoder, config.features, language_model, config.attention, config.seed
+            config.encoder,
+            config.features,
+            language_model,
+            config.attention,
+            config.seed,
+            config.num_image_tokens,
         )
         processor.image_processor.aspect = config.aspect
         return model, processor
@@ -98,6 +103,11 @@ def load_model(config: LlavaConfig) -> tuple[LlavaOverTokens, LlavaProcessor]:
         raise ValueError(
             f"{init} was aligned to encoder {tower.source} ({tower.features}), not {config.encoder} "
             f"({config.features}); run stage 1 for this encoder"
+        )
+    if config.num_image_tokens not in (None, tower.num_tokens):
+        raise ValueError(
+            f"{init} was aligned at {tower.num_tokens} picture tokens, not num_image_tokens "
+            f"{config.num_image_tokens}; run stage 1 with it"
         )
     return LlavaOverTokens.adopt(model), processor
 
@@ -252,7 +262,7 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
         compile_blocks(model)
     pictures = open_pictures(config, model.config.vision_config, processor.image_processor, out_dir)
     dataset: LlavaDataset = build_dataset(
-        read_records([ROOT / path for path in config.data]),
+        read_records([ROOT / path for path in config.data], pictures.embedded),
         pictures,
         template_of(config),
         processor.tokenizer,

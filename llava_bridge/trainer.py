@@ -147,6 +147,7 @@ def describe_tower(config: LlavaConfig, model: LlavaOverTokens) -> dict:
         "source": config.encoder,
         "features": config.features,
         "num_tokens": tower.num_tokens,
+        "num_encoder_tokens": tower.num_encoder_tokens or tower.num_tokens,  # resized where they differ
         "fingerprint": tower.fingerprint,
         "cached_tokens": config.tokens is not None,
         "aspect": config.aspect,

@@ -7,14 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image, ImageFile
 
 import llava_bridge.train as stage
 from encoder.checkpoint import load_tensors
 from llava_bridge.config import LlavaConfig
 from llava_bridge.data import build_dataset, collate, read_records
+from llava_bridge.embedded import EmbeddedPictures
 from llava_bridge.hf import UnitImageProcessor
 from llava_bridge.model import build
 from llava_bridge.pictures import BrokenPictures, LivePictures
@@ -146,3 +150,62 @@ def test_training_drops_and_states_broken_pictures_and_resumes_alike(live_data, 
     with pytest.raises(ValueError, match=r"broken: 1, allowed .*: 0 .*: images/2\.png"):
         stage.train(replace(config, max_missing_fraction=0.0), tmp_path / "strict")
     assert json.loads((tmp_path / "whole" / "result.json").read_text())["data"] == whole["data"]
+
+
+@pytest.fixture
+def on_the_hub(live_data) -> Path:
+    """The same records and pictures in one file with the columns of lmms-lab/LLaVA-NeXT-Data."""
+    rows = []
+    for record in json.loads((live_data / "train.json").read_text()):
+        name = record.get("image")
+        picture = {"bytes": (live_data / name).read_bytes(), "path": None} if name else None
+        rows.append({"id": record["id"], "image": picture, "data_source": "x"})
+        rows[-1]["conversations"] = record["conversations"]
+    table = Dataset.from_list(rows)
+    features = Features(table.features | {"image": ImageFeature()})
+    table.cast(features).to_parquet(live_data / "train-00000.parquet", batch_size=8)
+    return live_data / "train-00000.parquet"
+
+
+def test_pictures_inside_parquet_are_those_of_files(live_data, on_the_hub, tokenizer):
+    def read(path):
+        embedded = EmbeddedPictures(live_data / "cache")
+        records = read_records([path], embedded)
+        pictures = LivePictures([live_data], UnitImageProcessor(32), embedded=embedded)
+        options = {"num_image_tokens": 4, "max_length": 200, "max_missing_fraction": 0.2}
+        return records, pictures, build_dataset(records, pictures, "vicuna_v1", tokenizer, **options)
+
+    _, files, expected = read(live_data / "train.json")
+    records, pictures, found = read(on_the_hub)
+    assert found.report.num_text_only == expected.report.num_text_only == 8
+    for rows in ([0, 3, 13], [2, 9]):  # 3 has no picture, that of 2 is broken
+        batch = collate([found[i] for i in rows], pictures, 0)
+        other = collate([expected[i] for i in rows], files, 0)
+        assert batch.keys() == other.keys()
+        assert all(torch.equal(batch[key], other[key]) for key in batch)
+    assert records[2]["image"] in pictures.broken
+    assert read(on_the_hub)[2].report.sha256 == found.report.sha256
+    with pytest.raises(ValueError, match=r"train-00000\.parquet holds the pictures"):
+        read_records([on_the_hub])
+
+    changed = Dataset.from_parquet(str(on_the_hub)).cast_column("image", ImageFeature(decode=False)).to_list()
+    changed[0]["image"]["bytes"] = noise(77)  # the same words about another picture
+    Dataset.from_list(changed).to_parquet(on_the_hub)
+    assert read(on_the_hub)[2].report.sha256 != found.report.sha256
+
+
+def test_parquet_pictures_are_copied_a_part_at_a_time(tmp_path):
+    rows = [{"image": {"bytes": np.random.default_rng(i).bytes(20_000), "path": None}} for i in range(512)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "big.parquet", batch_size=64)
+    before, pool = pyarrow.default_memory_pool(), pyarrow.proxy_memory_pool(pyarrow.default_memory_pool())
+    pyarrow.set_memory_pool(pool)
+    try:
+        embedded = EmbeddedPictures(tmp_path / "cache")
+        names = embedded.add(tmp_path / "big.parquet")
+    finally:
+        pyarrow.set_memory_pool(before)
+    assert pool.max_memory() < 4e6  # of 10 MB in groups of 1.3
+    assert all(embedded[name] == row["image"]["bytes"] for name, row in zip(names, rows, strict=True))
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "big.parquet").read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"cut\.parquet is not parquet"):
+        read_records([tmp_path / "cut.parquet"], embedded)

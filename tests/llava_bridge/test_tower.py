@@ -1,13 +1,21 @@
 """The frozen encoder inside LLaVA: weights intact, never awake, cached tokens equal to live ones, folders
 that reload exactly."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+import llava_bridge.model
+import llava_bridge.tower
+from encoder.checkpoint import save_tensors
 from llava_bridge.model import LlavaOverTokens, build, check_token_count, load, save
+from llava_bridge.pictures import CachedPictures
 from llava_bridge.prompt import question_prompt
+from llava_bridge.tower import FrozenTowerConfig, resize_grid
 
 QUESTIONS = ["what is this", "two birds"]
 
@@ -117,3 +125,65 @@ def test_bf16_reload_keeps_the_encoder_in_fp32(llava, inputs, tmp_path):
 def test_missing_folder_says_how_to_get_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="run its training stage first"):
         load(tmp_path, "eager", torch.float32)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 4, 9, 16, 49])
+def test_resized_grid_is_pils_bilinear_resize_of_each_channel(num_tokens):
+    tokens = torch.randn(2, 16, 3, generator=torch.Generator().manual_seed(0))
+    side = int(num_tokens**0.5)
+    found = resize_grid(tokens, (4, 4), num_tokens)
+    for row, expected in zip(found, tokens, strict=True):
+        for channel in range(3):
+            image = Image.fromarray(expected[:, channel].view(4, 4).numpy())
+            image = np.array(image.resize((side, side), Image.Resampling.BILINEAR))
+            torch.testing.assert_close(row[:, channel].view(side, side), torch.from_numpy(image))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 9])
+def test_resized_tower_counts_caches_and_reloads_alike(llm, tmp_path, num_tokens):
+    model, processor = build("tiny", None, llm, "eager", 0, num_tokens)
+    assert (model.config.image_seq_length, model.config.vision_config.num_encoder_tokens) == (num_tokens, 4)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), dtype=np.uint8)
+    pictures, texts = [Image.fromarray(each) for each in pixels], [question_prompt(q, 1) for q in QUESTIONS]
+    inputs = processor(images=pictures, text=texts, padding=True, return_tensors="pt")
+    assert (inputs["input_ids"] == model.config.image_token_index).sum() == 2 * num_tokens
+    live = model.eval()(**inputs).logits
+
+    given = model.model.vision_tower.encoder.encode(inputs["pixel_values"])  # 4 tokens, as encoder.tokens
+    save_tensors(tmp_path / "tokens.safetensors", {"tokens": given.detach()})
+    index = {"fingerprint": "tiny-1", "keys": ["a", "b"], "grid": [2, 2]}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    tokens = CachedPictures(tmp_path, num_tokens).stack(["a", "b"])
+    assert tokens.shape == (2, num_tokens, 24)
+    text = {name: value for name, value in inputs.items() if name != "pixel_values"}
+    assert torch.equal(model(**text, image_tokens=tokens).logits, live)
+
+    save(model, processor, tmp_path / "model")
+    reloaded, reloaded_processor = load(tmp_path / "model", "eager", torch.float32)
+    again = reloaded_processor(images=pictures, text=texts, padding=True, return_tensors="pt")
+    assert torch.equal(again["input_ids"], inputs["input_ids"])
+    assert torch.equal(reloaded(**again).logits, live)
+
+
+def test_what_is_no_square_grid_is_refused_only_where_it_would_be_resized(llm, monkeypatch, inputs):
+    with pytest.raises(ValueError, match="num_image_tokens 5 is no square grid; take 4 or 9"):
+        build("tiny", None, llm, "eager", 0, 5)
+
+    def flat(source, **options):
+        encoder = original(source, **options)
+        encoder.grid = (1, 4)
+        return encoder
+
+    original = llava_bridge.tower.load_encoder
+    for module in (llava_bridge.tower, llava_bridge.model):
+        monkeypatch.setattr(module, "load_encoder", flat)
+    model, _ = build("tiny", None, llm, "eager", 0)
+    assert torch.isfinite(model(**inputs).logits).all()
+    with pytest.raises(ValueError, match="a grid of 1 x 4, and only a square one can be resized"):
+        build("tiny", None, llm, "eager", 0, 4)
+
+
+def test_tower_refuses_an_encoder_with_another_number_of_tokens(llava):
+    settings = llava[0].model.vision_tower.config.to_dict() | {"num_encoder_tokens": 9}
+    with pytest.raises(ValueError, match="encoder tiny gives 4 tokens, this tower was made for 9"):
+        llava_bridge.tower.FrozenTower(FrozenTowerConfig(**settings))

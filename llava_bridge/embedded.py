@@ -1,0 +1,107 @@
+"""Pictures inside parquet files, as the hub's data sets hold them: an `image` column of {bytes, path}.
+
+Parquet is read a row group at a time and training visits the rows in any order, so each file's pictures are
+copied once, a row group in memory, to one plain file that is then mapped: KEY.pictures, and KEY.json with the
+names and ends. KEY follows the parquet file's path, size and time of change. A picture's name holds its
+content's hash, so a hash of the records covers the pictures.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+from pyarrow import parquet
+
+from encoder.stage import write_json
+
+_ROWS_AT_ONCE = 64
+_BUFFER_BYTES = 1 << 20  # of a column's pages read at once; 0 would be a whole row group
+
+
+class EmbeddedPictures:
+    """Picture files' bytes by name. folder: where the copies are kept, for later runs too."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.places: dict[str, tuple[np.memmap, int, int]] = {}  # name -> its file, first byte, end
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.places
+
+    def __getitem__(self, name: str) -> bytes:
+        data, start, end = self.places[name]
+        return data[start:end].tobytes()
+
+    def add(self, path: Path) -> list[str | None]:
+        """Make a file's pictures readable; returns each row's picture by name (its path where the row has no
+        bytes), None where it has none.
+
+        Raises:
+            ValueError: the file is not parquet, or damaged.
+        """
+        path = path.resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = path.stat()
+        identity = f"{path} {state.st_size} {state.st_mtime_ns}"
+        key = hashlib.sha256(identity.encode()).hexdigest()[:24]
+        copy, index = self.folder / f"{key}.pictures", self.folder / f"{key}.json"
+        with (self.folder / f"{key}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one process copies, the others wait for it
+            if not index.is_file():
+                names, ends = _copy(path, copy)
+                write_json(index, {"parquet": str(path), "names": names, "ends": ends})
+        found = json.loads(index.read_text())
+        data = np.memmap(copy, np.uint8, "r") if copy.stat().st_size else np.empty(0, np.uint8)
+        starts = [0, *found["ends"][:-1]]
+        for name, start, end in zip(found["names"], starts, found["ends"], strict=True):
+            if end > start:
+                self.places[name] = (data, start, end)
+        return found["names"]
+
+
+def holds_pictures(path: Path) -> bool:
+    """Whether a parquet file's `image` column holds the pictures' bytes.
+
+    Raises:
+        ValueError: the file is not parquet.
+    """
+    try:
+        schema = parquet.read_schema(path)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path} is not parquet: {error}") from None
+    if "image" not in schema.names:
+        return False
+    kind = schema.field("image").type
+    return pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+
+
+def _copy(path: Path, copy: Path) -> tuple[list[str | None], list[int]]:
+    names, ends, end = [], [], 0
+    temporary = copy.with_name(f".{copy.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        for row, picture in enumerate(_pictures(path)):
+            data = (picture or {}).get("bytes")
+            name = (picture or {}).get("path") or None
+            if data:
+                name = f"{path.name}#{row}:{hashlib.sha256(data).hexdigest()[:32]}"
+                end += file.write(data)
+            names.append(name)
+            ends.append(end)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(copy)
+    return names, ends
+
+
+def _pictures(path: Path) -> Iterator[dict | None]:
+    try:
+        with parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES) as file:
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["image"]):
+                yield from batch.column(0).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
