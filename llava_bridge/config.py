@@ -107,8 +107,8 @@ class LlavaConfig:
     # that of separate rows.
     pack_length: int | None = None
     # Rows are padded to a multiple of this: on a CPU every new length builds new kernels, which take time and
-    # stay in memory.
-    length_multiple: int = 32
+    # stay in memory, and where blocks are compiled, compiles them anew.
+    length_multiple: int = 8
     lora_rank: int | None = None  # None: the whole language model learns. LLaVA-1.5: 128
     lora_alpha: float = 256.0
     lora_dropout: float = 0.05

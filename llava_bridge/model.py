@@ -21,6 +21,7 @@ from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
 from encoder.frozen import load_encoder
 from encoder.stage import write_json
+from llava_bridge.attention import run_beginning, shared_length
 from llava_bridge.config import Template
 from llava_bridge.hf import UnitImageProcessor
 from llava_bridge.prompt import IGNORE, IMAGE
@@ -36,6 +37,8 @@ class LlavaOverTokens(LlavaForConditionalGeneration):
     without a picture placeholder takes its pictures times zero, so that every process of a run reduces the
     same gradients.
     """
+
+    shares_beginnings = False  # in training, words that all rows begin with are run once
 
     @classmethod
     def adopt(cls, model: LlavaForConditionalGeneration) -> "LlavaOverTokens":
@@ -88,10 +91,22 @@ class LlavaOverTokens(LlavaForConditionalGeneration):
         mm_encoder_outputs: dict | None,
         labels: Tensor,
         num_items_in_batch: Tensor | int | None = None,
+        attention_mask: Tensor | None = None,
         **kwargs,
     ) -> LlavaCausalLMOutputWithPast:
+        has_own_rows = "position_ids" not in kwargs  # not packed
+        if has_own_rows and attention_mask is not None and attention_mask[:, 0].all():
+            attention_mask = None  # padding on the right, which no token before it sees
+        can_share = self.shares_beginnings and has_own_rows and attention_mask is None
+        if can_share and (length := shared_length(input_ids, labels, self.config.image_token_index)):
+            kwargs["past_key_values"] = run_beginning(self, input_ids[0, :length], len(input_ids))
+            input_ids, labels = input_ids[:, length:], labels[:, length:]
         hidden = self.model(
-            input_ids=input_ids, mm_encoder_outputs=mm_encoder_outputs, use_cache=False, **kwargs
+            input_ids=input_ids,
+            mm_encoder_outputs=mm_encoder_outputs,
+            attention_mask=attention_mask,
+            use_cache="past_key_values" in kwargs,
+            **kwargs,
         ).last_hidden_state  # B L D_llm
         is_next_supervised = labels[:, 1:] != IGNORE
         logits = self.lm_head(hidden[:, :-1][is_next_supervised]).float()  # supervised tokens, V

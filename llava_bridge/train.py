@@ -29,6 +29,7 @@ from transformers import LlavaProcessor, PrinterCallback, TrainingArguments
 
 from encoder.config import ROOT
 from encoder.stage import main, write_json
+from llava_bridge.attention import choose_attention
 from llava_bridge.config import LlavaConfig, Template
 from llava_bridge.data import LlavaDataset, build_dataset, collate, describe_data, read_records
 from llava_bridge.lora import add_lora, merge_lora
@@ -255,6 +256,8 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
 
     # ---- model, data
     model, processor = load_model(config)
+    settings = read_deepspeed(config)
+    choose_attention(model, config, settings and settings["zero_optimization"]["stage"])
     trained = freeze(model, recipe, config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
