@@ -109,6 +109,13 @@ def test_both_encoders_get_the_same_data_steps_and_samples(tmp_path):
             assert getattr(ours, field, None) == getattr(theirs, field, None)
 
 
+def test_a_fixed_number_of_tokens_reaches_the_first_stage_and_stands_in_every_source(tmp_path):
+    graph, plans = planned(tmp_path, "suite=understanding", "llava.align.num_image_tokens=4")
+    assert labelled(graph, "ov3-demo: LLaVA stage 1").config.num_image_tokens == 4
+    assert labelled(graph, "ov3-demo: LLaVA stage 2").config.num_image_tokens is None  # stage 1's
+    assert all(row.source.endswith(", resized to 4 tokens") for row in plans["understanding"].rows)
+
+
 def test_tables_show_exactly_what_the_tasks_and_stages_give():
     (understanding,), (generation,) = chosen_suites("understanding"), chosen_suites("generation")
     tasks = [
