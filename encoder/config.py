@@ -18,6 +18,11 @@ from yaml import YAMLError
 
 ROOT = Path(__file__).resolve().parent.parent  # relative paths in configs are relative to this folder
 Config = TypeVar("Config")
+# Of these, zero or less can nowhere be meant
+_COUNTS = {
+    "batch_size", "checkpoint_steps", "image_size", "log_steps", "max_length", "micro_batch",
+    "micro_batch_size", "num_epochs", "num_samples", "num_steps",
+}  # fmt: skip
 
 
 class ConfigError(ValueError):
@@ -30,8 +35,8 @@ def load(cls: type[Config], source: Path | str | Mapping | None = None, override
 
     Raises:
         FileNotFoundError: the YAML file does not exist.
-        ConfigError: unknown key (names the nearest), missing key, wrong type, or a combination that the
-            dataclass refuses.
+        ConfigError: unknown key (names the nearest), missing key, wrong type, a size or number of steps of
+            zero or less, or a combination that the dataclass refuses.
     """
     values: Any = {}
     if isinstance(source, Mapping):
@@ -107,6 +112,9 @@ def _build(cls: type, values: Any, path: str) -> Any:
                and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING]
     if missing:
         raise ConfigError(f"{path}: missing key '{missing[0]}' of {cls.__name__}")
+    for name in sorted(_COUNTS & built.keys()):
+        if isinstance(built[name], int | float) and built[name] <= 0:
+            raise ConfigError(f"{path}: {name} must be above 0, got {built[name]}")
     try:
         return cls(**built)
     except ConfigError:

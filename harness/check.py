@@ -19,11 +19,12 @@ from encoder.evaluate import linear_probe, recall_at_1
 from encoder.frozen import FrozenEncoder, load_encoder
 from harness.encoders import Encoder
 from harness.metrics.psnr_ssim import psnr
+from harness.retrieval import NoTextTowerError, find_embed_pairs
 
 NUM_TRAIN, NUM_TEST = 600, 300  # pictures of the probes
 LEGEND = (
     f"proxies on Scenes: class of {NUM_TEST} pictures by ridge regression on the mean token of {NUM_TRAIN} "
-    "others (chance 6 %); texts of 50 pictures at a time (chance 2 %); blank: no text tower, or no decoder"
+    "others (chance 6 %); texts of 50 pictures at a time (chance 2 %)"
 )
 _BATCH_SIZE = 50
 _HALF_MAX = 65504.0  # tokens are cached as fp16
@@ -61,6 +62,7 @@ class Report:
     probe_percent: float | None = None  # linear probe's accuracy on the mean token
     retrieval_percent: float | None = None  # recall@1, mean of both directions
     psnr_db: float | None = None
+    not_run: tuple[str, ...] = ()  # each proxy that it cannot give, and why
 
 
 def check(encoder: Encoder, word: str, probes: Probes, device: str = "cpu") -> Report:
@@ -78,7 +80,7 @@ def check(encoder: Encoder, word: str, probes: Probes, device: str = "cpu") -> R
     sizes = {"num_tokens": frozen.num_tokens, "width": frozen.width}
     if found:
         return Report(name=encoder.name, faults=tuple(found), **sizes)
-    return Report(name=encoder.name, faults=(), **sizes, **_proxies(frozen, word, probes, device))
+    return Report(name=encoder.name, faults=(), **sizes, **_proxies(frozen, encoder, word, probes, device))
 
 
 def violations(encoder: FrozenEncoder, pixels: Tensor) -> Iterator[str]:
@@ -153,7 +155,9 @@ def _wrong_pixels(encoder: FrozenEncoder, pixels: Tensor) -> Iterator[str]:
         yield f"decoded pixels lie in [{float(hat.min()):.3g}, {float(hat.max()):.3g}], expected [0, 1]"
 
 
-def _proxies(encoder: FrozenEncoder, word: str, probes: Probes, device: str) -> dict[str, float | None]:
+def _proxies(
+    encoder: FrozenEncoder, row: Encoder, word: str, probes: Probes, device: str
+) -> dict[str, float | tuple[str, ...]]:
     def map_batches(act: Callable[[Tensor, list[str]], Tensor], first: int = 0) -> Tensor:
         parts = [slice(start, start + _BATCH_SIZE) for start in range(first, len(probes.texts), _BATCH_SIZE)]
         return torch.cat([act(probes.pixels[part].to(device), probes.texts[part]).cpu() for part in parts])
@@ -161,15 +165,21 @@ def _proxies(encoder: FrozenEncoder, word: str, probes: Probes, device: str) -> 
     mean = map_batches(lambda pixels, _texts: encoder.encode(pixels).mean(dim=1))
     seen, unseen = slice(None, NUM_TRAIN), slice(NUM_TRAIN, None)
     accuracy = linear_probe(mean[seen], probes.labels[seen], mean[unseen], probes.labels[unseen])
-    given: dict[str, float | None] = {"probe_percent": accuracy}
-    if hasattr(encoder, "embed_pairs"):
-        both = map_batches(lambda *pair: torch.stack(encoder.embed_pairs(*pair), dim=1), NUM_TRAIN)
+    given: dict[str, float] = {"probe_percent": accuracy}
+    not_run = []
+    try:
+        embed_pairs = find_embed_pairs(encoder, row.config.source, device)
+        both = map_batches(lambda *pair: torch.stack(embed_pairs(*pair), dim=1), NUM_TRAIN)
         recalls = [recall_at_1(part[:, 0], part[:, 1]) for part in both.split(_BATCH_SIZE)]
         given["retrieval_percent"] = float(np.mean(recalls))
+    except NoTextTowerError as reason:
+        not_run.append(f"retrieval: {reason}")
     decode = _decoder(encoder, word, device)
     if decode is not None:
         given["psnr_db"] = float(map_batches(lambda pixels, _texts: _psnr(decode, pixels), NUM_TRAIN).mean())
-    return given
+    else:
+        not_run.append("PSNR: no decoder, neither its own nor one that its config names")
+    return given | {"not_run": tuple(not_run)}
 
 
 def _decoder(encoder: FrozenEncoder, word: str, device: str) -> Callable[[Tensor], Tensor] | None:

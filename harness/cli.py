@@ -102,6 +102,8 @@ def make_plans(graph: Graph, options: Options, preset: Preset) -> list[SuitePlan
             foundation=foundation,
         )
 
+    if preset.baseline is not None and preset.baseline not in {*names, *made}:
+        resolve_encoder(preset.baseline)  # a misspelt one would leave every comparison out
     chosen = chosen_suites(options.suite)
     plans = []
     for seed in options.all_seeds:

@@ -39,6 +39,10 @@ class Options:
     def __post_init__(self) -> None:
         if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
             raise ValueError(f"seeds must be one or more different numbers, got {self.seeds}")
+        if min(self.all_seeds) < 0:
+            raise ValueError(f"seeds must be 0 or more, got {min(self.all_seeds)}")
+        if self.encoders is not None and not self.encoders:
+            raise ValueError("encoders=[] names none; leave it out for the preset's")
         if self.processes < 1 or (self.processes > 1 and self.launch == "local"):
             raise ValueError(
                 f"processes {self.processes} with launch={self.launch}: several need launch=torchrun or slurm"

@@ -11,6 +11,7 @@ from harness.stages import Stage
 
 CONFIGS = ROOT / "configs" / "encoders"
 SCHEMES = ("clip", "module", "timm", "vae")  # what `load_encoder` takes besides names, folders and hub ids
+_FOLDER_CONFIGS = ("config.json", "open_clip_config.json")  # by save_pretrained, or a release
 BLIND = "blind"  # the control row: configs/encoders/blind.yaml
 
 
@@ -62,7 +63,9 @@ def resolve_encoder(word: str) -> Encoder:
     scheme, colon, _ = word.partition(":")
     if colon and not Path(word).exists():
         choose(dict.fromkeys(SCHEMES), scheme, "kind of encoder")
-    elif not _folder(word) and not _is_hub_id(word):
+    elif (folder := _folder(word)) and not any((folder / name).is_file() for name in _FOLDER_CONFIGS):
+        raise ConfigError(f"{word} is no encoder's folder: it holds neither {' nor '.join(_FOLDER_CONFIGS)}")
+    elif not folder and not _is_hub_id(word):
         kinds = ", ".join(f"{kind}:..." for kind in SCHEMES)
         raise ConfigError(
             f"unknown encoder '{word}'{nearest(word, names)}; names: {', '.join(names)}; "

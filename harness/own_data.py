@@ -53,6 +53,12 @@ class Listing:
     has_shards: bool
     class_names: tuple[str, ...]  # of class folders, in order of their labels; empty for shards
     digest: str
+    num_bytes: int = 0
+
+    @property
+    def num_pictures(self) -> int:
+        """Of a folder; 0 for shards, which do not say."""
+        return 0 if self.has_shards else sum(len(paths) for paths in self.files.values())
 
 
 def list_source(source: str) -> Listing:
@@ -81,7 +87,13 @@ def list_source(source: str) -> Listing:
         raise ConfigError(f"{folder}/test has a class that train has not: {sorted(extra)[0]}")
     every = [path for paths in files.values() for path in paths]
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in every}
-    return Listing(files=files, has_shards=has_shards, class_names=class_names, digest=sha256_json(sizes))
+    return Listing(
+        files=files,
+        has_shards=has_shards,
+        class_names=class_names,
+        digest=sha256_json(sizes),
+        num_bytes=sum(sizes.values()),
+    )
 
 
 def run(config: OwnDataConfig, out_dir: Path) -> dict:

@@ -108,6 +108,8 @@ def _places(row: Mapping, kind: object) -> list[tuple[str, np.ndarray, int]]:
     if row["task"] == "scenes_seed" and kind is not None:
         right = np.array([float(row["is_correct"]), 1.0])
         return [("Scenes-SEED", right, 2), (f"Scenes-SEED/{DIMENSIONS[int(kind)]}", right, 2)]
+    if row["task"] == "own_captions":
+        return [("Own-Captions", np.array([float(row["is_correct"]), 1.0]), 2)]
     if row["task"] == "scenes_pope" and kind is not None:
         truth, said = row["answer"], row["prediction"]
         confusion = np.array([(truth, said) == pair for pair in _CONFUSION], dtype=float)

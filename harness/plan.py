@@ -12,7 +12,7 @@ from harness.display import clock
 from harness.engines import MULTI_PROCESS
 from harness.stages import Graph
 
-_WITHOUT_GPU = ("encoder.data.", "harness.trained")  # modules
+_WITHOUT_GPU = ("encoder.data.", "harness.own_", "harness.trained")  # modules
 
 
 def print_choices(console: Console) -> None:
@@ -48,7 +48,8 @@ def print_plan(graph: Graph, preset: Preset, options: Options, console: Console)
         done = stage.done()
         state = "cached" if done is not None else "begun" if stage.folder.is_dir() else "to run"
         seconds = stage.seconds if done is None else done["seconds"]
-        megabytes = preset.disk_mb.get(stage.name, 0.0) if done is None else _megabytes(stage.folder)
+        estimate = stage.disk_mb or preset.disk_mb.get(stage.name, 0.0)
+        megabytes = estimate if done is None else _megabytes(stage.folder)
         hours = seconds / 3600 * _units(stage.module, preset, options, is_gpu)
         if done is None:
             left[stage.folder] = seconds
@@ -71,7 +72,7 @@ def print_plan(graph: Graph, preset: Preset, options: Options, console: Console)
 
 
 def _units(module: str, preset: Preset, options: Options, is_gpu: bool) -> int:
-    """GPUs (none for rendering and for reading logs), or cores, that a stage keeps busy."""
+    """GPUs (none for rendering, packing and reading logs), or cores, that a stage keeps busy."""
     processes = options.processes if module in MULTI_PROCESS else 1
     if not is_gpu:
         return preset.threads * processes

@@ -35,6 +35,8 @@ _RESULT_FIELDS = (
     "date",
 )
 
+_ROW_FIELDS = {"encoder", "kind", "source", "metrics", "not_run"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SavedSuite:
@@ -93,6 +95,9 @@ def _read_suite(path: Path) -> SavedSuite:
     board = _read_json(path)
     if missing := [field for field in ("suite", "preset", "commit", "date", "rows") if field not in board]:
         raise ValueError(f"{path}: not a leaderboard: no '{missing[0]}'")
+    for i, row in enumerate(board["rows"] if isinstance(board["rows"], list) else [board["rows"]]):
+        if not isinstance(row, dict) or not row.keys() >= _ROW_FIELDS:
+            raise ValueError(f"{path}: row {i} is none of a leaderboard; run its suite again")
     known = suites()
     if board["suite"] not in known:
         raise ValueError(f"{path}: unknown suite '{board['suite']}'{nearest(board['suite'], known)}")

@@ -31,6 +31,7 @@ class Stage:
     inputs: tuple["Stage", ...] = ()
     files: tuple[Path, ...] = ()  # read by the stage, written by no other: their content is fingerprinted
     seconds: float = 0.0  # estimate for this preset
+    disk_mb: float = 0.0  # likewise, of what it leaves; 0: the preset says it
     runs_dir: Path
 
     @functools.cached_property
@@ -81,6 +82,7 @@ class Graph:
         inputs: Iterable[Stage] = (),
         files: Iterable[Path] = (),
         seconds: float = 0.0,
+        disk_mb: float = 0.0,
     ) -> Stage:
         """Add a stage, or return the equal one that is there.
 
@@ -96,6 +98,7 @@ class Graph:
             inputs=inputs,
             files=tuple(files),
             seconds=seconds,
+            disk_mb=disk_mb,
             runs_dir=self.runs_dir,
         )
         for path in _paths_under(resolve(config), f"{self.runs_dir}/"):

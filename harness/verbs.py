@@ -67,11 +67,15 @@ def _check(words: Sequence[str], console: Console) -> int:
         tokens = "" if report.width is None else f"{report.num_tokens} x {report.width}"
         contract = f"{len(report.faults)} broken" if report.faults else "holds"
         values = (report.probe_percent, report.retrieval_percent, report.psnr_db)
-        shown = ["" if value is None else f"{value:.1f}" for value in values]
+        missing = "" if report.faults else "not run"
+        shown = [missing if value is None else f"{value:.1f}" for value in values]
         table.add_row(escape(report.name), tokens, contract, *shown)
         for fault in report.faults:
             print(f"error: {report.name}: {fault}", file=sys.stderr)
     console.print(table)
+    for report in reports:
+        for reason in report.not_run:
+            console.print(f"not run: {report.name}: {reason}", highlight=False, soft_wrap=True, markup=False)
     console.print(check.LEGEND, highlight=False, soft_wrap=True, markup=False)
     return DIFFERENT if any(report.faults for report in reports) else 0
 

@@ -1,11 +1,10 @@
 """A suite's tables as HTML, each number a button that opens what it came from."""
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
 
 from harness.report.markup import Markup, element, join
-from harness.report.provenance import popover
+from harness.report.provenance import identity_of, popover
 from harness.saved import SavedSuite
 from harness.tables import NOT_RUN, Grid, comparison_words, grids
 
@@ -32,7 +31,7 @@ def suite_tables(suite: SavedSuite) -> Markup:
     ]
     folded = [join([element("h4", grid.title), _table(grid, suite)]) for grid in own if grid.is_appendix]
     words = f"*: {comparison_words(suite.board)}." if suite.board.get("comparisons") else None
-    popovers = {name: popover(suite, name, _id(suite, name)) for _, _, name in suite.numbers()}
+    popovers = {name: popover(suite, name, row["metrics"][key]) for row, key, name in suite.numbers()}
     return join(
         [
             *shown,
@@ -149,7 +148,9 @@ def _number(text: str, metric: Mapping | None, is_best: bool, suite: SavedSuite)
     if plus_minus:
         words = join([words, element("span", f" ± {stderr}", class_="stderr")])
     if metric["result_file"] is not None:
-        words = element("button", words, type="button", popovertarget=_id(suite, metric["result_file"]))
+        words = element(
+            "button", words, type="button", popovertarget=identity_of(suite, metric["result_file"])
+        )
     return element("td", words, data_value=metric["value"])
 
 
@@ -171,7 +172,3 @@ def _reasons(suite: SavedSuite) -> list[Markup]:
         for (encoder, reason), keys in groups.items()
     ]
     return [element("ul", *lines)] if lines else []
-
-
-def _id(suite: SavedSuite, name: str) -> str:
-    return "from-" + hashlib.sha256(f"{suite.board['suite']}/{name}".encode()).hexdigest()[:12]

@@ -21,7 +21,7 @@ from harness.tables import LEGEND
 
 _HERE = Path(__file__).parent
 # Which number stands for a suite in the scatter: the first that its leaderboard has.
-_UNDERSTANDING = ("SEED-Bench", "Scenes-SEED")
+_UNDERSTANDING = ("SEED-Bench", "Scenes-SEED", "Own-Captions")
 _GENERATION = ("gFID", "gFD-lite0")
 _ORDER = ("understanding", "generation")  # other suites follow
 

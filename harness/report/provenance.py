@@ -1,17 +1,19 @@
 """Where one number comes from: a popover that opens at a click, without script."""
 
+import hashlib
 from collections.abc import Mapping
 
 from harness.report.markup import Markup, element, join
-from harness.saved import SavedSuite
+from harness.saved import SavedSuite, result_files
 
 _DIRECTIONS = {True: "higher is better", False: "lower is better", None: "neither way is better"}
 
 
-def popover(suite: SavedSuite, name: str, identity: str) -> Markup:
-    """All that a result file says."""
+def popover(suite: SavedSuite, name: str, metric: Mapping) -> Markup:
+    """All that a result file says; of a number of several seeds, also the others, each one click away."""
     content = suite.result(name)
-    facts = {
+    identity = identity_of(suite, name)
+    facts = _seeds(suite, name, metric) | {
         "value": _number(content["value"], content["unit"]),
         "standard error": _number(content["stderr"], content["unit"]),
         "direction": _DIRECTIONS[content["higher_is_better"]],
@@ -42,6 +44,30 @@ def popover(suite: SavedSuite, name: str, identity: str) -> Markup:
         role="dialog",
         aria_label=f"where {content['key']} of {content['encoder']} comes from",
     )
+
+
+def identity_of(suite: SavedSuite, name: str) -> str:
+    """The HTML id of a result file's popover."""
+    return "from-" + hashlib.sha256(f"{suite.board['suite']}/{name}".encode()).hexdigest()[:12]
+
+
+def _seeds(suite: SavedSuite, name: str, metric: Mapping) -> dict[str, str | Markup]:
+    """The mean, its spread, and a way to each seed's own popover."""
+    names = result_files(metric)
+    if len(names) == 1:
+        return {}
+    seeds = []
+    for other in names:
+        content = suite.result(other)
+        words = f"seed {content['seed']}: {_number(content['value'], content['unit'])}"
+        way = {"type": "button", "popovertarget": identity_of(suite, other)}
+        seeds.append(element("b", words) if other == name else element("button", words, **way))
+    unit = suite.result(name)["unit"]
+    return {
+        f"mean of {len(names)} seeds": _number(metric["value"], unit),
+        "standard deviation": _number(metric["std"], unit),
+        "seeds": join([part for seed in seeds for part in (seed, " ")]),
+    }
 
 
 def hardware(facts: Mapping) -> str:

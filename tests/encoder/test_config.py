@@ -25,8 +25,8 @@ class Run:
     omegas: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+        if self.warmup_steps is not None and self.warmup_steps > self.num_steps:
+            raise ValueError(f"warmup_steps must be at most num_steps, got {self.warmup_steps}")
 
 
 def test_yaml_then_overrides(tmp_path):
@@ -53,7 +53,8 @@ def test_dump_then_load_is_the_same_config(tmp_path):
     (["num_steps=1", "kind=eular"], ["did you mean 'euler'", "heun"]),
     (["num_steps=1", "names=a"], ["expected a list"]),
     (["num_steps=1", "optimiser.betas=[1]"], ["expected 2 values"]),
-    (["num_steps=0"], ["num_steps must be at least 1"]),
+    (["num_steps=0"], ["num_steps must be above 0, got 0"]),
+    (["num_steps=1", "warmup_steps=2"], ["warmup_steps must be at most num_steps, got 2"]),
     ([], ["missing key 'num_steps'"]),
     (["num_steps=1", "optimiser=3"], ["expected keys of Optimiser"]),
 ])

@@ -5,11 +5,18 @@ import re
 import pytest
 import torch
 from rich.console import Console
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from encoder.frozen import FrozenEncoder
 from examples.own_encoder import PatchColours
 from harness import check, verbs
 from harness.encoders import resolve_encoder
+from harness.retrieval import NoTextTowerError, find_embed_pairs
 
 
 class Own(PatchColours):
@@ -144,6 +151,54 @@ def test_proxies_are_given_where_they_can_be(probes, monkeypatch):
     monkeypatch.undo()
     blind = check.check(resolve_encoder("blind"), "blind", probes)
     assert (blind.psnr_db, blind.retrieval_percent) == (None, None)
+    assert [reason.partition(": ")[0] for reason in blind.not_run] == ["retrieval", "PSNR"]
+    assert report.not_run == ()
+
+
+def test_a_folder_of_clip_brings_its_text_tower(probes, tmp_path, monkeypatch):
+    words = sorted({word for text in probes.texts for word in text.lower().split()})
+    clip_folder(tmp_path, words)
+    report = check.check(resolve_encoder(f"clip:{tmp_path}"), f"clip:{tmp_path}", probes)
+    assert report.faults == ()
+    model, tokenizer = CLIPModel.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    test = slice(check.NUM_TRAIN, None)
+    pixels = torch.nn.functional.interpolate(probes.pixels[test], (32, 32), mode="bicubic", antialias=True)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    inputs = tokenizer(probes.texts[test], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs, pixel_values=(pixels.clamp(0, 1) - mean) / std).logits_per_image
+    right, own = 0, torch.arange(50)
+    for start in range(0, len(logits), 50):  # 50 pictures and texts at a time
+        some = logits[start : start + 50, start : start + 50]
+        right += sum((some.argmax(dim) == own).sum().item() for dim in (0, 1))
+    assert report.retrieval_percent == pytest.approx(100 * right / (2 * len(logits)))
+    assert report.not_run == ("PSNR: no decoder, neither its own nor one that its config names",)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(NoTextTowerError, match=r"^no text tower from .*: \S"):
+        find_embed_pairs(Own().freeze(), f"clip:{tmp_path}", "cpu")
+    with pytest.raises(NoTextTowerError, match="the vision tower alone"):
+        find_embed_pairs(Own().freeze(), "weights/demo/clip", "cpu")
+
+
+def clip_folder(folder, words):
+    """A CLIP of random weights as transformers saves it, with a tokenizer of these words."""
+    ids = {word: i for i, word in enumerate(["<pad>", "<unk>", *words])}
+    tokenizer = Tokenizer(WordLevel(ids, "<unk>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>")
+    fast.save_pretrained(folder)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {
+        **size,
+        "vocab_size": len(ids),
+        "max_position_embeddings": 16,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    torch.manual_seed(0)
+    config = CLIPConfig(text_config=text, vision_config={**size, "image_size": 32, "patch_size": 8})
+    CLIPModel(config).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
 
 
 def test_weights_drawn_anew_and_what_cannot_be_loaded_are_found(probes, monkeypatch):

@@ -47,7 +47,7 @@ def test_a_better_encoder_shows_with_its_difference_and_error(make_results, caps
 
 
 def test_config_and_provenance_that_differ_are_named(make_results):
-    a, b = (make_results(name, seed=seed).results for name, seed in (("a", 0), ("b", 1)))
+    a, b = (make_results(name, seeds=(seed,)).results for name, seed in (("a", 0), ("b", 1)))
     for results, steps in ((a, 400), (b, 800)):
         preset = {"rae": {"train": {"num_steps": steps, "batch_size": 64}}}
         dump({"seed": 0, "preset": preset}, results / "generation" / RUN_CONFIG)

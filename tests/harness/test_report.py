@@ -1,6 +1,9 @@
 """The report: whole and escaped text, sortable markup, nothing from elsewhere; a browser's word for it."""
 
+import csv
 import html
+import io
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -10,7 +13,9 @@ import pytest
 from harness import report
 from harness.report.markup import element, escape
 from harness.report.scatter import Point, front, scatter
+from harness.verify import verify
 
+EXPORTS = ("md", "csv", "tex")
 HOSTILE = "<img src=x onerror=alert(1)>\"'</script></style>&\u202e"
 
 
@@ -49,6 +54,30 @@ def test_every_number_opens_what_it_came_from(make_results):
     assert len(popovers) == len(set(popovers)) > 100
     for fact in ("config hash", "checkpoint hash", "data hash", "commit", "hardware", "seed", "count"):
         assert text.count(f"<dt>{fact}</dt>") == len(popovers)
+
+
+def test_a_number_of_several_seeds_shows_its_spread_and_leads_to_each_of_them(make_results):
+    made = make_results(seeds=(3, 5))
+    text = page_of(made)
+    reader = Reader(text)
+    targets = {tag["popovertarget"] for tag in reader.all("button") if "popovertarget" in tag}
+    assert targets == {tag["id"] for tag in reader.all("div") if "popover" in tag}
+    assert re.search(r">25\.90</b><span class=\"stderr\"> ± 0\.71 \(n=2\)</span>", text)
+    board = json.loads((made.results / "generation" / "leaderboard.json").read_text())
+    metric = next(row for row in board["rows"] if row["encoder"] == "ov3-demo")["metrics"]["PSNR"]
+    for name in metric["result_files"]:
+        start = text.index(f"<dt>result file</dt><dd><code>{name}</code>")
+        facts = text[text.rindex("<dl>", 0, start) : start]
+        assert "<dt>mean of 2 seeds</dt><dd>25.9 dB</dd>" in facts
+        assert f"<dt>standard deviation</dt><dd>{metric['std']!r} dB</dd>" in facts
+        assert "seed 3: 25.4 dB" in facts and "seed 5: 26.4 dB" in facts
+    assert verify(made.results).faults == []
+    markdown, table, latex = ((made.results / f"generation/leaderboard.{end}").read_text() for end in EXPORTS)
+    assert "25.90 ± 0.71 (n=2)" in markdown
+    assert r"25.90 $\pm$ 0.71 (n=2)" in latex
+    lines = list(csv.DictReader(io.StringIO(table)))
+    line = next(line for line in lines if line["encoder"] == "ov3-demo")
+    assert (float(line["PSNR"]), float(line["PSNR std"]), line["PSNR seeds"]) == (25.9, metric["std"], "2")
 
 
 def test_tables_carry_what_sorting_needs(make_results):
@@ -239,4 +268,22 @@ def test_in_a_browser_tables_sort_pictures_load_and_nothing_complains(browser, m
     browser.set_window_size(500, 800)  # the narrowest that a headless window takes
     wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert browser.execute_script(wide) <= 0
+    assert browser.get_log("browser") == []
+
+
+def test_in_a_browser_each_seed_of_a_number_is_a_click_further(browser, make_results):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    browser.set_window_size(1200, 900)
+    browser.get(report.write(make_results(seeds=(3, 5)).results).as_uri())
+    number = browser.find_element(By.CSS_SELECTOR, "#generation table td button")
+    assert number.text.endswith("(n=2)")
+    number.send_keys(Keys.ENTER)
+    first = browser.find_element(By.ID, number.get_attribute("popovertarget"))
+    assert first.is_displayed() and "mean of 2 seeds" in first.text
+    other = next(button for button in first.find_elements(By.TAG_NAME, "button") if "seed 5" in button.text)
+    other.send_keys(Keys.ENTER)
+    second = browser.find_element(By.ID, other.get_attribute("popovertarget"))
+    assert second.is_displayed() and "seed5" in second.text
     assert browser.get_log("browser") == []

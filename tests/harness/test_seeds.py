@@ -66,6 +66,14 @@ def test_two_seeds_give_one_row_that_can_be_rebuilt(tmp_path, monkeypatch):
     assert [name.split("/")[2] for name in psnr["result_files"]] == ["seed3", "seed5"]
     assert (ssim["value"], ssim["std"], ssim["num_seeds"]) == (20.0, None, 1)
     assert "24.00 ± 1.41 (n=2)" in console.export_text()
+    for ending, words in (("md", "24.00 ± 1.41 (n=2)"), ("tex", r"24.00 $\pm$ 1.41 (n=2)")):
+        assert words in (results / "generation" / f"leaderboard.{ending}").read_text()
+    table = (results / "generation" / "leaderboard.csv").read_text().splitlines()
+    cells = dict(zip(table[0].split(","), table[1].split(","), strict=True))
+    assert [cells[f"PSNR{what}"] for what in ("", " std", " seeds")] == ["24.0", str(2**0.5), "2"]
+    page = (results / "report.html").read_text()
+    assert "<dt>mean of 2 seeds</dt><dd>24.0 dB</dd>" in page
+    assert "seed 3: 23.0 dB" in page and "seed 5: 25.0 dB" in page
     verdict = verify(results)
     assert verdict.faults == []
     assert verdict.num_stages == 3
