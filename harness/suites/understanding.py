@@ -38,10 +38,16 @@ def _row(request: Request, encoder: Encoder, data: Stage, keys: tuple[str, ...])
     return Row(
         encoder=encoder.name,
         kind="blind" if encoder.is_blind else "measured",
-        source=encoder.source("understanding"),
+        source=_source(request, encoder),
         parts=(add_answers(request, encoder, data, keys),),
         undefined={},
     )
+
+
+def _source(request: Request, encoder: Encoder) -> str:
+    """Where the tokens come from, and how many there are left where their grid is resized."""
+    resized = request.preset.llava.align.get("num_image_tokens")
+    return encoder.source("understanding") + (f", resized to {resized} tokens" if resized else "")
 
 
 def add_answers(request: Request, encoder: Encoder, data: Stage, keys: tuple[str, ...]) -> Part:
