@@ -24,6 +24,8 @@ from encoder.stage import write_json
 from llava_bridge.attention import run_beginning, shared_length
 from llava_bridge.config import Template
 from llava_bridge.hf import UnitImageProcessor
+from llava_bridge.loss import summed_loss
+from llava_bridge.packing import PER_SAMPLE, sample_lengths
 from llava_bridge.prompt import IGNORE, IMAGE
 from llava_bridge.tower import FrozenTowerConfig
 
@@ -101,6 +103,9 @@ class LlavaOverTokens(LlavaForConditionalGeneration):
         if can_share and (length := shared_length(input_ids, labels, self.config.image_token_index)):
             kwargs["past_key_values"] = run_beginning(self, input_ids[0, :length], len(input_ids))
             input_ids, labels = input_ids[:, length:], labels[:, length:]
+        is_per_sample = self.config.text_config._attn_implementation == PER_SAMPLE
+        if is_per_sample and "position_ids" in kwargs:
+            kwargs["sample_lengths"] = sample_lengths(kwargs["position_ids"])
         hidden = self.model(
             input_ids=input_ids,
             mm_encoder_outputs=mm_encoder_outputs,
@@ -109,9 +114,8 @@ class LlavaOverTokens(LlavaForConditionalGeneration):
             **kwargs,
         ).last_hidden_state  # B L D_llm
         is_next_supervised = labels[:, 1:] != IGNORE
-        logits = self.lm_head(hidden[:, :-1][is_next_supervised]).float()  # supervised tokens, V
         targets = labels[:, 1:][is_next_supervised]
-        total = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        total = summed_loss(self.lm_head, hidden[:, :-1][is_next_supervised], targets)
         # at least 1: every picture of a micro-batch may be broken, which leaves no label
         return LlavaCausalLMOutputWithPast(loss=total / (num_items_in_batch or max(1, len(targets))))
 

@@ -6,6 +6,7 @@ import torch
 from llava_bridge.data import CachedPictures, build_dataset, collate, pack_rows, read_records
 from llava_bridge.model import build
 from llava_bridge.order import training_order
+from llava_bridge.packing import PER_SAMPLE
 from llava_bridge.prompt import IGNORE
 
 ROWS = [0, 3, 5, 7, 9, 12]  # the second and the fourth have no picture
@@ -38,19 +39,23 @@ def loss_and_gradients(model, batches, num_tokens) -> tuple[float, dict[str, tor
     return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize(("pack_length", "num_rows"), [(110, 4), (400, 1), (None, 6)])
+PACKED = [(110, 4), (400, 1)]
+TOGETHER = [("eager", None, 6), ("sdpa", None, 6)]
+TOGETHER += [(attention, *rows) for attention in ("eager", "sdpa", PER_SAMPLE) for rows in PACKED]
+
+
+@pytest.mark.parametrize(("attention", "pack_length", "num_rows"), TOGETHER)
 def test_rows_together_give_the_loss_and_gradients_of_separate_rows(
     model, samples, pictures, attention, pack_length, num_rows
 ):
-    model.model.language_model.set_attn_implementation(attention)
     num_tokens = sum(int((sample.labels != IGNORE).sum()) for sample in samples)
     alone = [collate([sample], pictures, 0) for sample in samples]
     together = collate(samples, pictures, 0, length_multiple=16, pack_length=pack_length)
     assert together["input_ids"].shape[1] % 16 == 0
     assert len(together["input_ids"]) == num_rows
-    loss, gradients = loss_and_gradients(model, [together], num_tokens)
     expected_loss, expected = loss_and_gradients(model, alone, num_tokens)
+    model.model.language_model.set_attn_implementation(attention)
+    loss, gradients = loss_and_gradients(model, [together], num_tokens)
     assert loss == pytest.approx(expected_loss, abs=1e-5)
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():  # float32 sums in another order
