@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from encoder.batch import to_pixels
 from encoder.checkpoint import save_tensors
 from encoder.config import ROOT
-from encoder.data.shards import MAX_PIXELS, ShardReader, find_shards
+from encoder.data.shards import MAX_PIXELS, ShardReader, find_shards, in_order, num_threads
 from encoder.frozen import FrozenEncoder, load_encoder
 from encoder.options import TokensConfig
 from encoder.stage import main, progress, write_json
@@ -56,19 +57,25 @@ def read_files(folder: Path, names: list[str], skipped: list[str]) -> Iterator[P
 
     Raises: ValueError once more than MAX_BAD_FRACTION of all names were skipped.
     """
-    for name in names:
-        try:
-            with Image.open(folder / name) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise ValueError(f"{picture.width}x{picture.height} pixels")
-                pixels = np.array(picture.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            skipped.append(f"{name}: {error}")
+    for name, pixels in in_order(partial(_read_file, folder), names, num_threads()):
+        if isinstance(pixels, Exception):
+            skipped.append(f"{name}: {pixels}")
             if len(skipped) > MAX_BAD_FRACTION * len(names):
                 named = "; ".join(skipped[:5])
-                raise ValueError(f"too many unreadable pictures in {folder}: {named}") from None
-            continue
-        yield name, pixels, -1
+                raise ValueError(f"too many unreadable pictures in {folder}: {named}")
+        else:
+            yield name, pixels, -1
+
+
+def _read_file(folder: Path, name: str) -> tuple[str, np.ndarray | Exception]:
+    """A picture's name and pixels, or why it cannot be read."""
+    try:
+        with Image.open(folder / name) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"{picture.width}x{picture.height} pixels")
+            return name, np.array(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return name, error
 
 
 def read_shards(reader: ShardReader) -> Iterator[Picture]:

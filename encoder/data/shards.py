@@ -10,10 +10,14 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import webdataset as wds
@@ -25,6 +29,7 @@ _PATIENCE = 1000  # the bad fraction is judged on at least this many samples, un
 # What a broken sample raises while it is decoded
 UNUSABLE = (ValueError, OSError, SyntaxError, Image.DecompressionBombError)
 _log = logging.getLogger(__name__)
+Item, Done = TypeVar("Item"), TypeVar("Done")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,28 @@ class BadSample:
 
 class TooManyBadSamples(ValueError):
     """More samples were unusable than allowed."""
+
+
+def num_threads() -> int:
+    """As many as torch computes with: OMP_NUM_THREADS, or one a core."""
+    given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return max(1, int(given)) if given.isdigit() else os.cpu_count() or 1
+
+
+def in_order(work: Callable[[Item], Done], items: Iterable[Item], threads: int) -> Iterator[Done]:
+    """`map`, by several threads that are a few items ahead; for work that lets other threads run, as decoding
+    pictures does."""
+    if threads == 1:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque = deque()
+        for item in items:
+            ahead.append(pool.submit(work, item))
+            if len(ahead) > 4 * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 class ShardReader:
@@ -76,23 +103,25 @@ class ShardReader:
         self.num_read, self.bad = 0, []
         for shard in self.shards:
             source = wds.SimpleShardList([str(shard)])
-            for raw in wds.DataPipeline(source, wds.tarfile_to_samples(handler=self._cut_off(shard))):
-                sample = self._decode(shard, raw)
-                if sample is not None:
+            raws = wds.DataPipeline(source, wds.tarfile_to_samples(handler=self._cut_off(shard)))
+            for sample in in_order(partial(self._decode, shard), raws, num_threads()):
+                if isinstance(sample, BadSample):
+                    self._add_bad(sample)
+                else:
                     self.num_read += 1
                     yield sample
             if not _is_whole(shard):
-                self._add_bad(shard, "*", "shard cut off: what follows its last sample is lost")
+                lost = "shard cut off: what follows its last sample is lost"
+                self._add_bad(BadSample(shard.name, "*", lost))
         self._judge(at_least=1)
 
-    def _decode(self, shard: Path, raw: dict[str, Any]) -> Sample | None:
+    def _decode(self, shard: Path, raw: dict[str, Any]) -> Sample | BadSample:
         key = raw["__key__"]
         try:
             record = read_record(raw)
             pixels = self._pixels(raw)
         except UNUSABLE as error:
-            self._add_bad(shard, key, str(error))
-            return None
+            return BadSample(shard.name, key, str(error))
         return Sample(key, pixels, record)
 
     def _pixels(self, raw: dict[str, Any]) -> np.ndarray:
@@ -105,13 +134,14 @@ class ShardReader:
         def handler(error: Exception) -> bool:
             if isinstance(error, FileNotFoundError):
                 raise FileNotFoundError(f"shard not found: {shard}") from None
-            self._add_bad(shard, "*", f"shard damaged: {error.args[0] if error.args else error}")
+            damage = f"shard damaged: {error.args[0] if error.args else error}"
+            self._add_bad(BadSample(shard.name, "*", damage))
             return True
 
         return handler
 
-    def _add_bad(self, shard: Path, key: str, reason: str) -> None:
-        self.bad.append(BadSample(shard.name, key, reason))
+    def _add_bad(self, bad: BadSample) -> None:
+        self.bad.append(bad)
         _log.warning("skipped %s", self.bad[-1])
         self._judge(at_least=_PATIENCE)
 

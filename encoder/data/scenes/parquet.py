@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from encoder.data.scenes.render import render
 
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _ROWS_PER_GROUP = 256
+Mapper = Callable[[Callable[[Scene], bytes], Iterable[Scene]], Iterable[bytes]]  # `map`, or a pool's
 
 
 def png(scene: Scene, size: int) -> bytes:
@@ -27,12 +30,13 @@ def png(scene: Scene, size: int) -> bytes:
     return buffer.getvalue()
 
 
-def write_seed(path: Path, seed: int, num_per_dimension: int, size: int) -> int:
-    """Scenes-SEED (columns of lmms-lab/SEED-Bench, and `group`, the number of the twin group). Returns the
-    rows."""
-    rows = []
-    for number, question in enumerate(seed_questions(seed, num_per_dimension)):
-        picture = {"bytes": png(question.scene, size), "path": f"seed_{number:06d}.png"}
+def write_seed(path: Path, seed: int, num_per_dimension: int, size: int, mapper: Mapper = map) -> int:
+    """Scenes-SEED (columns of lmms-lab/SEED-Bench, and `group`, the number of the twin group), its pictures
+    drawn by `mapper`. Returns the rows."""
+    rows, questions = [], list(seed_questions(seed, num_per_dimension))
+    pictures = mapper(partial(png, size=size), [question.scene for question in questions])
+    for number, (question, data) in enumerate(zip(questions, pictures, strict=True)):
+        picture = {"bytes": data, "path": f"seed_{number:06d}.png"}
         choices = {
             f"choice_{letter}": option for letter, option in zip("abcd", question.options, strict=True)
         }
@@ -48,15 +52,17 @@ def write_seed(path: Path, seed: int, num_per_dimension: int, size: int) -> int:
     return len(rows)
 
 
-def write_pope(path: Path, seed: int, num_pairs: int, size: int) -> int:
-    """Scenes-POPE (columns of lmms-lab/POPE, and `group`). Returns the rows."""
-    rows = []
-    for number, question in enumerate(pope_questions(seed, num_pairs)):
+def write_pope(path: Path, seed: int, num_pairs: int, size: int, mapper: Mapper = map) -> int:
+    """Scenes-POPE (columns of lmms-lab/POPE, and `group`), its pictures drawn by `mapper`. Returns the
+    rows."""
+    rows, questions = [], list(pope_questions(seed, num_pairs))
+    pictures = mapper(partial(png, size=size), [question.scene for question in questions])
+    for number, (question, data) in enumerate(zip(questions, pictures, strict=True)):
         name = f"pope_{number:06d}"
         rows.append(
             {"id": str(number), "question_id": str(number), "question": question.question}
             | {"answer": question.answer, "image_source": name, "category": question.category}
-            | {"group": question.group, "image": {"bytes": png(question.scene, size), "path": f"{name}.png"}}
+            | {"group": question.group, "image": {"bytes": data, "path": f"{name}.png"}}
         )
     names = ("id", "question_id", "question", "answer", "image_source", "category")
     fields = [(name, pa.string()) for name in names] + [("group", pa.int64()), ("image", _PICTURE)]

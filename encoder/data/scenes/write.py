@@ -71,12 +71,10 @@ def run(config: ScenesConfig, out_dir: Path) -> dict[str, Any]:
             count(mapper(_write_shard, _shards(config, out_dir / split, split, number)))
         _write_llava(config, out_dir / "llava", mapper, count)
         _write_text(config, out_dir / "text.jsonl", mapper, count)
-    lmms = out_dir / "lmms"
-    lmms.mkdir(exist_ok=True)
-    num_seed = write_seed(
-        lmms / "scenes_seed.parquet", config.seed, config.num_seed_questions, config.image_size
-    )
-    num_pope = write_pope(lmms / "scenes_pope.parquet", config.seed, config.num_pope_pairs, config.image_size)
+        lmms, seed, size = out_dir / "lmms", config.seed, config.image_size
+        lmms.mkdir(exist_ok=True)
+        num_seed = write_seed(lmms / "scenes_seed.parquet", seed, config.num_seed_questions, size, mapper)
+        num_pope = write_pope(lmms / "scenes_pope.parquet", seed, config.num_pope_pairs, size, mapper)
     contact_sheet(config.seed).save(out_dir / "contact_sheet.png")
     counts = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
     counts |= {"llava_images": config.num_llava_images, "text": config.num_text}
