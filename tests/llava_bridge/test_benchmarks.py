@@ -4,6 +4,7 @@ import json
 import os
 import socket
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Sequence, Value
@@ -123,12 +124,59 @@ def data_root(tmp_path):
     return root
 
 
-def run(model, data_root, out_dir, monkeypatch) -> tuple[dict, list[dict]]:
+@pytest.fixture
+def extended_root(tmp_path):
+    """Four questions of each benchmark that `extended` adds, in the columns of the hub; nothing else."""
+    root = tmp_path / "data"
+    noise = torch.randint(0, 256, (4, 20, 30, 3), generator=torch.Generator().manual_seed(0))
+    pictures = [Pictures.fromarray(pixels.byte().numpy()) for pixels in noise]
+    rows = [
+        {"image_id": f"{i:x}", "question_id": 34602 + i, "question": "what is this", "image": pictures[i],
+         "question_tokens": ["what", "is", "this"], "image_width": 30, "image_height": 20,
+         "flickr_original_url": "", "flickr_300k_url": "", "answers": ["cat"] * 8 + ["big cat", "bird"],
+         "image_classes": ["Cat"], "set_name": "val", "ocr_tokens": ["yes"]}
+        for i in range(4)
+    ]  # fmt: skip
+    columns = dict.fromkeys(
+        ("image_id", "question", "flickr_original_url", "flickr_300k_url", "set_name"), TEXT
+    )
+    columns |= dict.fromkeys(("question_id", "image_width", "image_height"), Value("int32"))
+    columns |= dict.fromkeys(("question_tokens", "answers", "image_classes", "ocr_tokens"), Sequence(TEXT))
+    write(root / "textvqa" / "data" / "validation-0.parquet", rows, **columns, image=Image())
+    rows = [
+        {"index": i, "question": "what is this", "hint": None if i else "big", "answer": "ABCD"[i],
+         **dict(zip("ABCD", ("red", "big", "cat", None), strict=True)), "category": "object_localization",
+         "image": pictures[i], "source": "x", "L2-category": "finegrained_perception", "comment": None,
+         "split": "dev"}
+        for i in range(3)
+    ]  # fmt: skip
+    columns = dict.fromkeys(
+        ("question", "hint", "answer", *"ABCD", "category", "source", "L2-category", "comment", "split"), TEXT
+    )
+    write(root / "MMBench" / "en" / "dev-0.parquet", rows, **columns, index=NUMBER, image=Image())
+    kinds = ["Regular Text Recognition", "Scene Text-centric VQA", "Doc-oriented VQA"]
+    rows = [
+        {"dataset": "IIIT5K", "question": "what is this", "question_type": kinds[i % 3], "image": pictures[i],
+         "answer": ["cat", "bird"] if i else ["e"]}  # almost every word holds an e
+        for i in range(4)
+    ]  # fmt: skip
+    columns = {"dataset": TEXT, "question": TEXT, "question_type": TEXT, "answer": Sequence(TEXT)}
+    write(root / "ocrbench" / "test-0.parquet", rows, **columns, image=Image())
+    rows = [
+        {"type": kind, "question": "what is this", "answer": "0.57", "image": pictures[i]}
+        for i, kind in enumerate(("human_test", "human_test", "augmented_test", "augmented_test"))
+    ]
+    columns = {"type": TEXT, "question": TEXT, "answer": TEXT, "image": Image()}
+    write(root / "ChartQA" / "data" / "test-0.parquet", rows, **columns)
+    return root
+
+
+def run(model, data_root, out_dir, monkeypatch, task_set="paper") -> tuple[dict, list[dict]]:
     monkeypatch.chdir(out_dir)
     before = dict(os.environ)
     result = evaluate(
         EvaluateConfig(
-            model=str(model), task_set="paper", data_root=str(data_root), attention="eager", batch_size=3
+            model=str(model), task_set=task_set, data_root=str(data_root), attention="eager", batch_size=3
         ),
         out_dir,
     )
@@ -170,6 +218,27 @@ def test_llava_hf_folder_runs_the_papers_benchmarks_offline(llava_hf, data_root,
     assert partial["metrics"]["GQA"] == result["metrics"]["GQA"]
     assert partial["not_run"]["SEED-Bench"].startswith("FileNotFoundError: no data: ")
     assert partial["not_run"]["POPE/f1/exact"]
+
+
+def test_extended_benchmarks_run_on_their_columns_and_the_rest_says_why_not(
+    llava_hf, extended_root, tmp_path, monkeypatch
+):
+    result, rows = run(llava_hf, extended_root, tmp_path, monkeypatch, task_set="extended")
+    added = set(TASK_SETS["extended"]) - set(TASK_SETS["paper"])
+    assert set(result["metrics"]) == {key for task in added for key, _ in BENCHMARKS[task].metrics.values()}
+    missing = {key for task in TASK_SETS["paper"] for key, _ in BENCHMARKS[task].metrics.values()}
+    assert set(result["not_run"]) == missing
+    assert all(why.startswith("FileNotFoundError: no data: ") for why in result["not_run"].values())
+    values = {key: metric["value"] for key, metric in result["metrics"].items()}
+    counts = {key: metric["num_samples"] for key, metric in result["metrics"].items()}
+    assert counts == {"TextVQA": 4, "MMBench-static": 3, "OCRBench": 4, "ChartQA": 4}
+    said = {task: [row["response"].lower() for row in rows if row["task"] == task] for task in added}
+    found = ["e" in said["ocrbench"][0]]
+    found += ["cat" in each or "bird" in each for each in said["ocrbench"][1:]]
+    assert values["OCRBench"] == pytest.approx(100 * sum(found) / 4)
+    assert result["metrics"]["OCRBench"]["stderr"] == pytest.approx(100 * np.std(found, ddof=1) / 2)
+    assert values["TextVQA"] == pytest.approx(100 * sum(each == "cat" for each in said["textvqa_val"]) / 4)
+    assert values["ChartQA"] == 0.0
 
 
 def test_files_of_the_split_and_config_are_chosen(data_root):
