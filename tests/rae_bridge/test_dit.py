@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rae_bridge.blocks import RotaryEmbedding
 from rae_bridge.config import DIT_SIZES, DiTConfig
 from rae_bridge.dit import DiT, DiTDH, LightningDiT, build_dit
 
@@ -252,3 +253,11 @@ def test_the_two_classes_and_refusals():
         replace(DH, hidden_size=(16, 22))
     with pytest.raises(ValueError, match="two entries each"):
         replace(DH, depth=(2,))
+
+
+def test_the_rotary_form_that_is_compiled_gives_what_the_other_does(monkeypatch):
+    rope = RotaryEmbedding(8, SIDE)
+    x = torch.randn(2, 4, SIDE * SIDE, 8, generator=torch.Generator().manual_seed(2))
+    uncompiled = rope(x)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(rope(x), uncompiled)  # fp32, another order
