@@ -9,6 +9,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
@@ -163,15 +164,13 @@ class LlavaLmms(lmms):
         num_image_tokens = next((feature.shape[0] for row in features for feature in row), 0)
         return tokenise(segments, self.tokenizer, num_image_tokens)
 
-    def _inputs(
-        self, samples: Sequence[Encoded], features: Sequence[Sequence[Tensor]], padding_side: str
-    ) -> dict:
+    def _inputs(self, samples: Sequence[Encoded], features: Sequence[Sequence[Tensor]]) -> dict:
         rows = [torch.from_numpy(sample.input_ids).long() for sample in samples]
         pad = self.tokenizer.pad_token_id
         inputs = {
-            "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad, padding_side=padding_side),
+            "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left"),
             "attention_mask": pad_sequence(
-                [torch.ones_like(row) for row in rows], batch_first=True, padding_side=padding_side
+                [torch.ones_like(row) for row in rows], batch_first=True, padding_side="left"
             ),
         }
         inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
@@ -190,7 +189,7 @@ class LlavaLmms(lmms):
     ) -> list[str]:
         features = self._features(visuals)
         samples = self._tokenise([[Segment(prompt, False)] for prompt in prompts], features)
-        inputs = self._inputs(samples, features, "left")
+        inputs = self._inputs(samples, features)
         output = self.model.generate(
             **inputs,
             max_new_tokens=max_new_tokens,
@@ -206,15 +205,60 @@ class LlavaLmms(lmms):
     def _score(self, batch: Sequence[tuple[list[Segment], list[Image]]]) -> list[tuple[float, bool]]:
         features = self._features([visuals for _, visuals in batch])
         samples = self._tokenise([segments for segments, _ in batch], features)
-        logits = self.model(**self._inputs(samples, features, "right")).logits.float()
+        starts = [int(np.argmax(sample.labels != IGNORE)) for sample in samples]
+        answers = [
+            torch.from_numpy(s.input_ids[i:]).long().to(self.model.device)
+            for s, i in zip(samples, starts, strict=True)
+        ]
+        logits = self._answer_logits(samples, features, starts, answers)
         scores = []
-        for sample, row in zip(samples, logits, strict=True):
-            labels = torch.from_numpy(sample.labels[1:]).long().to(row.device)
-            is_scored = labels != IGNORE
-            kept, targets = row[: len(labels)][is_scored], labels[is_scored]
+        for targets, row in zip(answers, logits, strict=True):
+            kept = row[: len(targets)]
             loss = torch.nn.functional.cross_entropy(kept, targets).item()
             scores.append((loss, bool((kept.argmax(-1) == targets).all())))
         return scores
+
+    def _answer_logits(
+        self,
+        samples: Sequence[Encoded],
+        features: Sequence[Sequence[Tensor]],
+        starts: Sequence[int],
+        answers: Sequence[Tensor],
+    ) -> Tensor:
+        """Logits (B L V, fp32) of the answers' tokens; a sample's answer begins at its entry of `starts`.
+
+        What stands before the answer, a question and its pictures, is run once for all answers to it.
+        """
+        contexts = [
+            (s.input_ids[:i].tobytes(), *map(id, seen))
+            for s, i, seen in zip(samples, starts, features, strict=True)
+        ]
+        firsts = {context: row for row, context in reversed([*enumerate(contexts)])}
+        rows = sorted(firsts.values())
+        asked = [Encoded(samples[i].input_ids[: starts[i]], samples[i].labels[: starts[i]]) for i in rows]
+        inputs = self._inputs(asked, [features[i] for i in rows])
+        asked_mask = inputs["attention_mask"]
+        before = self.model(**inputs, position_ids=_positions(asked_mask), use_cache=True, logits_to_keep=1)
+        place = {row: i for i, row in enumerate(rows)}
+        which = torch.tensor([place[firsts[context]] for context in contexts], device=asked_mask.device)
+        logits = before.logits[which]  # B 1 V
+        said = pad_sequence(list(answers), batch_first=True)[:, :-1]
+        if said.shape[1]:
+            cache = before.past_key_values
+            cache.batch_select_indices(which)
+            mask = pad_sequence([torch.ones_like(answer) for answer in answers], batch_first=True)[:, :-1]
+            mask = torch.cat([asked_mask[which], mask], 1)
+            positions = _positions(mask)[:, asked_mask.shape[1] :]
+            after = self.model(
+                input_ids=said, attention_mask=mask, position_ids=positions, past_key_values=cache
+            )
+            logits = torch.cat([logits, after.logits], 1)
+        return logits.float()
+
+
+def _positions(attention_mask: Tensor) -> Tensor:
+    """Positions (B L) that count the tokens of a row, not its padding."""
+    return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 
 def _generation_options(options: dict, max_new_tokens: int) -> tuple[int, tuple[str, ...]]:
