@@ -7,10 +7,10 @@ Source: LLaVA c121f04, scripts/v1_5/finetune_lora.sh and find_all_linear_names: 
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 
 _LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+_BASE = ".base_layer."  # where peft keeps the layer under an adapter
 
 
 def add_lora(language_model: nn.Module, rank: int, alpha: float, dropout: float) -> list[nn.Parameter]:
@@ -24,13 +24,13 @@ def add_lora(language_model: nn.Module, rank: int, alpha: float, dropout: float)
 
 
 @torch.no_grad()
-def merge_lora(language_model: nn.Module) -> None:
-    """Add each adapter's product to its layer's matrix (in float32) and remove the adapter."""
-    for parent in list(language_model.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, LoraLayer):
-                base = layer.get_base_layer()
-                dtype = base.weight.dtype
-                delta = layer.float().get_delta_weight("default")
-                base.weight.data = (base.weight.data + delta).to(dtype)
-                setattr(parent, name, base.to(dtype))
+def merge_lora(state: dict[str, Tensor], rank: int, alpha: float) -> dict[str, Tensor]:
+    """The model's whole matrices by name with each adapter's product added to its layer's (in float32), under
+    the names of the model without adapters."""
+    merged = {name.replace(_BASE, "."): tensor for name, tensor in state.items() if "lora_" not in name}
+    for name, base in state.items():
+        if _BASE in name:
+            layer = name.removesuffix(f"{_BASE}weight")
+            down, up = (state[f"{layer}.lora_{which}.default.weight"].float() for which in "AB")
+            merged[f"{layer}.weight"] = (base + alpha / rank * (up @ down)).to(base.dtype)
+    return merged

@@ -7,22 +7,18 @@ projector on captions, stage 2 projector and language model on conversations. Ru
 process, or with torchrun for several.
 
 The loss is averaged over all supervised tokens of a step's batch (transformers 5's rule), or first over each
-micro-batch (LLaVA's own): `loss_average`. A checkpoint is resumed by as many processes as wrote it.
-DeepSpeed's resume unpickles its files: they are read from this stage's own folder only.
+micro-batch (LLaVA's own): `loss_average`.
 Source: LLaVA c121f04, scripts/v1_5/{pretrain,finetune}.sh and llava/train/train.py; own code.
 """
 
 import json
 import os
 import re
-import shutil
-import socket
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import deepspeed
-import deepspeed.ops
 import torch
 import torch.distributed
 from transformers import LlavaProcessor, PrinterCallback, TrainingArguments
@@ -32,19 +28,28 @@ from encoder.stage import main, write_json
 from llava_bridge.attention import choose_attention
 from llava_bridge.config import LlavaConfig, Template
 from llava_bridge.data import LlavaDataset, build_dataset, collate, describe_data, read_records
+from llava_bridge.engine import (
+    check_engine,
+    describe_engine,
+    last_checkpoint,
+    make_universal,
+    prepare_process,
+    read_deepspeed,
+    read_mark,
+    remove_checkpoints,
+)
 from llava_bridge.lora import add_lora, merge_lora
 from llava_bridge.model import LlavaOverTokens, build, load, save
 from llava_bridge.order import training_order
+from llava_bridge.packing import attend_within_samples
 from llava_bridge.pictures import open_pictures
 from llava_bridge.trainer import (
-    COMPLETE,
     OrderedTrainer,
     StageReport,
     compile_blocks,
     describe_tower,
     hide_tower,
     mean_loss,
-    read_mark,
     show_tower,
 )
 
@@ -61,24 +66,6 @@ class Recipe:
 
 
 RECIPES = {1: Recipe("plain", False), 2: Recipe("vicuna_v1", True)}
-
-
-def prepare_process() -> None:
-    """Make this process a distributed one, with or without a launcher, and keep DeepSpeed from compiling
-    anything.
-
-    Without torchrun's variables DeepSpeed asks for mpi4py. Its first CPU start compiles a shared-memory
-    operator for minutes, which gloo does not need.
-    """
-    if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        os.environ.update(
-            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-        )
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    torch.set_flush_denormal(True)  # denormal numbers slow a CPU many times over
 
 
 def load_model(config: LlavaConfig) -> tuple[LlavaOverTokens, LlavaProcessor]:
@@ -114,17 +101,10 @@ def load_model(config: LlavaConfig) -> tuple[LlavaOverTokens, LlavaProcessor]:
 
 
 def freeze(model: LlavaOverTokens, recipe: Recipe, config: LlavaConfig) -> list[str]:
-    """Let only the stage's parts learn; returns their names.
-
-    Raises:
-        ValueError: LoRA under ZeRO-3, whose split matrices cannot be merged.
-    """
+    """Let only the stage's parts learn; returns their names."""
     model.requires_grad_(False)
     parts = {"projector": list(model.model.multi_modal_projector.parameters())}
     if config.lora_rank is not None:
-        settings = read_deepspeed(config)
-        if settings and settings["zero_optimization"]["stage"] == 3:
-            raise ValueError("lora_rank needs whole matrices to merge into: use configs/deepspeed/zero2.json")
         language_model = model.model.language_model
         parts["lora"] = add_lora(language_model, config.lora_rank, config.lora_alpha, config.lora_dropout)
     elif recipe.trains_language_model:
@@ -136,9 +116,13 @@ def freeze(model: LlavaOverTokens, recipe: Recipe, config: LlavaConfig) -> list[
 
 
 def training_arguments(
-    config: LlavaConfig, out_dir: Path, num_steps: int, world_size: int
+    config: LlavaConfig, out_dir: Path, num_steps: int, world_size: int, is_reshaped: bool
 ) -> TrainingArguments:
-    """LLaVA-1.5's settings in transformers 5's words."""
+    """LLaVA-1.5's settings in transformers 5's words. `is_reshaped`: the run goes on from a checkpoint of
+    another number of processes."""
+    settings = read_deepspeed(config.deepspeed)
+    if is_reshaped:
+        settings["checkpoint"] = {"load_universal": True}
     micro_batch = config.micro_batch_size or config.batch_size // world_size
     if config.batch_size % (micro_batch * world_size):
         raise ValueError(
@@ -147,7 +131,7 @@ def training_arguments(
         )
     return TrainingArguments(
         output_dir=str(out_dir / "checkpoints"),
-        deepspeed=read_deepspeed(config),
+        deepspeed=settings,
         use_cpu=not torch.cuda.is_available(),
         bf16=config.precision == "bf16",
         max_steps=num_steps,
@@ -170,52 +154,6 @@ def training_arguments(
     )
 
 
-def read_deepspeed(config: LlavaConfig) -> dict | None:
-    """DeepSpeed's settings, or None where it is switched off."""
-    if config.deepspeed is None:
-        return None
-    path = ROOT / config.deepspeed
-    if not path.is_file():
-        raise FileNotFoundError(f"DeepSpeed settings not found: {path}")
-    return json.loads(path.read_text())
-
-
-def describe_engine(trainer: OrderedTrainer, config: LlavaConfig) -> dict:
-    """What DeepSpeed really runs as.
-
-    Raises:
-        ValueError: it is wanted and is not in use, which Accelerate does not mention.
-    """
-    wanted = read_deepspeed(config)
-    if wanted is None:
-        return {"zero_stage": None, "backend": None}
-    engine = trainer.model_wrapped
-    if (
-        not isinstance(engine, deepspeed.DeepSpeedEngine)
-        or engine.zero_optimization_stage() != wanted["zero_optimization"]["stage"]
-    ):
-        raise ValueError(
-            f"DeepSpeed is not in use as {config.deepspeed} says; the trainer runs {type(engine).__name__}"
-        )
-    return {"zero_stage": engine.zero_optimization_stage(), "backend": torch.distributed.get_backend()}
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint; those that a kill cut short are removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    complete = [path for path in found if (path / COMPLETE).is_file()]
-    for path in set(found) - set(complete):
-        shutil.rmtree(path)
-    return complete[-1] if complete else None
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints, their marks first: what a kill leaves of one is not taken for whole."""
-    for mark in folder.glob(f"checkpoint-*/{COMPLETE}"):
-        mark.unlink()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def export(trainer: OrderedTrainer, model: LlavaOverTokens, processor: LlavaProcessor, folder: Path) -> None:
     """Write the trained model, gathered from all processes where ZeRO-3 has split it. Every process calls."""
     state, engine = None, trainer.model_wrapped
@@ -224,11 +162,11 @@ def export(trainer: OrderedTrainer, model: LlavaOverTokens, processor: LlavaProc
     show_tower(model)
     if not trainer.is_world_process_zero():
         return
-    if trainer.config.lora_rank is not None:
-        merge_lora(model.model.language_model)
     if state is not None:
         tower = model.model.vision_tower.state_dict()
         state |= {f"model.vision_tower.{name}": tensor for name, tensor in tower.items()}
+    if trainer.config.lora_rank is not None:
+        state = merge_lora(state or model.state_dict(), trainer.config.lora_rank, trainer.config.lora_alpha)
     save(model, processor, folder, template_of(trainer.config), state)
 
 
@@ -256,8 +194,10 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
 
     # ---- model, data
     model, processor = load_model(config)
-    settings = read_deepspeed(config)
+    settings = read_deepspeed(config.deepspeed)
     choose_attention(model, config, settings and settings["zero_optimization"]["stage"])
+    if config.pack_length is not None and not config.compile:  # which would compile every mix of lengths anew
+        attend_within_samples(model)
     trained = freeze(model, recipe, config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -293,22 +233,29 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
 
     # ---- loop: Trainer under DeepSpeed, from the last complete checkpoint
     checkpoint = last_checkpoint(out_dir / "checkpoints")
-    report = StageReport(out_dir, config.batch_size, world_size, read_mark(checkpoint, world_size))
+    mark = read_mark(checkpoint, world_size)
+    is_reshaped = config.deepspeed is not None and mark.processes != world_size
+    arguments = training_arguments(config, out_dir, num_steps, world_size, is_reshaped)
+    if is_reshaped:
+        make_universal(checkpoint)
+    report = StageReport(out_dir, config.batch_size, world_size, mark.seconds)
     tower = hide_tower(model)
     trainer = OrderedTrainer(
         model=model,
-        args=training_arguments(config, out_dir, num_steps, world_size),
+        args=arguments,
         train_dataset=dataset,
         order=order,
         config=config,
+        is_reshaped=is_reshaped,
         data_collator=make_batch,
         callbacks=[report],
     )
     trainer.remove_callback(PrinterCallback)
+    check_engine(trainer, config.deepspeed)
     if config.tokens is None:
         tower.to(trainer.args.device)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    engine = describe_engine(trainer, config)
+    engine = describe_engine(trainer)
 
     # ---- save
     export(trainer, model, processor, out_dir / "weights")

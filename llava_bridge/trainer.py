@@ -1,7 +1,6 @@
 """transformers' Trainer as both stages use it: samples in a fixed order, the stage's progress and its totals
 over every attempt, the frozen tower kept out of DeepSpeed's sight."""
 
-import json
 import math
 import time
 from pathlib import Path
@@ -14,17 +13,18 @@ from transformers import Trainer, TrainerCallback
 
 from encoder.stage import progress, write_json
 from llava_bridge.config import LlavaConfig
+from llava_bridge.engine import COMPLETE, mend_universal
 from llava_bridge.model import LlavaOverTokens
-
-COMPLETE = "COMPLETE"  # in a checkpoint whose every file was written: {processes, seconds}
 
 
 class OrderedTrainer(Trainer):
-    """A Trainer that visits the samples in an order fixed before the run."""
+    """A Trainer that visits the samples in an order fixed before the run, and resumes from a checkpoint of
+    another number of processes (`is_reshaped`) as from one of its own."""
 
-    def __init__(self, *args, order: list[int], config: LlavaConfig, **kwargs):
+    def __init__(self, *args, order: list[int], config: LlavaConfig, is_reshaped: bool, **kwargs):
         self.order = order
         self.config = config
+        self.is_reshaped = is_reshaped
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = config.loss_average == "tokens"
 
@@ -33,7 +33,13 @@ class OrderedTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW; the projector in a group of its own where the config gives it another rate."""
-        if self.optimizer is not None or self.config.projector_learning_rate is None:
+        if self.optimizer is None:
+            groups = self._adamw(model).param_groups
+            self.weight_decays = [group["weight_decay"] for group in groups if group["params"]]
+        return self.optimizer
+
+    def _adamw(self, model: nn.Module | None) -> torch.optim.Optimizer:
+        if self.config.projector_learning_rate is None:
             return super().create_optimizer(model)
         rest, projector = [], []
         for name, parameter in self.model.named_parameters():
@@ -43,6 +49,11 @@ class OrderedTrainer(Trainer):
         groups = [{"params": rest}, {"params": projector, "lr": self.config.projector_learning_rate}]
         self.optimizer = kind(groups, **options, weight_decay=self.args.weight_decay)
         return self.optimizer
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.is_reshaped:
+            mend_universal(self.optimizer, self.lr_scheduler.get_last_lr(), self.weight_decays)
 
 
 class _FixedOrder(Sampler):
@@ -114,23 +125,6 @@ def mean_loss(log_history: list[dict]) -> float:
             total += row["loss"] * (row["step"] - last_step)
             last_step = row["step"]
     return total / last_step
-
-
-def read_mark(checkpoint: Path | None, num_processes: int) -> float:
-    """Seconds of training behind a checkpoint, 0 without one.
-
-    Raises:
-        ValueError: another number of processes wrote it: DeepSpeed's optimiser state is split among them.
-    """
-    if checkpoint is None:
-        return 0.0
-    mark = json.loads((checkpoint / COMPLETE).read_text())
-    if mark["processes"] != num_processes:
-        raise ValueError(
-            f"{checkpoint} was written by {mark['processes']} processes, this run has {num_processes}; go on "
-            f"with {mark['processes']}, or delete {checkpoint.parent} to start over"
-        )
-    return mark["seconds"]
 
 
 def compile_blocks(model: LlavaOverTokens) -> None:

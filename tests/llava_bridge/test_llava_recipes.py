@@ -22,7 +22,7 @@ RECIPES = {
     },
     "instruct_lora": STAGE_2 | {
         "learning_rate": 2e-4, "projector_learning_rate": 2e-5, "lora_rank": 128, "lora_alpha": 256.0,
-        "lora_dropout": 0.05,
+        "lora_dropout": 0.05, "deepspeed": "configs/deepspeed/zero3.json",
     },
 }  # fmt: skip
 

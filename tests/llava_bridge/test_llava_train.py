@@ -138,20 +138,6 @@ def test_stage_2_refuses_a_model_aligned_to_another_encoder(align, tmp_path):
         )
 
 
-def test_checkpoint_of_another_number_of_processes_is_refused(align, tmp_path, monkeypatch):
-    def die_after_step_5(self, args, state, control, **kwargs):
-        if state.global_step == 5:
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(stage.StageReport, "on_step_end", die_after_step_5)
-        stage.train(align, tmp_path)
-    mark = tmp_path / "checkpoints" / "checkpoint-3" / "COMPLETE"
-    mark.write_text(json.dumps({"processes": 2, "seconds": 1.0}))
-    with pytest.raises(ValueError, match="written by 2 processes, this run has 1"):
-        stage.train(align, tmp_path)
-
-
 def test_lora_is_merged_into_a_plain_model(align, tmp_path, llm):
     model, processor = build("tiny", None, llm, "eager", seed=0)
     save(model, processor, tmp_path / "init")
@@ -165,5 +151,3 @@ def test_lora_is_merged_into_a_plain_model(align, tmp_path, llm):
     assert len(changed) == 2 * 7  # the matrices of two blocks; the projector's own rate is 0
     for name in changed:
         assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 2
-    with pytest.raises(ValueError, match="lora_rank needs whole matrices"):
-        stage.train(replace(lora, deepspeed="configs/deepspeed/zero3.json"), tmp_path / "zero3")

@@ -1,0 +1,149 @@
+"""DeepSpeed under the trainer: a process that needs no compiler, its settings, what it really runs as, and
+its checkpoints, from which another number of processes can go on.
+
+DeepSpeed's resume and its conversion unpickle files: they are read from the stage's own folder only.
+"""
+
+import json
+import os
+import shutil
+import socket
+import sys
+from argparse import Namespace
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import deepspeed
+import deepspeed.ops
+import torch
+import torch.distributed
+from accelerate.utils import DeepSpeedOptimizerWrapper
+from deepspeed.checkpoint import ds_to_universal
+from transformers import Trainer
+
+from encoder.config import ROOT
+
+COMPLETE = "COMPLETE"  # in a checkpoint whose every file was written: {processes, seconds}
+_UNIVERSAL = "universal"  # in a checkpoint: the same state in whole tensors
+
+
+def prepare_process() -> None:
+    """Make this process a distributed one, with or without a launcher, and keep DeepSpeed from compiling
+    anything.
+
+    Without torchrun's variables DeepSpeed asks for mpi4py. Its first CPU start compiles a shared-memory
+    operator for minutes, which gloo does not need. `accelerate launch` on a CPU asks for DDP in its place.
+    """
+    os.environ.pop("ACCELERATE_USE_CPU", None)  # the trainer's own arguments say it, with DeepSpeed
+    if "RANK" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    torch.set_flush_denormal(True)  # denormal numbers slow a CPU many times over
+
+
+def read_deepspeed(path: str | None) -> dict | None:
+    """DeepSpeed's settings, or None where it is switched off.
+
+    An offloaded optimiser is DeepSpeed's own for CPUs, compiled at its first start; where there is no GPU to
+    offload from, torch's AdamW does the same without.
+    """
+    if path is None:
+        return None
+    file = ROOT / path
+    if not file.is_file():
+        raise FileNotFoundError(f"DeepSpeed settings not found: {file}")
+    settings = json.loads(file.read_text())
+    if "offload_optimizer" in settings["zero_optimization"] and not torch.cuda.is_available():
+        settings["zero_force_ds_cpu_optimizer"] = False
+    return settings
+
+
+def check_engine(trainer: Trainer, path: str | None) -> None:
+    """Before the first step.
+
+    Raises:
+        ValueError: DeepSpeed is wanted and Accelerate, without a word, does not use it.
+    """
+    if path is not None and not trainer.is_deepspeed_enabled:
+        kind = trainer.accelerator.distributed_type
+        raise ValueError(
+            f"DeepSpeed is not in use as {path} says, Accelerate runs {kind}; launch by torchrun, or say "
+            "deepspeed=null"
+        )
+
+
+def describe_engine(trainer: Trainer) -> dict:
+    """What DeepSpeed really ran as."""
+    engine = trainer.model_wrapped
+    if not isinstance(engine, deepspeed.DeepSpeedEngine):
+        return {"zero_stage": None, "backend": None}
+    return {"zero_stage": engine.zero_optimization_stage(), "backend": torch.distributed.get_backend()}
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a complete checkpoint says of itself."""
+
+    processes: int  # that wrote it
+    seconds: float  # of training behind it, all attempts together
+
+
+def read_mark(checkpoint: Path | None, num_processes: int) -> Mark:
+    """The mark of a checkpoint; without one, that of a run of `num_processes` that has not begun."""
+    if checkpoint is None:
+        return Mark(num_processes, 0.0)
+    return Mark(**json.loads((checkpoint / COMPLETE).read_text()))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint; those that a kill cut short are removed."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    complete = [path for path in found if (path / COMPLETE).is_file()]
+    for path in set(found) - set(complete):
+        shutil.rmtree(path)
+    return complete[-1] if complete else None
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove all checkpoints, their marks first: what a kill leaves of one is not taken for whole."""
+    for mark in folder.glob(f"checkpoint-*/{COMPLETE}"):
+        mark.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_universal(checkpoint: Path) -> None:
+    """Write a checkpoint's state once more in whole tensors, which any number of processes can load under the
+    setting `checkpoint: {load_universal: true}`. Every process calls; the first one writes.
+
+    DeepSpeed splits the optimiser's state among the processes that train.
+    """
+    if torch.distributed.get_rank() == 0:
+        shutil.rmtree(checkpoint / _UNIVERSAL, ignore_errors=True)  # what a kill left of it
+        options = Namespace(
+            input_folder=str(checkpoint / (checkpoint / "latest").read_text().strip()),
+            output_folder=str(checkpoint / _UNIVERSAL),
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,
+        )
+        with redirect_stdout(sys.stderr):
+            ds_to_universal.main(options)
+    torch.distributed.barrier()
+
+
+def mend_universal(optimizer: DeepSpeedOptimizerWrapper, rates: list[float], decays: list[float]) -> None:
+    """Undo what DeepSpeed 0.19.8 does on loading whole tensors under ZeRO-3: all groups get the first one's
+    rate and decay, and one step count, shared, to which each of them then adds."""
+    for group, rate, decay in zip(optimizer.param_groups, rates, decays, strict=True):
+        group |= {"lr": rate, "weight_decay": decay}
+    state = optimizer.optimizer.optimizer.state
+    for values in state.values():
+        values["step"] = values["step"].clone()
