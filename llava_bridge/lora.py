@@ -29,7 +29,7 @@ def merge_lora(state: dict[str, Tensor], rank: int, alpha: float) -> dict[str, T
     the names of the model without adapters."""
     merged = {name.replace(_BASE, "."): tensor for name, tensor in state.items() if "lora_" not in name}
     for name, base in state.items():
-        if _BASE in name:
+        if name.endswith(f"{_BASE}weight"):  # a bias (Qwen's) has no adapter
             layer = name.removesuffix(f"{_BASE}weight")
             down, up = (state[f"{layer}.lora_{which}.default.weight"].float() for which in "AB")
             merged[f"{layer}.weight"] = (base + alpha / rank * (up @ down)).to(base.dtype)

@@ -11,6 +11,7 @@ import torch
 import llava_bridge.train as stage
 from encoder.checkpoint import load_tensors
 from llava_bridge.config import LlavaConfig
+from llava_bridge.lora import merge_lora
 from llava_bridge.model import build, save
 
 
@@ -151,3 +152,16 @@ def test_lora_is_merged_into_a_plain_model(align, tmp_path, llm):
     assert len(changed) == 2 * 7  # the matrices of two blocks; the projector's own rate is 0
     for name in changed:
         assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 2
+
+
+def test_merging_lora_leaves_biases_and_other_layers():
+    generator = torch.Generator().manual_seed(0)
+    down, up = torch.randn(2, 5, generator=generator), torch.randn(4, 2, generator=generator)
+    base, bias, norm = torch.randn(4, 5, generator=generator), torch.randn(4), torch.randn(4)
+    state = {"q.base_layer.weight": base, "q.base_layer.bias": bias, "norm.weight": norm}
+    state |= {"q.lora_A.default.weight": down, "q.lora_B.default.weight": up}
+    merged = merge_lora(state, rank=2, alpha=6.0)
+    assert merged.keys() == {"q.weight", "q.bias", "norm.weight"}
+    torch.testing.assert_close(merged["q.weight"], base + 3 * up @ down)
+    assert merged["q.bias"] is bias
+    assert merged["norm.weight"] is norm
