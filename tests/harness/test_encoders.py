@@ -18,7 +18,10 @@ def test_a_name_brings_its_config_and_all_its_weights():
     assert resolve_encoder("blind").is_blind
 
 
-def test_a_folder_is_read_where_it_lies(tmp_path):
+def test_a_folder_is_read_where_it_lies_if_it_holds_an_encoder(tmp_path):
+    with pytest.raises(ConfigError, match=r"holds neither config\.json nor open_clip_config\.json"):
+        resolve_encoder(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
     assert resolve_encoder(str(tmp_path)).files == (tmp_path,)
 
 
