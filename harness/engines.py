@@ -32,6 +32,7 @@ MULTI_PROCESS = (
     "rae_bridge.train",
     "rae_bridge.train_decoder",
 )
+_FIRST_PORT, _NUM_PORTS = 29_500, 1000  # where the machines of one stage find each other
 _MAX_TIMEOUTS = 20  # of one job: submitit's own 3 would end a long training after four days
 _LOST_SECONDS = 60.0  # a job that ended without its DONE.json may still have it on its way (shared disks)
 
@@ -46,12 +47,14 @@ class Work(Protocol):
     def wait(self, timeout: float | None = None) -> int: ...
 
 
-def stage_words(stage: Stage, processes: int) -> list[str]:
-    """What Python is called with to run a stage on this machine."""
+def stage_words(stage: Stage, processes: int, machines: int = 1) -> list[str]:
+    """What Python is called with to run a stage, on each of its machines; `RunStage` says which one it is."""
     words = ["-m", stage.module, str(stage.folder / "config.yaml"), str(stage.folder)]
-    if processes == 1 or stage.module not in MULTI_PROCESS:
+    if processes * machines == 1 or stage.module not in MULTI_PROCESS:
         return words
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    port = _FIRST_PORT + int(stage.fingerprint, 16) % _NUM_PORTS  # two stages may share their first machine
+    together = [f"--nnodes={machines}", f"--master-port={port}"] if machines > 1 else ["--standalone"]
+    launcher = ["-m", "torch.distributed.run", *together, f"--nproc-per-node={processes}"]
     return [*launcher, attach.__file__, attach.PARENT, *words]  # else they would outlive a killed torchrun
 
 
@@ -78,16 +81,22 @@ class RunStage:
         self.words, self.environment, self.log = list(words), dict(environment), log
 
     def __call__(self) -> int:
-        """Run the stage to its end; its exit code. The hardware it had is noted here, where it runs."""
+        """Run the stage to its end; its exit code. The hardware it had is noted here, where it runs (of
+        several machines, the first)."""
+        from submitit import JobEnvironment
+
+        job = JobEnvironment()
+        place = {"PET_NODE_RANK": str(job.global_rank), "PET_MASTER_ADDR": job.hostnames[0]}  # for torchrun
         launched = Path(self.log).with_name(LAUNCH)
-        facts = json.loads(launched.read_text())
-        threads = facts["hardware"].get("threads")
-        write_json(launched, {**facts, "hardware": {**provenance.hardware(), "threads": threads}})
+        if job.global_rank == 0:
+            facts = json.loads(launched.read_text())
+            threads = facts["hardware"].get("threads")
+            write_json(launched, {**facts, "hardware": {**provenance.hardware(), "threads": threads}})
         with Path(self.log).open("a") as log:
             return subprocess.call(
                 [sys.executable, attach.__file__, str(os.getpid()), *self.words],
                 cwd=ROOT,
-                env={**os.environ, **self.environment},
+                env={**os.environ, **place, **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -115,7 +124,7 @@ class SlurmJob:
             return None
         self.ended = self.ended or time.monotonic()
         try:
-            code = self.job.result()
+            code = next(filter(None, self.job.results()), 0)  # of several machines, the first that failed
         except Exception as error:  # submitit raises many kinds, each with the job's last words
             with self.stage.log.open("a") as log:
                 log.write(f"error: job {self.job.job_id}: {str(error).strip().splitlines()[-1]}\n")
@@ -172,14 +181,18 @@ def check_slurm(parameters: Mapping[str, Any]) -> None:
 
 
 def submit(stage: Stage, processes: int, environment: Mapping[str, str], parameters: Mapping) -> SlurmJob:
-    """A stage as a job; its submission files lie in the stage's folder."""
+    """A stage as a job, of `nodes` machines where several can share it; its submission files lie in the
+    stage's folder."""
     wanted = dict(parameters)
-    if stage.module in MULTI_PROCESS and processes > 1:
-        wanted.setdefault("gpus_per_node", processes)
+    if stage.module in MULTI_PROCESS:
+        if processes > 1:
+            wanted.setdefault("gpus_per_node", processes)
+    else:
+        wanted |= {"nodes": 1, "tasks_per_node": 1}
+    machines = wanted.get("nodes", 1) * wanted.get("tasks_per_node", 1)  # a task stands for a machine
     executor = slurm_executor(stage.folder / "slurm", wanted, stage.name)
-    return SlurmJob(
-        executor.submit(RunStage(stage_words(stage, processes), environment, str(stage.log))), stage
-    )
+    words = stage_words(stage, processes, machines)
+    return SlurmJob(executor.submit(RunStage(words, environment, str(stage.log))), stage)
 
 
 def end(work: Work, number: int) -> None:

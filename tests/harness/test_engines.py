@@ -24,7 +24,7 @@ from harness.lock import hold
 from harness.sources import module_file
 from harness.stages import Graph
 
-LOCAL = {"cluster": "local", "timeout_min": 1}
+LOCAL = {"cluster": "local", "timeout_min": 30}
 STAGE = '''"""A stage that writes a number."""
 import dataclasses, time
 from encoder.stage import main
@@ -178,17 +178,20 @@ def wait_for(path):
         time.sleep(0.05)
 
 
-def test_a_killed_process_of_several_is_named_and_the_next_run_goes_on(tmp_path, monkeypatch):
+def test_a_killed_process_of_several_is_named_and_the_next_run_goes_on_on_two_machines(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
     name = write_module(tmp_path, monkeypatch, RANKS)
     monkeypatch.setattr(engines, "MULTI_PROCESS", (name,))
-    ends = []
-    for _attempt in range(2):
+    ends, two_machines = [], {**LOCAL, "tasks_per_node": 2}
+    for chosen in ({"launch": "torchrun", "processes": 2}, {"launch": "slurm", "slurm": two_machines}):
         graph = Graph(tmp_path / "runs")
         stage = graph.add("shared", name, RanksConfig())
-        ends.append(run(graph, launch="torchrun", processes=2)["shared"])
+        ends.append(run(graph, **chosen)["shared"])
     assert (ends[0].state, ends[1].state) == ("failed", "done")
     assert ends[0].reason == (f"process 1 of several killed by SIGKILL (out of memory?); see {stage.log}")
     assert stage.done()["result"] == {"kept": "kept", "processes": "2"}
+    assert "--nnodes" not in " ".join(engines.stage_words(stage, 2))
+    assert {"--nnodes=3", "--nproc-per-node=2"} < set(engines.stage_words(stage, 2, machines=3))
 
 
 def test_what_was_attached_ends_with_whoever_started_it(tmp_path):
