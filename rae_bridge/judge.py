@@ -1,7 +1,7 @@
 """The Frechet distance of drawn pictures to real ones, as they stream by.
 
 The network that sees them is named in the config (`JudgeConfig`) and found when asked for: metrics live above
-this package. Letters: N pictures, S pixels on a side, D feature width.
+this package. Letters: N pictures, S pixels on a side.
 """
 
 import copy
@@ -13,51 +13,9 @@ import torch
 from torch import Tensor
 
 from encoder.config import ROOT
+from encoder.frechet import Moments, frechet_distance, moments_of
 from rae_bridge.config import JudgeConfig
 from rae_bridge.ranks import Ranks
-
-
-class FeatureMoments:
-    """Count, sum and sum of outer products of features, in float64; those of several processes merge."""
-
-    def __init__(self) -> None:
-        self.count, self.total, self.outer = 0, torch.zeros(()), torch.zeros(())
-
-    def update(self, features: Tensor) -> None:
-        """Take in features (N D)."""
-        features = features.cpu().double()
-        self.count += len(features)
-        self.total = self.total + features.sum(dim=0)
-        self.outer = self.outer + features.T @ features
-
-    def merge(self, other: "FeatureMoments") -> None:
-        """Take in all that another has seen."""
-        self.count += other.count
-        self.total, self.outer = self.total + other.total, self.outer + other.outer
-
-    def gaussian(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean (D,) and unbiased covariance (D D).
-
-        Raises:
-            ValueError: fewer than two pictures.
-        """
-        if self.count < 2:
-            raise ValueError(f"a Frechet distance needs at least 2 pictures, got {self.count}")
-        mean = self.total / self.count
-        covariance = (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
-        return mean.numpy(), covariance.numpy()
-
-
-def frechet_distance(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> float:
-    """Squared distance |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two Gaussians (mean D, covariance D D).
-
-    Source: Heusel et al., arXiv:1706.08500v6, Eq. 6.
-    """
-    (mean_1, cov_1), (mean_2, cov_2) = first, second
-    values, vectors = np.linalg.eigh(cov_1)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_2 @ root).clip(min=0)).sum()
-    return float(((mean_1 - mean_2) ** 2).sum() + np.trace(cov_1) + np.trace(cov_2) - 2 * cross)
 
 
 class Judge:
@@ -72,30 +30,39 @@ class Judge:
         self.network = find_network(config.network).to(device)
         self.device = device
         self.reference = load_reference(ROOT / config.reference)
-        self.moments = FeatureMoments()
+        self.moments: Moments | None = None  # of no picture yet
 
     @torch.no_grad()
     def see(self, images: Tensor, batch_size: int = 16) -> None:
         """Take in uint8 images (N S S 3)."""
         for batch in images.split(batch_size):
-            self.moments.update(self.network(batch.permute(0, 3, 1, 2).contiguous().to(self.device)).pooled)
+            features = self.network(batch.permute(0, 3, 1, 2).contiguous().to(self.device)).pooled
+            self.moments = self.moments or Moments.empty(features.shape[1])
+            self.moments.update(features)
 
     def again(self) -> "Judge":
         """The same judge, having seen nothing."""
         fresh = copy.copy(self)
-        fresh.moments = FeatureMoments()
+        fresh.moments = None
         return fresh
 
     def merged(self, ranks: Ranks) -> "Judge":
         """A judge that has seen what those of all processes have."""
         everyone = self.again()
-        for moments in ranks.gather(self.moments):
+        for moments in filter(None, ranks.gather(self.moments)):
+            everyone.moments = everyone.moments or Moments.empty(len(moments.total))
             everyone.moments.merge(moments)
         return everyone
 
     def distance(self) -> float:
-        """The squared Frechet distance of what was seen to the reference."""
-        return frechet_distance(self.moments.gaussian(), self.reference)
+        """The squared Frechet distance of what was seen to the reference.
+
+        Raises:
+            ValueError: fewer than two pictures were seen.
+        """
+        if self.moments is None:
+            raise ValueError("a Frechet distance needs at least 2 pictures, got 0")
+        return frechet_distance(self.moments.mean(), self.moments.covariance(), *self.reference)
 
 
 def find_network(name: str) -> torch.nn.Module:
@@ -113,9 +80,8 @@ def load_reference(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise FileNotFoundError(f"reference not found: {path}; harness.metrics.reference writes one")
     with np.load(path, allow_pickle=False) as archive:
         if "pooled" in archive:
-            moments = FeatureMoments()
-            moments.update(torch.from_numpy(archive["pooled"]))
-            return moments.gaussian()
+            moments = moments_of(torch.from_numpy(archive["pooled"]))
+            return moments.mean().numpy(), moments.covariance().numpy()
         if {"mu", "sigma"} <= set(archive):
             return archive["mu"].astype(np.float64), archive["sigma"].astype(np.float64)
         raise ValueError(f"{path}: expected `pooled`, or `mu` and `sigma`; got {sorted(archive)}")

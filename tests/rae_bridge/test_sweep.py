@@ -11,7 +11,7 @@ from harness.metrics import fid
 from rae_bridge import judge as judging
 from rae_bridge import sweep as stage
 from rae_bridge.config import JudgeConfig, SweepConfig
-from rae_bridge.judge import FeatureMoments, Judge
+from rae_bridge.judge import Judge
 from rae_bridge.ranks import Ranks
 
 
@@ -47,9 +47,7 @@ def test_its_distance_is_the_harness_s_in_any_parts(reference):
     first.moments.merge(second.moments)
     assert first.merged(Ranks(0, 1, "cpu")).distance() == pytest.approx(expected, rel=1e-6)
     mean, covariance = (torch.as_tensor(part) for part in first.reference)
-    assert judging.frechet_distance((mean.numpy(), covariance.numpy()), first.reference) == pytest.approx(
-        0, abs=1e-6
-    )
+    assert fid.frechet_distance(mean, covariance, *first.reference) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_gaussian_file_is_a_reference_and_other_files_are_not(reference, tmp_path):
@@ -65,7 +63,11 @@ def test_a_gaussian_file_is_a_reference_and_other_files_are_not(reference, tmp_p
     with pytest.raises(ValueError, match="not an importable module:Class"):
         judging.find_network("harness.metrics.features:Lite9")
     with pytest.raises(ValueError, match="at least 2 pictures"):
-        FeatureMoments().gaussian()
+        Judge(reference).distance()
+    lonely = Judge(reference)
+    lonely.see(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="at least 2 pictures, got 1"):
+        lonely.merged(Ranks(0, 1, "cpu")).distance()
 
 
 @pytest.fixture
