@@ -120,6 +120,14 @@ def test_mutated_leaderboards_are_verified_or_refused_in_one_line(make_results):
     assert set(made.results.rglob("*")) == before
 
 
+@pytest.mark.parametrize("rows", [3, [1, 2], [{"encoder": "a"}], {"a": 1}])
+def test_a_leaderboard_of_odd_rows_is_refused(make_results, rows):
+    made = make_results()
+    path = made.results / "generation" / "leaderboard.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rows": rows}))
+    assert refused_in_one_line(lambda: list(saved_suites(made.results)), ValueError)
+
+
 @pytest.mark.parametrize("name", ["/etc/passwd", "values/../../../x.json"])
 def test_a_leaderboard_that_names_files_outside_its_folder_is_refused(make_results, name):
     made = make_results()
