@@ -85,14 +85,18 @@ def train_step(
 @torch.no_grad()
 def measure_latents(vae: FrozenVAE, images: Tensor) -> tuple[float, float]:
     """Mean and standard deviation of the unscaled latents of images (N H W 3 uint8), in float64."""
-    latents = torch.cat([vae.encode(to_pixels(batch)) for batch in images.split(64)]).double()
+    device = next(vae.parameters()).device
+    encoded = [vae.encode(to_pixels(batch).to(device)).cpu() for batch in images.split(64)]
+    latents = torch.cat(encoded).double()
     return latents.mean().item(), latents.std().item()
 
 
 @torch.no_grad()
 def evaluate(vae: FrozenVAE, images: Tensor) -> dict[str, float]:
     """PSNR in dB, mean over images (N H W 3 uint8)."""
-    values = [psnr(pixels, vae.decode(vae.encode(pixels))) for pixels in map(to_pixels, images.split(64))]
+    device = next(vae.parameters()).device
+    batches = (to_pixels(batch).to(device) for batch in images.split(64))
+    values = [psnr(pixels, vae.decode(vae.encode(pixels))).cpu() for pixels in batches]
     return {"psnr": torch.cat(values).mean().item(), "num_samples": len(images)}
 
 
@@ -102,7 +106,7 @@ def export(codec: AutoencoderKL, images: Tensor, folder: Path) -> FrozenVAE:
     mean, std = measure_latents(FrozenVAE(codec), images)
     codec.register_to_config(scaling_factor=round(1 / std, 6), shift_factor=round(mean, 6))
     codec.half().save_pretrained(folder)
-    return load_vae(folder)
+    return load_vae(folder, device=codec.device)
 
 
 def train(config: TrainVaeConfig, out_dir: Path) -> dict:
@@ -150,7 +154,7 @@ def train(config: TrainVaeConfig, out_dir: Path) -> dict:
     # ---- export, evaluate
     seconds = time.monotonic() - started
     vae_dir = out_dir / "weights"
-    scores = evaluate(export(averaged.cpu(), images[:2048], vae_dir), held_out)
+    scores = evaluate(export(averaged, images[:2048], vae_dir), held_out)
     what = "AutoencoderKL of FLUX's shape"
     write_card(vae_dir, what=what, stage="encoder.train_vae", config=config, seconds=seconds, scores=scores)
     return scores
