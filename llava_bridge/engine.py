@@ -33,9 +33,11 @@ def prepare_process() -> None:
     anything.
 
     Without torchrun's variables DeepSpeed asks for mpi4py. Its first CPU start compiles a shared-memory
-    operator for minutes, which gloo does not need. `accelerate launch` on a CPU asks for DDP in its place.
+    operator for minutes, which gloo does not need. The stage's settings alone say whether DeepSpeed runs, not
+    what `accelerate launch` (on a CPU: DDP) or this process's last training has put into the environment.
     """
-    os.environ.pop("ACCELERATE_USE_CPU", None)  # the trainer's own arguments say it, with DeepSpeed
+    for name in ("ACCELERATE_USE_CPU", "ACCELERATE_USE_DEEPSPEED"):
+        os.environ.pop(name, None)
     if "RANK" not in os.environ:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -68,14 +70,11 @@ def check_engine(trainer: Trainer, path: str | None) -> None:
     """Before the first step.
 
     Raises:
-        ValueError: DeepSpeed is wanted and Accelerate, without a word, does not use it.
+        ValueError: Accelerate, without a word, uses DeepSpeed where it is not wanted, or not where it is.
     """
-    if path is not None and not trainer.is_deepspeed_enabled:
-        kind = trainer.accelerator.distributed_type
-        raise ValueError(
-            f"DeepSpeed is not in use as {path} says, Accelerate runs {kind}; launch by torchrun, or say "
-            "deepspeed=null"
-        )
+    if (path is not None) != trainer.is_deepspeed_enabled:
+        kind = trainer.accelerator.distributed_type.value
+        raise ValueError(f"deepspeed={path or 'null'}, but Accelerate runs {kind}; launch by torchrun")
 
 
 def describe_engine(trainer: Trainer) -> dict:
