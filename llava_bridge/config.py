@@ -76,7 +76,7 @@ class LlavaConfig:
     # tokens that the language model sees of a picture, the encoder's square grid resized (bilinear); None: as
     # many as the encoder gives, in stage 2 as many as in stage 1
     num_image_tokens: int | None = None
-    data: list[str]  # LLaVA JSON, JSONL or parquet files
+    data: list[str]  # LLaVA JSON, JSONL or parquet files, or folders of parquet files
     # folder of the pictures; needed where neither cached tokens nor parquet files hold them
     image_root: str | None = None
     more_image_roots: list[str] = field(default_factory=list)  # searched after it, in order
@@ -128,8 +128,8 @@ class LlavaConfig:
     checkpoint_steps: int = 200
 
     def __post_init__(self):
-        has_parquet = any(path.endswith(".parquet") for path in self.data)
-        if self.tokens is None and self.image_root is None and not has_parquet:
+        is_json = all(path.endswith((".json", ".jsonl")) for path in self.data)  # which hold no pictures
+        if self.tokens is None and self.image_root is None and is_json:
             raise ValueError("give tokens (cached visual tokens) or image_root (pictures for the live tower)")
         if self.batch_size % (self.micro_batch_size or self.batch_size):
             raise ValueError(

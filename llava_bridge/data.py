@@ -5,7 +5,7 @@ text}, is a caption without a question. Pictures: `pictures`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -27,22 +27,30 @@ _NAMED = 20  # so many missing or broken pictures are named in the result
 
 
 def read_records(paths: Sequence[Path], embedded: EmbeddedPictures | None = None) -> list[dict]:
-    """The records of LLaVA JSON (a list), JSONL (a record a line) or parquet (a record a row) files.
+    """The records of LLaVA JSON (a list), JSONL (a record a line) or parquet (a record a row) files; a folder
+    stands for its parquet files, in the order of their names.
 
     embedded: takes the pictures that a parquet file holds; its records then name them.
 
     Raises:
-        FileNotFoundError: a file is missing.
+        FileNotFoundError: a file is missing, or a folder holds none.
         ValueError: a file is not JSON, a record has neither conversations nor text, or a file holds pictures
             and there is no `embedded`.
     """
     records: list[dict] = []
-    for path in map(Path, paths):
-        if not path.is_file():
-            raise FileNotFoundError(f"training data not found: {path}")
+    for path in _files(paths):
         rows = _read_parquet(path, embedded) if path.suffix == ".parquet" else _read_json(path)
         records += [_as_conversation(row, f"{path} row {i}") for i, row in enumerate(rows)]
     return records
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in map(Path, paths):
+        found = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+        if not all(each.is_file() for each in found) or not found:
+            what = "no parquet file in the folder" if path.is_dir() else "training data not found:"
+            raise FileNotFoundError(f"{what} {path}")
+        yield from found
 
 
 def _read_json(path: Path) -> list[dict]:
@@ -138,15 +146,21 @@ def build_dataset(
             are named), nothing is left, or a sample cannot be used (see `encode_conversations`).
     """
     named = [record for record in records if record.get("image")]
-    missing = [record["image"] for record in named if pictures is None or record["image"] not in pictures]
-    if len(missing) > max_missing_fraction * len(named):
+    for record in named:
+        if not isinstance(record["image"], str):
+            raise ValueError(
+                f"sample {record['id']}: 'image' must name one picture, got {str(record['image'])[:60]}; "
+                "samples with several pictures cannot be used"
+            )
+    names = dict.fromkeys(record["image"] for record in named)  # many samples share a picture
+    absent = dict.fromkeys(name for name in names if pictures is None or name not in pictures)
+    if len(absent) > max_missing_fraction * len(names):
         raise ValueError(
-            f"{len(missing)} of {len(named)} pictures are missing or unreadable, allowed fraction "
-            f"{max_missing_fraction}; the first: {', '.join(missing[:3])}"
+            f"{len(absent)} of {len(names)} pictures are missing or unreadable, allowed fraction "
+            f"{max_missing_fraction}; the first: {', '.join(list(absent)[:3])}"
         )
     if pictures is not None:
-        pictures.broken.limit = int(max_missing_fraction * len(named)) - len(missing)
-    absent = set(missing)
+        pictures.broken.limit = int(max_missing_fraction * len(names)) - len(absent)
     used = [record for record in records if record.get("image") not in absent]
     if not used:
         raise ValueError("the training data holds no usable sample")
@@ -161,8 +175,8 @@ def build_dataset(
     report = DataReport(
         len(used),
         len([r for r in used if not r.get("image")]),
-        len(missing),
-        missing[:_NAMED],
+        len(absent),
+        list(absent)[:_NAMED],
         sha256_json(used),
     )
     return LlavaDataset(encoded, [record.get("image") for record in used], report)

@@ -2,7 +2,7 @@
 
 Parquet is read a row group at a time and training visits the rows in any order, so each file's pictures are
 copied once, a row group in memory, to one plain file that is then mapped: KEY.pictures, and KEY.json with the
-names and ends. KEY follows the parquet file's path, size and time of change. A picture's name holds its
+names and places. KEY follows the parquet file's path, size and time of change. A picture's name holds its
 content's hash, so a hash of the records covers the pictures.
 """
 
@@ -53,14 +53,11 @@ class EmbeddedPictures:
         with (self.folder / f"{key}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one process copies, the others wait for it
             if not index.is_file():
-                names, ends = _copy(path, copy)
-                write_json(index, {"parquet": str(path), "names": names, "ends": ends})
+                names, places = _copy(path, copy)
+                write_json(index, {"parquet": str(path), "names": names, "places": places})
         found = json.loads(index.read_text())
-        data = np.memmap(copy, np.uint8, "r") if copy.stat().st_size else np.empty(0, np.uint8)
-        starts = [0, *found["ends"][:-1]]
-        for name, start, end in zip(found["names"], starts, found["ends"], strict=True):
-            if end > start:
-                self.places[name] = (data, start, end)
+        data = np.memmap(copy, np.uint8, "r") if found["places"] else None
+        self.places |= {name: (data, start, end) for name, (start, end) in found["places"].items()}
         return found["names"]
 
 
@@ -80,22 +77,26 @@ def holds_pictures(path: Path) -> bool:
     return pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
 
 
-def _copy(path: Path, copy: Path) -> tuple[list[str | None], list[int]]:
-    names, ends, end = [], [], 0
+def _copy(path: Path, copy: Path) -> tuple[list[str | None], dict[str, tuple[int, int]]]:
+    """Write the pictures, equal ones once; returns each row's name, and where each name's bytes are."""
+    names, places, end = [], {}, 0
+    by_content: dict[str, str] = {}
     temporary = copy.with_name(f".{copy.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         for row, picture in enumerate(_pictures(path)):
             data = (picture or {}).get("bytes")
             name = (picture or {}).get("path") or None
             if data:
-                name = f"{path.name}#{row}:{hashlib.sha256(data).hexdigest()[:32]}"
-                end += file.write(data)
+                content = hashlib.sha256(data).hexdigest()[:32]
+                name = by_content.setdefault(content, f"{path.name}#{row}:{content}")
+                if name not in places:
+                    places[name] = (end, end + file.write(data))
+                    end = places[name][1]
             names.append(name)
-            ends.append(end)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(copy)
-    return names, ends
+    return names, places
 
 
 def _pictures(path: Path) -> Iterator[dict | None]:

@@ -31,9 +31,9 @@ def dataset(records, pictures, tokenizer, **options):
 def test_missing_pictures_are_an_error_beyond_the_allowed_fraction(llava_data, tokenizer):
     records, pictures = read_records([llava_data / "train.json"]), CachedPictures(llava_data)
     records[0]["image"] = "images/lost.png"
-    with pytest.raises(ValueError, match=r"1 of 24 pictures are missing.*images/lost\.png"):
+    with pytest.raises(ValueError, match=r"1 of 10 pictures are missing.*images/lost\.png"):
         dataset(records, pictures, tokenizer)
-    report = dataset(records, pictures, tokenizer, max_missing_fraction=0.05).report
+    report = dataset(records, pictures, tokenizer, max_missing_fraction=0.1).report
     assert (report.num_samples, report.num_text_only, report.num_missing, report.missing) == (
         31,
         8,
@@ -56,6 +56,13 @@ def test_picture_without_mark_is_refused(llava_data, tokenizer):
         dataset(records, CachedPictures(llava_data), tokenizer)
 
 
+def test_several_pictures_in_a_sample_are_refused_by_name(llava_data, tokenizer):
+    records = read_records([llava_data / "train.json"])
+    records[1]["image"] = ["images/1.png", "images/2.png"]
+    with pytest.raises(ValueError, match="sample sample-1: 'image' must name one picture"):
+        dataset(records, CachedPictures(llava_data), tokenizer)
+
+
 @pytest.mark.parametrize("content", ["[{", '[{"id": 1}]'])
 def test_bad_json_is_named(tmp_path, content):
     path = tmp_path / "bad.json"
@@ -68,6 +75,10 @@ def test_parquet_rows_are_the_records_of_json(llava_data, tmp_path):
     records = read_records([llava_data / "train.json"])
     parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "train.parquet")
     assert read_records([tmp_path / "train.parquet"]) == records
+    assert read_records([tmp_path]) == records  # a folder stands for its files
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no parquet file in the folder"):
+        read_records([tmp_path / "empty"])
     (tmp_path / "bad.parquet").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"bad\.parquet is not parquet"):
         read_records([tmp_path / "bad.parquet"])

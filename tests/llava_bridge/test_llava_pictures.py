@@ -97,7 +97,7 @@ def test_sample_with_a_broken_picture_leaves_the_others_loss_as_it_was(live_data
         tokenizer,
         num_image_tokens=4,
         max_length=200,
-        max_missing_fraction=0.1,
+        max_missing_fraction=0.12,
     )
     model = build("tiny", None, llm, "eager", seed=0)[0].train()
     samples, rest = [data[i] for i in (0, 2, 3, 5)], [data[i] for i in (0, 3, 5)]
@@ -113,8 +113,9 @@ def test_sample_with_a_broken_picture_leaves_the_others_loss_as_it_was(live_data
     assert all((p.grad == 0).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_training_drops_and_states_broken_pictures_and_resumes_alike(live_data, llm, tmp_path, monkeypatch):
-    config = LlavaConfig(
+@pytest.fixture
+def config(live_data, llm) -> LlavaConfig:
+    return LlavaConfig(
         stage=1,
         encoder="tiny",
         data=[str(live_data / "train.json")],
@@ -128,8 +129,11 @@ def test_training_drops_and_states_broken_pictures_and_resumes_alike(live_data, 
         precision="fp32",
         attention="eager",
         deepspeed=None,
-        max_missing_fraction=0.1,
+        max_missing_fraction=0.12,
     )
+
+
+def test_training_drops_and_states_broken_pictures_and_resumes_alike(config, tmp_path, monkeypatch):
     whole = stage.train(config, tmp_path / "whole")
     assert (whole["data"]["num_broken"], whole["data"]["num_dropped_samples"]) == (1, 3)
     assert list(whole["data"]["broken"]) == [BROKEN]
@@ -172,7 +176,7 @@ def test_pictures_inside_parquet_are_those_of_files(live_data, on_the_hub, token
         embedded = EmbeddedPictures(live_data / "cache")
         records = read_records([path], embedded)
         pictures = LivePictures([live_data], UnitImageProcessor(32), embedded=embedded)
-        options = {"num_image_tokens": 4, "max_length": 200, "max_missing_fraction": 0.2}
+        options = {"num_image_tokens": 4, "max_length": 200, "max_missing_fraction": 0.12}
         return records, pictures, build_dataset(records, pictures, "vicuna_v1", tokenizer, **options)
 
     _, files, expected = read(live_data / "train.json")
@@ -209,3 +213,21 @@ def test_parquet_pictures_are_copied_a_part_at_a_time(tmp_path):
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "big.parquet").read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"cut\.parquet is not parquet"):
         read_records([tmp_path / "cut.parquet"], embedded)
+
+
+def test_both_stages_train_on_parquet_at_a_fixed_number_of_tokens(config, on_the_hub, tmp_path):
+    parquet = replace(
+        config,
+        data=[str(on_the_hub.parent)],
+        image_root=None,
+        picture_cache=str(tmp_path / "cache"),
+        num_image_tokens=9,
+    )
+    first = stage.train(parquet, tmp_path / "align")
+    assert (first["encoder"]["num_tokens"], first["encoder"]["num_encoder_tokens"]) == (9, 4)
+    # three rows hold the same broken picture
+    assert (first["data"]["num_broken"], first["data"]["num_dropped_samples"]) == (1, 3)
+    second = replace(parquet, stage=2, init=str(tmp_path / "align" / "weights"), num_image_tokens=None)
+    assert stage.train(second, tmp_path / "instruct")["encoder"]["num_tokens"] == 9
+    with pytest.raises(ValueError, match="was aligned at 9 picture tokens, not num_image_tokens 4"):
+        stage.train(replace(second, num_image_tokens=4), tmp_path / "other")
