@@ -157,6 +157,8 @@ class Preset:
         default_factory=dict
     )  # submitit's: slurm_partition, mem_gb, ...
     seconds: dict[str, float]  # estimated wall time of each stage, by its folder's name
+    # FLOP/s of one GPU in bf16 training: `--plan` then adds each stage's FLOPs over it (`harness.cost`)
+    assumed_flops: float | None = None
     disk_mb: dict[str, float] = dataclasses.field(default_factory=dict)  # likewise, of what it leaves
 
     def __post_init__(self) -> None:

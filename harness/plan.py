@@ -8,9 +8,10 @@ from rich.table import Table
 
 from encoder.config import ROOT, read_yaml
 from harness.config import CONFIGS, Options, Preset, presets, suites
+from harness.cost import stage_flops
 from harness.display import clock
 from harness.engines import MULTI_PROCESS
-from harness.stages import Graph
+from harness.stages import Graph, Stage
 
 _WITHOUT_GPU = ("encoder.data.", "harness.own_", "harness.trained")  # modules
 
@@ -43,17 +44,19 @@ def print_plan(graph: Graph, preset: Preset, options: Options, console: Console)
     )
     for heading in ("stage", "state", "about", busy, "disk", "folder"):
         table.add_column(heading, justify="left" if heading in ("stage", "state", "folder") else "right")
-    left, hours_left, disk_left = {}, 0.0, 0.0
+    left, hours_left, disk_left, computing = {}, 0.0, 0.0, 0.0
     for stage in graph:
         done = stage.done()
         state = "cached" if done is not None else "begun" if stage.folder.is_dir() else "to run"
-        seconds = stage.seconds if done is None else done["seconds"]
+        computed = _computed(stage, preset, options) if done is None else 0.0
+        seconds = stage.seconds + computed if done is None else done["seconds"]
         estimate = stage.disk_mb or preset.disk_mb.get(stage.name, 0.0)
         megabytes = estimate if done is None else _megabytes(stage.folder)
         hours = seconds / 3600 * _units(stage.module, preset, options, is_gpu)
         if done is None:
             left[stage.folder] = seconds
             hours_left, disk_left = hours_left + hours, disk_left + megabytes
+            computing += computed
         shown = f"{graph.runs_dir.name}/{stage.name}/{stage.fingerprint}"
         cells = (
             clock(seconds) if seconds else "unknown",
@@ -63,12 +66,24 @@ def print_plan(graph: Graph, preset: Preset, options: Options, console: Console)
         )
         table.add_row(escape(stage.label), state, *cells)
     console.print(table)
-    seconds = max([sum(left.values()) / preset.jobs, *graph.seconds_to_end(left).values()])
+    chains = graph.seconds_to_end(left).values()
+    seconds = max([sum(left.values()) / preset.jobs, computing, *chains])  # jobs at once share the GPU
     without = sum(not each for each in left.values())
     if without:
         console.print(f"{without} stages without an estimate are not in these sums:", highlight=False)
     sums = f"{hours_left:.2f} {busy}, {_size(disk_left) or 'unknown'} of disk"
     console.print(f"{len(left)} to run, about {clock(seconds)}, {sums}", highlight=False)
+    if preset.assumed_flops is not None:
+        rate = f"{preset.assumed_flops / 1e12:,.0f} TFLOP/s a GPU"
+        console.print(f"calculated, not measured: each stage's FLOPs at {rate}, and its other seconds")
+
+
+def _computed(stage: Stage, preset: Preset, options: Options) -> float:
+    """Seconds that a stage computes at the rate that the preset assumes; 0 where it assumes none."""
+    if preset.assumed_flops is None:
+        return 0.0
+    processes = options.processes if stage.module in MULTI_PROCESS else 1
+    return stage_flops(stage) / (preset.assumed_flops * processes)
 
 
 def _units(module: str, preset: Preset, options: Options, is_gpu: bool) -> int:

@@ -1,9 +1,11 @@
 """A preset that trains its own weights: preset=small as planned."""
 
 import pytest
+import torch
 
-from encoder import load_encoder
+from encoder import checkpoint, load_encoder, trainer
 from encoder.config import ConfigError
+from encoder.data.scenes import write
 from harness.cli import make_plans
 from harness.config import parse
 from harness.stages import Graph
@@ -65,6 +67,39 @@ def test_each_phase_starts_from_the_towers_of_the_one_before(graph, name):
     first, second = (labelled(graph, f"foundation: {name}: train at {side} px") for side in (128, 256))
     assert (first.config.init, second.config.init) == (None, str(first.folder))
     assert first in second.inputs
+
+
+def test_a_phase_at_another_resolution_goes_on_with_the_same_towers(tmp_path):
+    phases = ", ".join(
+        f"{{resolution: {side}, num_pictures: 8, train: {{num_steps: 1, batch_size: 8, micro_batch: 4, "
+        f"optim: {{lr: {rate}, warmup_steps: 0}}}}}}"
+        for side, rate in ((64, 1e-3), (128, 1e-6))
+    )
+    towers = "{encoder: {width: 64, layers: 1, embed_dim: 64}, text: {width: 64, layers: 1}}"
+    options, preset = parse(
+        [
+            "preset=small",
+            "device=cpu",
+            f"runs_dir={tmp_path}",
+            "foundation.scenes={num_val: 8, num_test: 0, num_text: 0, num_workers: 1}",
+            f"foundation.phases=[{phases}]",
+            f"foundation.encoders.clip-small.train={{clip: {towers}, compile: false}}",
+        ]
+    )
+    made = Graph(options.runs_dir)
+    make_plans(made, options, preset)
+    saved = []
+    for side in (64, 128):
+        pictures = labelled(made, f"foundation: pictures of {side} px to train on")
+        trained = labelled(made, f"foundation: clip-small: train at {side} px")
+        for stage, run in ((pictures, write.run), (trained, trainer.train)):
+            stage.folder.mkdir(parents=True)
+            run(stage.config, stage.folder)
+        saved.append(checkpoint.load(trained.folder / "checkpoint.pt")["model"])
+    positions = [towers.pop("encoder.positional_embedding") for towers in saved]
+    assert [len(each) for each in positions] == [1 + 4 * 4, 1 + 8 * 8]
+    for name, tensor in saved[0].items():
+        torch.testing.assert_close(tensor, saved[1][name], atol=1e-5, rtol=0)  # one step of rate 1e-6
 
 
 def test_what_the_phases_give_is_taken_from_no_encoder():

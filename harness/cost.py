@@ -1,0 +1,199 @@
+"""What the stages of a preset that trains everything itself compute, in FLOPs, from their configs alone: for
+`--plan` where nothing was measured. No torch here.
+
+FLOPs are counted as in `encoder.flops`. Frozen networks run in fp32: their FLOPs count FP32 times. Nothing is
+counted of data, metrics, optimisers and the starts of processes.
+"""
+
+from collections.abc import Callable
+
+from encoder.config import load
+from encoder.flops import (
+    decoder_flops,
+    encoder_flops,
+    sample_flops,
+    text_flops,
+    transformer_flops,
+    vae_flops,
+)
+from encoder.options import EncoderConfig, ScenesConfig, ViTShape
+from harness.config import CONFIGS
+from harness.stages import Stage
+from llava_bridge.config import LlamaShape
+from rae_bridge.config import TrainDiTConfig
+from rae_bridge.shapes import DecoderSize, DiTSize
+
+FP32 = 4.0  # of bf16's time: assumed
+PIXELS_A_TOKEN = 16  # one way, of every encoder that a preset trains
+# Tokens without the picture's, by llava_bridge's tokenizer on Scenes: means over 200 conversations
+LESSON, CONVERSATION, QUESTION = 100, 256, 50
+STAGE_TEXT = {1: 56, 2: 147}
+NUM_DIMENSIONS, NUM_SETTINGS = 9, 3  # of Scenes-SEED and Scenes-POPE
+
+
+def stage_flops(stage: Stage) -> float:
+    """FLOPs of a stage; 0 for one that is not counted, or whose encoder the preset does not train."""
+    count = _COUNTS.get(stage.module)
+    return count(stage) if count is not None else 0.0
+
+
+def dit_flops(size: DiTSize, num_tokens: int, in_channels: int) -> float:
+    """Forward FLOPs of a DiT on one picture's latents. A head's adaLN works token by token."""
+    total = 0.0
+    for part, (width, depth) in enumerate(zip(size.hidden_size, size.depth, strict=True)):
+        mlp_width = round(1.5 * int(2 / 3 * int(width * size.mlp_ratio)))  # SwiGLU: three matrices, not two
+        conditions = 1 if part == 0 else num_tokens
+        total += transformer_flops(num_tokens, width, depth, mlp_width) + 12.0 * depth * conditions * width**2
+        total += 2.0 * num_tokens * in_channels * width  # each part embeds x_t
+    first, last = size.hidden_size[0], size.hidden_size[-1]
+    between = 2.0 * num_tokens * first * last if len(size.hidden_size) == 2 and first != last else 0.0
+    final = 4.0 * last**2 * (num_tokens if len(size.hidden_size) == 2 else 1)
+    return total + between + final + 2.0 * num_tokens * last * in_channels
+
+
+def llama_flops(shape: LlamaShape, num_tokens: int) -> float:
+    """Forward FLOPs of the blocks; three matrices to an MLP. The vocabulary of Scenes is small."""
+    return transformer_flops(num_tokens, shape.width, shape.depth, round(1.5 * shape.mlp_width))
+
+
+def pixel_decoder_flops(size: DecoderSize, num_tokens: int, in_width: int) -> float:
+    """Forward FLOPs of one picture."""
+    width, depth = size.decoder_hidden_size, size.decoder_num_hidden_layers
+    ends = 2.0 * num_tokens * width * (in_width + 3 * PIXELS_A_TOKEN**2)
+    return ends + transformer_flops(num_tokens, width, depth, size.decoder_intermediate_size)
+
+
+def _above(stage: Stage, module: str) -> Stage | None:
+    """The nearest stage of a module that this one depends on."""
+    for source in stage.inputs:
+        if source.module == module:
+            return source
+    return next(filter(None, (_above(source, module) for source in stage.inputs)), None)
+
+
+def _scenes(stage: Stage) -> ScenesConfig:
+    return _above(stage, "encoder.data.scenes.write").config
+
+
+def _made(stage: Stage) -> Stage | None:
+    """The training of a stage's encoder, its last phase; None for one that the preset does not train."""
+    return next((source for source in stage.inputs if source.module == "encoder.train"), None)
+
+
+def _vit(made: Stage) -> ViTShape:
+    return (made.config.openvision3 or made.config.clip).encoder
+
+
+def _num_tokens(stage: Stage) -> int:
+    """Tokens that the encoder of a stage gives a picture."""
+    made = _made(stage)
+    if made is not None:
+        return _vit(made).grid ** 2
+    side = load(EncoderConfig, CONFIGS / "encoders" / f"{stage.config.encoder}.yaml").image_size or 64
+    return (side // PIXELS_A_TOKEN) ** 2
+
+
+def _encode(stage: Stage) -> float:
+    """Of a picture by the frozen encoder; nothing where it is blind."""
+    made = _made(stage)
+    if made is None:
+        return 0.0
+    shape, vae = _vit(made), _above(made, "encoder.train_vae")
+    latents = vae_flops(vae.config.shape, 8 * shape.image_size)[0] if vae is not None else 0.0
+    return FP32 * (encoder_flops(shape) + latents)
+
+
+def _decode(stage: Stage) -> float:
+    """Of a picture, from its tokens."""
+    made, tokens = _made(stage), _num_tokens(stage)
+    if made.config.openvision3 is not None:
+        towers, vae = made.config.openvision3, _above(made, "encoder.train_vae")
+        pixels = vae_flops(vae.config.shape, 8 * towers.encoder.image_size)[1] if vae is not None else 0.0
+        return FP32 * (decoder_flops(towers.decoder, tokens) + pixels)
+    decoder = _above(stage, "rae_bridge.train_decoder").config
+    return FP32 * pixel_decoder_flops(decoder.size, tokens, _vit(made).width)
+
+
+def _train_encoder(stage: Stage) -> float:
+    config, vae = stage.config, _above(stage, "encoder.train_vae")
+    towers = config.openvision3 or config.clip
+    each, once = sample_flops(config), 0.0
+    if vae is not None:
+        each = sample_flops(config, vae.config.shape)
+        latents = FP32 * vae_flops(vae.config.shape, 8 * towers.encoder.image_size)[0]
+        once = latents * min(config.train_limit or _scenes(stage).num_train, _scenes(stage).num_train)
+    again = 0.0  # features first, without a graph: encoder.step.contrast_by_parts
+    if config.micro_batch is not None and config.micro_batch < config.batch_size:
+        passes = 2 if config.contrastive_texts == "alt_and_sentence" else 1
+        again = encoder_flops(towers.encoder) + passes * text_flops(towers.text, towers.encoder.embed_dim)
+    return config.num_steps * config.batch_size * (sum(each.values()) + again) + once
+
+
+def _train_vae(stage: Stage) -> float:
+    config = stage.config
+    each = sum(vae_flops(config.shape, _scenes(stage).image_size))
+    return 3 * config.num_steps * config.batch_size * each
+
+
+def _train_decoder(stage: Stage) -> float:
+    config, width = stage.config, _vit(_made(stage)).width
+    each = 3 * pixel_decoder_flops(config.size, _num_tokens(stage), width)
+    num_pictures = min(config.train_limit or _scenes(stage).num_train, _scenes(stage).num_train)
+    return config.num_steps * config.batch_size * each + num_pictures * _encode(stage)
+
+
+def _train_llm(stage: Stage) -> float:
+    config = stage.config
+    lessons = config.num_lesson_steps * config.lesson_batch_size * llama_flops(config.shape, LESSON)
+    return 3 * (lessons + config.num_steps * config.batch_size * llama_flops(config.shape, CONVERSATION))
+
+
+def _tokens(stage: Stage) -> float:
+    scenes = _scenes(stage)
+    return _encode(stage) * (scenes.num_llava_images if stage.config.records else scenes.num_train)
+
+
+def _train_llava(stage: Stage) -> float:
+    config, shape = stage.config, _above(stage, "llava_bridge.train_llm").config.shape
+    each = llama_flops(shape, _num_tokens(stage) + STAGE_TEXT[config.stage])
+    passes = 2 if config.stage == 1 else 3  # a frozen language model has no weight gradients
+    return passes * each * config.num_epochs * _scenes(stage).num_llava_images
+
+
+def _evaluate_llava(stage: Stage) -> float:
+    scenes, trained = _scenes(stage), _above(stage, "llava_bridge.train")
+    shape = _above(stage, "llava_bridge.train_llm").config.shape
+    seed, pope = NUM_DIMENSIONS * scenes.num_seed_questions, 2 * NUM_SETTINGS * scenes.num_pope_pairs
+    return (seed + pope) * (llama_flops(shape, _num_tokens(trained) + QUESTION) + _encode(trained))
+
+
+def _train_dit(stage: Stage) -> float:
+    config = stage.config
+    return 3 * config.num_steps * config.batch_size * _dit(stage, config)
+
+
+def _generate(stage: Stage) -> float:
+    config, dit = stage.config, _dit(stage, _above(stage, "rae_bridge.train").config)
+    return config.num_samples * (config.num_steps * dit + _decode(stage))
+
+
+def _dit(stage: Stage, config: TrainDiTConfig) -> float:
+    return dit_flops(config.size, _num_tokens(stage), _vit(_made(stage)).width)
+
+
+def _reconstruct(stage: Stage) -> float:
+    return stage.config.limit * (_encode(stage) + _decode(stage))
+
+
+_COUNTS: dict[str, Callable[[Stage], float]] = {
+    "encoder.train": _train_encoder,
+    "encoder.train_vae": _train_vae,
+    "encoder.tokens": _tokens,
+    "llava_bridge.evaluate": _evaluate_llava,
+    "llava_bridge.train": _train_llava,
+    "llava_bridge.train_llm": _train_llm,
+    "rae_bridge.generate": _generate,
+    "rae_bridge.reconstruct": _reconstruct,
+    "rae_bridge.train": _train_dit,
+    "rae_bridge.train_decoder": _train_decoder,
+}
