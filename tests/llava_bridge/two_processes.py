@@ -1,0 +1,44 @@
+"""Run by `test_llava_ranks` under a launcher, in each of its processes: trainings under ZeRO-3, one after the
+other, over the settings in a folder."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+import llava_bridge.loss
+import llava_bridge.train as stage
+from encoder.config import load
+from llava_bridge.config import LlavaConfig
+
+LAST_STEP = 5
+
+
+class Killed(Exception):
+    pass
+
+
+def die_after_last_step(self, args, state, control, **kwargs):
+    if state.global_step == LAST_STEP:
+        raise Killed
+
+
+def main(folder: Path) -> None:
+    zero3 = {"deepspeed": "configs/deepspeed/zero3.json"}
+    config = replace(load(LlavaConfig, folder / "config.yaml", []), **zero3)
+    lora = replace(load(LlavaConfig, folder / "lora.yaml", []), **zero3)
+    llava_bridge.loss.MAX_LOGITS = 512  # a few positions at a time
+    stage.train(config, folder / "two")
+    unset_hf_deepspeed_config()  # else the next model would be split while it is read
+    stage.train(lora, folder / "lora-two")
+    unset_hf_deepspeed_config()
+    stage.StageReport.on_step_end = die_after_last_step
+    try:
+        stage.train(config, folder / "killed")
+    except Killed:
+        print("killed as wanted")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
