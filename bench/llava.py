@@ -4,8 +4,8 @@ results/bench/llava.json.
 The demo's encoder and Llama on one thread, in processor time. Lengths of the packing rows are drawn like the
 665k mix, a quarter as long: 16 picture tokens and a lognormal text (median 60 tokens, sigma 0.9, at most
 496). Padded rows come twice, both by our own padded path: 16 samples drawn at random, as transformers does
-unless told otherwise and LLaVA in its first stage, and 16 of similar length out of 64, as LLaVA groups them in
-its second (out of 128).
+unless told otherwise and LLaVA in its first stage, and 16 of similar length out of 64, as LLaVA does in its
+second (out of 128).
 """
 
 from __future__ import annotations
