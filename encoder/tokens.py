@@ -7,6 +7,7 @@ where there is none) and index.json (keys in the same order, the encoder's finge
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 
 from encoder.batch import to_pixels
-from encoder.checkpoint import save_tensors
 from encoder.config import ROOT
 from encoder.data.shards import MAX_PIXELS, ShardReader, find_shards, in_order, num_threads
 from encoder.frozen import FrozenEncoder, load_encoder
@@ -25,6 +25,7 @@ from encoder.options import TokensConfig
 from encoder.stage import main, progress, write_json
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+_SAFETENSORS = {torch.float16: "F16", torch.float32: "F32"}  # its names of them
 MAX_BAD_FRACTION = 0.01
 Picture = tuple[str, np.ndarray, int]  # key, uint8 H W 3, label
 
@@ -108,6 +109,65 @@ def encode_batch(encoder: FrozenEncoder, pictures: list[Picture], dtype: torch.d
     return tokens
 
 
+class TokenFile:
+    """tokens.safetensors, written batch by batch: the tokens of 558,000 pictures fill more than a memory.
+
+    The header comes last, into room kept for it. Used as a context: complete under its own name after
+    `finish`, or nothing.
+    """
+
+    _ROOM = 1024  # bytes of the header: its length (8 bytes) and JSON, which may end in spaces
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self.shape, self.dtype = (), torch.float16  # of a picture's tokens: N D
+
+    def __enter__(self) -> TokenFile:
+        self.file = self.temporary.open("wb")
+        self.file.seek(self._ROOM)
+        return self
+
+    def add(self, tokens: Tensor) -> None:
+        """Append the tokens (B N D) of the next pictures.
+
+        Raises: ValueError if they are not as many, as wide and of the type of those before.
+        """
+        if self.shape not in ((), tuple(tokens.shape[1:])):
+            raise ValueError(f"tokens of a picture are {tuple(tokens.shape[1:])}, before {self.shape}")
+        self.shape, self.dtype = tuple(tokens.shape[1:]), tokens.dtype
+        self.file.write(tokens.contiguous().numpy().tobytes())
+
+    def finish(self, labels: list[int]) -> None:
+        """Append a label for each picture, write the header, and give the file its name."""
+        end = self.file.tell() - self._ROOM
+        gap, num_bytes = -end % 8, 8 * len(labels)  # labels are int64 and start at a multiple of 8
+        self.file.write(bytes(gap) + np.array(labels, "<i8").tobytes())
+        about = {
+            "tokens": {
+                "dtype": _SAFETENSORS[self.dtype],
+                "shape": [len(labels), *self.shape],
+                "data_offsets": [0, end],
+            },
+            "labels": {
+                "dtype": "I64",
+                "shape": [len(labels)],
+                "data_offsets": [end + gap, end + gap + num_bytes],
+            },
+        }
+        if gap:  # safetensors allows no byte that belongs to nothing
+            about["padding"] = {"dtype": "U8", "shape": [gap], "data_offsets": [end, end + gap]}
+        header = json.dumps(about).encode().ljust(self._ROOM - 8)
+        self.file.seek(0)
+        self.file.write(len(header).to_bytes(8, "little") + header)
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.temporary.replace(self.path)
+
+    def __exit__(self, *_error: object) -> None:
+        self.file.close()
+        self.temporary.unlink(missing_ok=True)
+
+
 def run(config: TokensConfig, out_dir: Path) -> dict:
     """Encode, write, and return the counts."""
     torch.set_flush_denormal(True)
@@ -122,21 +182,20 @@ def run(config: TokensConfig, out_dir: Path) -> dict:
         pictures, total = read_shards(reader), config.limit or 0
     keys: list[str] = []
     labels: list[int] = []
-    tokens: list[Tensor] = []
-    for batch in batches(pictures, config.batch_size):
-        if config.limit is not None:
-            batch = batch[: config.limit - len(keys)]
-        keys += [key for key, _, _ in batch]
-        labels += [label for _, _, label in batch]
-        tokens.append(encode_batch(encoder, batch, DTYPES[config.dtype]))
-        progress(out_dir, len(keys), max(total, len(keys)), "pictures")
-        if len(keys) == config.limit:
-            break
-    if not keys:
-        raise ValueError(f"no usable picture in {config.data}")
+    with TokenFile(out_dir / "tokens.safetensors") as file:
+        for batch in batches(pictures, config.batch_size):
+            if config.limit is not None:
+                batch = batch[: config.limit - len(keys)]
+            keys += [key for key, _, _ in batch]
+            labels += [label for _, _, label in batch]
+            file.add(encode_batch(encoder, batch, DTYPES[config.dtype]))
+            progress(out_dir, len(keys), max(total, len(keys)), "pictures")
+            if len(keys) == config.limit:
+                break
+        if not keys:
+            raise ValueError(f"no usable picture in {config.data}")
+        file.finish(labels)
     skipped += [str(bad) for bad in reader.bad] if reader else []
-    tensors = {"tokens": torch.cat(tokens), "labels": torch.tensor(labels)}
-    save_tensors(out_dir / "tokens.safetensors", tensors)
     about = {
         "encoder": encoder.name, "fingerprint": encoder.fingerprint, "features": encoder.features,
         "grid": list(encoder.grid), "width": encoder.width, "can_decode": encoder.can_decode,

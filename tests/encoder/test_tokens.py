@@ -14,7 +14,7 @@ from encoder.clip import Clip
 from encoder.config import load
 from encoder.frozen import load_encoder
 from encoder.options import ClipShape, TokensConfig, ViTShape
-from encoder.tokens import run
+from encoder.tokens import TokenFile, run
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +92,24 @@ def test_too_many_unreadable_pictures_stop_it_and_are_named(encoder, tmp_path):
         run(load(TokensConfig, values | {"records": ["none.json"]}), tmp_path)
     with pytest.raises(FileNotFoundError, match="no shards"):
         run(load(TokensConfig, values | {"records": []}), tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(4, 8), (3, 1)])  # 3 x 1 in fp16: labels do not start at a multiple of 8
+def test_a_file_written_in_parts_is_the_one_that_safetensors_reads(tmp_path, shape):
+    tokens = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0)).half()
+    with TokenFile(tmp_path / "tokens.safetensors") as file:
+        for part in tokens.split(2):
+            file.add(part)
+        with pytest.raises(ValueError, match=r"tokens of a picture are \(2, 2\), before"):
+            file.add(torch.zeros(1, 2, 2).half())
+        file.finish([3, -1, 0, 7, 2])
+    content = load_tensors(tmp_path / "tokens.safetensors")
+    assert torch.equal(content["tokens"], tokens)
+    assert content["labels"].tolist() == [3, -1, 0, 7, 2] and content["labels"].dtype == torch.int64
+
+
+def test_an_unfinished_file_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), TokenFile(tmp_path / "tokens.safetensors") as file:
+        file.add(torch.zeros(1, 4, 8).half())
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
