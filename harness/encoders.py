@@ -12,7 +12,7 @@ from harness.stages import Stage
 CONFIGS = ROOT / "configs" / "encoders"
 SCHEMES = ("clip", "module", "timm", "vae")  # what `load_encoder` takes besides names, folders and hub ids
 _FOLDER_CONFIGS = ("config.json", "open_clip_config.json")  # by save_pretrained, or a release
-BLIND = "blind"  # the control row: configs/encoders/blind.yaml
+BLIND = "module:encoder.frozen:BlindEncoder"  # source of the control rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Encoder:
 
     @property
     def is_blind(self) -> bool:
-        return self.name == BLIND
+        return self.config.source == BLIND
 
     def source(self, bridge: Literal["understanding", "generation"]) -> str:
         """Where the tokens come from and which of them the bridge sees, as every result says it."""
@@ -55,7 +55,7 @@ def resolve_encoder(word: str) -> Encoder:
     names = encoder_configs()
     if word in names:
         config = load(EncoderConfig, names[word])
-        return Encoder(name=config.name, word=word, config=config, files=(names[word], *_files_of(config)))
+        return Encoder(name=word, word=word, config=config, files=(names[word], *_files_of(config)))
     if word.endswith(".yaml") and Path(word).is_file():
         config, path = load(EncoderConfig, word), Path(word).resolve()
         return Encoder(name=config.name, word=str(path), config=config, files=(path, *_files_of(config)))

@@ -15,7 +15,7 @@ def test_a_name_brings_its_config_and_all_its_weights():
         ROOT / "weights/demo/clip",
         ROOT / "weights/demo/clip_decoder",
     }
-    assert resolve_encoder("blind").is_blind
+    assert resolve_encoder("blind").is_blind and resolve_encoder("blind-256").is_blind
 
 
 def test_a_folder_is_read_where_it_lies_if_it_holds_an_encoder(tmp_path):

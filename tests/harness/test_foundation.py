@@ -110,7 +110,7 @@ def test_what_the_phases_give_is_taken_from_no_encoder():
 
 
 def test_the_blind_row_has_as_many_tokens_as_the_others(graph):
-    blind = load_encoder(labelled(graph, "blind: LLaVA stage 1").config.encoder)
+    blind = load_encoder(labelled(graph, "blind-256: LLaVA stage 1").config.encoder)
     encoder = labelled(graph, "foundation: ov3-small: train at 256 px").config.openvision3.encoder
     assert blind.grid == (encoder.grid, encoder.grid)
 
