@@ -73,9 +73,7 @@ def suite_rows(runs: Path, starts: dict[str, float]) -> list[Row]:
         note = f"{len(each)} stages, {sum(each) / total:.1%} of all; no baseline: a share"
         rows.append(make_row(f"suite/{stage}", "s", sum(each), None, note))
     starting = sum(started.values())
-    note = (
-        f"{sum(map(len, spent.values()))} processes, {starting / total:.1%} of all, from the rows start/; "
-    )
+    note = f"{sum(map(len, spent.values()))} processes, {starting / total:.1%} of all, from the rows start/; "
     rows.append(make_row("suite/starts", "s", starting, None, f"{note}no baseline: a share"))
     return rows
 
