@@ -55,8 +55,10 @@ def cosines(path: Path, tables: Mapping[str, Path]) -> Path:
         over_time.plot(steps, [_cosines(point)[_WHOLE] for point in points], "o-", color=colour, label=label)
         for age, point in enumerate(reversed(points)):
             layers = {name: value for name, value in _cosines(point).items() if name != _WHOLE}
-            style = {"alpha": 1.0, "linestyle": "-"} if not age else {"alpha": max(0.2, 0.6 - 0.15 * age), "linestyle": ":"}
-            panels[i].plot(list(layers.values()), marker="o", markersize=3, color=colour, **style)
+            alpha, line = (1.0, "-") if not age else (max(0.2, 0.6 - 0.15 * age), ":")
+            panels[i].plot(
+                list(layers.values()), linestyle=line, marker="o", markersize=3, color=colour, alpha=alpha
+            )
         panels[i].set_xticks(range(len(layers)))
         panels[i].set_xticklabels([name.replace("_", " ") for name in layers], rotation=60, fontsize=7)
         panels[i].set_title(f"{label}: by layer", loc="left", fontsize=9)
