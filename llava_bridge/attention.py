@@ -34,14 +34,14 @@ def choose_attention(model: Llava, config: LlavaConfig, zero_stage: int | None) 
     """Set how the model attends while it trains.
 
     In bf16 on a CPU, `sdpa` is done in fp32. Words that all rows begin with are run once, except where a
-    layer may not run twice in a pass with a cache between (compiled, checkpointed, split by ZeRO-3, flash
-    attention) or draws at random (LoRA's dropout).
+    layer may not run twice in a pass with a cache between (compiled, checkpointed, split by ZeRO-3) or draws
+    at random (LoRA's dropout).
     """
     if config.precision == "bf16" and config.attention == "sdpa" and not torch.cuda.is_available():
         AttentionInterface.register(WIDE, attend_in_fp32)
         AttentionMaskInterface.register(WIDE, sdpa_mask)
         model.model.language_model.config._attn_implementation = WIDE
-    runs_whole = config.compile or config.gradient_checkpointing or config.attention == "flash_attention_2"
+    runs_whole = config.compile or config.gradient_checkpointing
     model.shares_beginnings = not runs_whole and config.lora_rank is None and zero_stage != 3
 
 

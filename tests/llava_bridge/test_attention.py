@@ -76,7 +76,7 @@ def test_shared_length_ends_before_pictures_and_supervised_tokens(rows, supervis
 
 @pytest.mark.parametrize(
     ("change", "zero_stage"),
-    [({"compile": True}, 2), ({"lora_rank": 4}, 2), ({"attention": "flash_attention_2"}, 2), ({}, 3)],
+    [({"compile": True}, 2), ({"lora_rank": 4}, 2), ({"gradient_checkpointing": True}, 2), ({}, 3)],
 )
 def test_beginnings_are_not_shared_where_a_layer_may_not_run_twice(llm, change, zero_stage):
     model = build("tiny", None, llm, "eager", seed=0)[0]
