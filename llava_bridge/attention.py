@@ -26,7 +26,8 @@ def attend_in_fp32(
     torch's bf16 kernel for CPUs takes two to four times as long, forward and backward (2.14, AMX).
     """
     wide = (tensor.float() for tensor in (query, key, value))
-    output, weights = sdpa_attention_forward(module, *wide, attention_mask, **settings)
+    with torch.autocast(query.device.type, enabled=False):  # it would make them bf16 again
+        output, weights = sdpa_attention_forward(module, *wide, attention_mask, **settings)
     return output.to(query.dtype), weights
 
 

@@ -58,9 +58,12 @@ def _read_json(path: Path) -> list[dict]:
         text = path.read_text()
         if path.suffix == ".jsonl":
             return [json.loads(line) for line in text.splitlines() if line.strip()]
-        return json.loads(text)
+        rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} must hold a list of records, got a {type(rows).__name__}")
+    return rows
 
 
 def _read_parquet(path: Path, embedded: EmbeddedPictures | None) -> list[dict]:

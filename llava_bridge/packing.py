@@ -50,10 +50,11 @@ def attend_per_sample(
     if query.device.type == "cpu" and dtype == torch.bfloat16:
         query, key, value = query.float(), key.float(), value.float()
     rows = (rearrange(x, "b h l c -> 1 h (b l) c").split(sample_lengths, 2) for x in (query, key, value))
-    samples = [
-        sdpa_attention_forward(module, *sample, None, dropout=dropout, scaling=scaling, is_causal=True)[0]
-        for sample in zip(*rows, strict=True)
-    ]
+    settings = {"dropout": dropout, "scaling": scaling, "is_causal": True}
+    with torch.autocast(query.device.type, enabled=False):  # it would make float32 bfloat16 again
+        samples = [
+            sdpa_attention_forward(module, *sample, None, **settings)[0] for sample in zip(*rows, strict=True)
+        ]
     return rearrange(torch.cat(samples, 1), "1 (b l) h c -> b l h c", b=num_rows).to(dtype), None
 
 

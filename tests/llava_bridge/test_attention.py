@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from llava_bridge.attention import WIDE, choose_attention, shared_length
+from llava_bridge.attention import WIDE, attend_in_fp32, choose_attention, shared_length
 from llava_bridge.config import LlavaConfig
 from llava_bridge.data import CachedPictures, build_dataset, collate, read_records
 from llava_bridge.model import build
+from llava_bridge.packing import attend_per_sample
 from llava_bridge.prompt import IGNORE
 
 PICTURE = 9
@@ -82,3 +83,18 @@ def test_beginnings_are_not_shared_where_a_layer_may_not_run_twice(llm, change, 
     model = build("tiny", None, llm, "eager", seed=0)[0]
     choose_attention(model, LlavaConfig(**STAGE, learning_rate=1e-3, **change), zero_stage)
     assert not model.shares_beginnings
+
+
+def test_attention_stays_fp32_under_autocast():
+    """The trainer autocasts to bf16 without DeepSpeed: only what leaves may be rounded."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 24, 8, generator=generator).bfloat16() for _ in range(3))
+    module = torch.nn.Module()
+    exact = torch.nn.functional.scaled_dot_product_attention(
+        query.float(), key.float(), value.float(), is_causal=True
+    ).transpose(1, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = attend_in_fp32(module, query, key, value, None, is_causal=True)[0]
+        packed = attend_per_sample(module, query, key, value, None, sample_lengths=[24])[0]
+    assert torch.equal(whole, exact.bfloat16())
+    assert torch.equal(packed, exact.bfloat16())

@@ -60,8 +60,10 @@ def losses(folder: Path) -> list[float]:
 
 
 def launch(folder: Path) -> None:
-    """The trainings of two_processes.py, as a user would start them. (With --cpu for --multi_gpu, which needs no
-    GPU, Accelerate starts one process without a word.)"""
+    """The trainings of two_processes.py, as a user would start them.
+
+    With --cpu for --multi_gpu, which needs no GPU, Accelerate starts one process without a word.
+    """
     command = [Path(sys.executable).with_name("accelerate"), "launch", "--multi_gpu", "--num_processes=2"]
     command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
     command += [Path(__file__).with_name("two_processes.py"), folder]
