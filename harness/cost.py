@@ -1,5 +1,6 @@
 """What the stages of a preset that trains everything itself compute, in FLOPs, from their configs alone: for
-`--plan` where nothing was measured. No torch here.
+`--plan` where nothing was measured. Of another's weights and of one's own pictures nothing is known here. No
+torch.
 
 FLOPs are counted as in `encoder.flops`. Frozen networks run in fp32: their FLOPs count FP32 times. Nothing is
 counted of data, metrics, optimisers and the starts of processes.
@@ -18,6 +19,7 @@ from encoder.flops import (
 )
 from encoder.options import EncoderConfig, ScenesConfig, ViTShape
 from harness.config import CONFIGS
+from harness.encoders import BLIND
 from harness.stages import Stage
 from llava_bridge.config import LlamaShape
 from rae_bridge.config import TrainDiTConfig
@@ -31,10 +33,18 @@ STAGE_TEXT = {1: 56, 2: 147}
 NUM_DIMENSIONS, NUM_SETTINGS = 9, 3  # of Scenes-SEED and Scenes-POPE
 
 
-def stage_flops(stage: Stage) -> float:
-    """FLOPs of a stage; 0 for one that is not counted, or whose encoder the preset does not train."""
+class _UnknownError(ValueError):
+    """A stage stands on something that the preset does not make."""
+
+
+def stage_flops(stage: Stage) -> float | None:
+    """FLOPs of a stage; 0 where they are not worth counting, None where its weights or pictures are not the
+    preset's own."""
     count = _COUNTS.get(stage.module)
-    return count(stage) if count is not None else 0.0
+    try:
+        return count(stage) if count is not None else 0.0
+    except _UnknownError:
+        return None
 
 
 def dit_flops(size: DiTSize, num_tokens: int, in_channels: int) -> float:
@@ -71,13 +81,34 @@ def _above(stage: Stage, module: str) -> Stage | None:
     return next(filter(None, (_above(source, module) for source in stage.inputs)), None)
 
 
+def _needed(stage: Stage, module: str) -> Stage:
+    """As `_above`, of a stage that cannot be counted without it."""
+    source = _above(stage, module)
+    if source is None:
+        raise _UnknownError(module)
+    return source
+
+
 def _scenes(stage: Stage) -> ScenesConfig:
-    return _above(stage, "encoder.data.scenes.write").config
+    if _above(stage, "harness.own_data") is not None:  # those further up are what the weights were trained on
+        raise _UnknownError("harness.own_data")
+    return _needed(stage, "encoder.data.scenes.write").config
 
 
 def _made(stage: Stage) -> Stage | None:
-    """The training of a stage's encoder, its last phase; None for one that the preset does not train."""
-    return next((source for source in stage.inputs if source.module == "encoder.train"), None)
+    """The training of a stage's encoder, its last phase; None for the blind one, which computes nothing."""
+    made = next((source for source in stage.inputs if source.module == "encoder.train"), None)
+    if made is None and _config_of(stage).source != BLIND:
+        raise _UnknownError("encoder.train")
+    return made
+
+
+def _config_of(stage: Stage) -> EncoderConfig:
+    """Of an encoder that the preset does not train, by its name."""
+    path = CONFIGS / "encoders" / f"{getattr(stage.config, 'encoder', None)}.yaml"
+    if not path.is_file():
+        raise _UnknownError("encoder")
+    return load(EncoderConfig, path)
 
 
 def _vit(made: Stage) -> ViTShape:
@@ -89,8 +120,7 @@ def _num_tokens(stage: Stage) -> int:
     made = _made(stage)
     if made is not None:
         return _vit(made).grid ** 2
-    side = load(EncoderConfig, CONFIGS / "encoders" / f"{stage.config.encoder}.yaml").image_size or 64
-    return (side // PIXELS_A_TOKEN) ** 2
+    return ((_config_of(stage).image_size or 64) // PIXELS_A_TOKEN) ** 2
 
 
 def _encode(stage: Stage) -> float:
@@ -110,7 +140,7 @@ def _decode(stage: Stage) -> float:
         towers, vae = made.config.openvision3, _above(made, "encoder.train_vae")
         pixels = vae_flops(vae.config.shape, 8 * towers.encoder.image_size)[1] if vae is not None else 0.0
         return FP32 * (decoder_flops(towers.decoder, tokens) + pixels)
-    decoder = _above(stage, "rae_bridge.train_decoder").config
+    decoder = _needed(stage, "rae_bridge.train_decoder").config
     return FP32 * pixel_decoder_flops(decoder.size, tokens, _vit(made).width)
 
 
@@ -154,15 +184,15 @@ def _tokens(stage: Stage) -> float:
 
 
 def _train_llava(stage: Stage) -> float:
-    config, shape = stage.config, _above(stage, "llava_bridge.train_llm").config.shape
+    config, shape = stage.config, _needed(stage, "llava_bridge.train_llm").config.shape
     each = llama_flops(shape, _num_tokens(stage) + STAGE_TEXT[config.stage])
     passes = 2 if config.stage == 1 else 3  # a frozen language model has no weight gradients
     return passes * each * config.num_epochs * _scenes(stage).num_llava_images
 
 
 def _evaluate_llava(stage: Stage) -> float:
-    scenes, trained = _scenes(stage), _above(stage, "llava_bridge.train")
-    shape = _above(stage, "llava_bridge.train_llm").config.shape
+    scenes, trained = _scenes(stage), _needed(stage, "llava_bridge.train")
+    shape = _needed(stage, "llava_bridge.train_llm").config.shape
     seed, pope = NUM_DIMENSIONS * scenes.num_seed_questions, 2 * NUM_SETTINGS * scenes.num_pope_pairs
     return (seed + pope) * (llama_flops(shape, _num_tokens(trained) + QUESTION) + _encode(trained))
 
@@ -173,7 +203,7 @@ def _train_dit(stage: Stage) -> float:
 
 
 def _generate(stage: Stage) -> float:
-    config, dit = stage.config, _dit(stage, _above(stage, "rae_bridge.train").config)
+    config, dit = stage.config, _dit(stage, _needed(stage, "rae_bridge.train").config)
     return config.num_samples * (config.num_steps * dit + _decode(stage))
 
 

@@ -44,11 +44,12 @@ def print_plan(graph: Graph, preset: Preset, options: Options, console: Console)
     )
     for heading in ("stage", "state", "about", busy, "disk", "folder"):
         table.add_column(heading, justify="left" if heading in ("stage", "state", "folder") else "right")
-    left, hours_left, disk_left, computing = {}, 0.0, 0.0, 0.0
+    left, hours_left, disk_left, computing, uncounted = {}, 0.0, 0.0, 0.0, 0
     for stage in graph:
         done = stage.done()
         state = "cached" if done is not None else "begun" if stage.folder.is_dir() else "to run"
-        computed = _computed(stage, preset, options) if done is None else 0.0
+        counted = _computed(stage, preset, options) if done is None else 0.0
+        computed, uncounted = counted or 0.0, uncounted + (counted is None)
         seconds = stage.seconds + computed if done is None else done["seconds"]
         estimate = stage.disk_mb or preset.disk_mb.get(stage.name, 0.0)
         megabytes = estimate if done is None else _megabytes(stage.folder)
@@ -76,14 +77,19 @@ def print_plan(graph: Graph, preset: Preset, options: Options, console: Console)
     if preset.assumed_flops is not None:
         rate = f"{preset.assumed_flops / 1e12:,.0f} TFLOP/s a GPU"
         console.print(f"calculated, not measured: each stage's FLOPs at {rate}, and its other seconds")
+    if uncounted:
+        whose = f"whose weights or pictures preset={options.preset} does not make"
+        console.print(f"without the FLOPs of {uncounted} stages {whose}", highlight=False)
 
 
-def _computed(stage: Stage, preset: Preset, options: Options) -> float:
-    """Seconds that a stage computes at the rate that the preset assumes; 0 where it assumes none."""
+def _computed(stage: Stage, preset: Preset, options: Options) -> float | None:
+    """Seconds that a stage computes at the rate that the preset assumes, 0 where it assumes none; None where
+    its FLOPs are not known."""
     if preset.assumed_flops is None:
         return 0.0
     processes = options.processes if stage.module in MULTI_PROCESS else 1
-    return stage_flops(stage) / (preset.assumed_flops * processes)
+    flops = stage_flops(stage)
+    return None if flops is None else flops / (preset.assumed_flops * processes)
 
 
 def _units(module: str, preset: Preset, options: Options, is_gpu: bool) -> int:

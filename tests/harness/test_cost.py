@@ -105,6 +105,31 @@ def test_the_ablations_are_counted_too(plan_of):
     assert all(cost.stage_flops(stage) > 2000 * 256 * 10e9 for stage in studies)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["preset=small", "encoders=[clip-demo]"],
+        ["preset=small", "encoders=[module:examples.own_encoder:PatchColours]"],
+        ["preset=demo", "assumed_flops=1e12"],
+    ],
+)
+def test_what_the_preset_does_not_make_is_left_out_by_name(plan_of, words):
+    graph, text = plan_of(*words)
+    unknown = [stage for stage in graph if cost.stage_flops(stage) is None]
+    assert {"rae_bridge.train", "rae_bridge.generate"} <= {stage.module for stage in unknown}
+    assert f"without the FLOPs of {len(unknown)} stages whose weights or pictures" in text
+
+
+def test_ones_own_pictures_are_not_taken_for_those_that_the_encoder_was_trained_on(plan_of, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        (tmp_path / "mine" / name / "0.png").touch()
+    graph, _ = plan_of("preset=small", f"own_data.source={tmp_path / 'mine'}")
+    flops = {stage.label: cost.stage_flops(stage) for stage in graph}
+    assert flops["ov3-small: tokens of train pictures"] is flops["ov3-small: LLaVA stage 2"] is None
+    assert flops["foundation: ov3-small: train at 256 px"] > 0 and flops["ov3-small: train the DiT"] > 0
+
+
 def test_nothing_is_calculated_for_what_was_timed(plan_of):
     _, text = plan_of("preset=demo")
     assert "calculated" not in text
