@@ -16,6 +16,7 @@ from encoder.data.scenes.wording import DIMENSIONS
 
 CONFIDENCE_PERCENT = 95
 NUM_RESAMPLES = 2000
+MIN_GROUPS = 10  # fewer drawn again say nothing about others: two equal groups would leave an interval of 0
 _KIND_OF_QUESTION = {"scenes_seed": "question_type_id", "scenes_pope": "category"}
 
 
@@ -43,7 +44,8 @@ class Answers:
 
 
 def compare(answers: Sequence[Answers], baseline: str, seed: int = 0) -> dict | None:
-    """Every encoder against `baseline`; None where there is nothing to compare.
+    """Every encoder against `baseline`, on every key with MIN_GROUPS groups or more; None without a baseline
+    or an encoder beside it.
 
     Raises:
         ValueError: two encoders did not answer the same questions.
@@ -54,7 +56,7 @@ def compare(answers: Sequence[Answers], baseline: str, seed: int = 0) -> dict | 
     theirs = by_name.pop(baseline)
     pairs = []
     for encoder, ours in by_name.items():
-        for key in [key for key in ours if key in theirs]:
+        for key in [key for key in ours if key in theirs and len(ours[key].groups) >= MIN_GROUPS]:
             interval = _interval(ours[key], theirs[key], _STATISTICS[_statistic_of(key)], seed)
             pairs.append(Pair(encoder=encoder, key=key, **interval))
     about = {"baseline": baseline, "confidence_percent": CONFIDENCE_PERCENT, "num_resamples": NUM_RESAMPLES}

@@ -122,3 +122,12 @@ def test_seeds_are_averaged_and_other_questions_refused(tmp_path, questions):
         compare([Answers(encoder="a", samples=[short], questions=questions), base], "b")
     assert compare([base], "b") is None
     assert compare([base], "not there") is None
+
+
+def test_a_handful_of_groups_is_called_nothing(tmp_path, questions, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.NUM_GROUPS", 11)
+    files = [write(tmp_path, "a", 1.0), write(tmp_path, "b", 0.2)]
+    answers = [Answers(encoder=n, samples=[p], questions=questions) for n, p in zip("ab", files, strict=True)]
+    found = pairs(compare(answers, "b"))
+    assert found["Scenes-SEED"]["num_groups"] == 11 and found["Scenes-SEED"]["low"] > 0
+    assert not any(key.startswith("Scenes-SEED/") for key in found)  # 5 or 6 groups a dimension
