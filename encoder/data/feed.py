@@ -7,8 +7,9 @@ does not depend on how many processes share the parts.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -216,6 +217,12 @@ def num_bad(state: dict[str, Any]) -> int:
     return sum(json.loads(text)["num_bad"] for text in state.values())
 
 
+_KILLED = (
+    "a reading process was killed (out of memory?); lower stream.num_workers, or start again: the run goes "
+    "on from its last checkpoint"
+)
+
+
 def _as_it_is(value: Any) -> Any:
     return value
 
@@ -224,15 +231,19 @@ def _next_piece(pieces: Iterator[Any]) -> Any:
     """What the readers give next.
 
     Raises: ValueError, OSError: what a reading process could not do, in its own words, which torch hides
-    behind a traceback.
+    behind a traceback; or that it was killed with a batch half handed over.
     """
     try:
         return next(pieces)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError) as error:
         words = str(error).strip().splitlines()
-        if len(words) < 2:
-            raise
-        raise type(error)(words[-1].partition(": ")[2] or words[-1]) from None
+        if len(words) >= 2:
+            raise type(error)(words[-1].partition(": ")[2] or words[-1]) from None
+        if isinstance(error, (EOFError, ConnectionError)) and hasattr(pieces, "_workers"):
+            with suppress(RuntimeError):
+                time.sleep(1)  # torch's own word of it, raised by a signal handler: here, not later
+            raise OSError(_KILLED) from None
+        raise
 
 
 @contextmanager
@@ -246,7 +257,4 @@ def killed_readers_named() -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):
             raise
-        raise OSError(
-            "a reading process was killed (out of memory?); lower stream.num_workers, or start again: the "
-            "run goes on from its last checkpoint"
-        ) from None
+        raise OSError(_KILLED) from None
