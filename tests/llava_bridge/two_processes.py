@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 import llava_bridge.loss
@@ -38,6 +39,8 @@ def main(folder: Path) -> None:
         stage.train(config, folder / "killed")
     except Killed:
         print("killed as wanted")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()  # its threads may abort a process that ends over them
 
 
 if __name__ == "__main__":
