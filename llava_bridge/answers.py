@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from encoder.data.scenes.wording import LETTERS
+
 _LETTER = re.compile(r"^\W*([A-Da-d])(?![A-Za-z])")
 Item = Mapping[str, object]  # {"question_id", "group", "answer", "prediction", "score"}
 
@@ -102,3 +104,19 @@ def bootstrap_stderr(
         drawn = generator.integers(len(members), size=len(members))
         values.append(aggregate([item for group in drawn for item in members[group]]))
     return float(np.std(values, ddof=1))
+
+
+def likeliest(doc: dict, results: list[tuple[float, bool]]) -> Item:
+    """The answer to a question of several options, by SEED-Bench's protocol: the option of least loss.
+
+    results: (mean loss of its tokens, whether greedy decoding gives it) of each option; of equals, the first.
+    """
+    losses = [loss for loss, _ in results]
+    prediction = LETTERS[losses.index(min(losses))]
+    return {
+        "question_id": doc["question_id"],
+        "group": doc["group"],
+        "answer": doc["answer"],
+        "prediction": prediction,
+        "score": float(prediction == doc["answer"]),
+    }

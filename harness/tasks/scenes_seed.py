@@ -8,7 +8,7 @@ parameters does not have, and not what is measured here. The likelihood is the m
 from PIL.Image import Image
 
 from encoder.data.scenes.wording import DIMENSIONS, LETTERS, WORD_PROMPT
-from llava_bridge.answers import Item, accuracy
+from llava_bridge.answers import Item, accuracy, likeliest
 
 __all__ = ["accuracy", "doc_to_choice", "doc_to_target", "doc_to_text", "doc_to_visual", "process_results"]
 
@@ -34,17 +34,6 @@ def doc_to_target(doc: dict) -> int:
 
 
 def process_results(doc: dict, results: list[tuple[float, bool]]) -> dict[str, Item]:
-    """One item for the whole set and one for the question's dimension.
-
-    results: (mean loss of its tokens, whether greedy decoding gives it) of each option; of equals, the first.
-    """
-    losses = [loss for loss, _ in results]
-    prediction = LETTERS[losses.index(min(losses))]
-    item = {
-        "question_id": doc["question_id"],
-        "group": doc["group"],
-        "answer": doc["answer"],
-        "prediction": prediction,
-        "score": float(prediction == doc["answer"]),
-    }
+    """One item for the whole set and one for the question's dimension."""
+    item = likeliest(doc, results)
     return {"Scenes-SEED": item, f"Scenes-SEED/{DIMENSIONS[int(doc['question_type_id'])]}": item}

@@ -142,13 +142,18 @@ def test_jobs_run_in_order_and_a_failed_one_says_why(graph, monkeypatch):
     assert list((second.folder / "slurm").glob("*_submitted.pkl"))
 
 
-def test_an_interrupt_takes_the_jobs_out_of_the_queue(graph):
+def submit_slow(graph):
+    """A stage of a minute, and its job."""
     pytest.importorskip("submitit")
     stage = graph.add("slow", next(iter(graph)).module, StageConfig(seconds=60.0))
     stage.folder.mkdir(parents=True)
     dump(stage.config, stage.folder / "config.yaml")
     (stage.folder / engines.LAUNCH).write_text('{"hardware": {}}')
-    job = engines.submit(stage, 1, {"PYTHONPATH": os.environ["PYTHONPATH"]}, LOCAL)
+    return stage, engines.submit(stage, 1, {"PYTHONPATH": os.environ["PYTHONPATH"]}, LOCAL)
+
+
+def test_an_interrupt_takes_the_jobs_out_of_the_queue(graph):
+    stage, job = submit_slow(graph)
     assert job.poll() is None
     engines.end(job, signal.SIGINT)
     assert job.wait(timeout=200) != 0
@@ -156,12 +161,7 @@ def test_an_interrupt_takes_the_jobs_out_of_the_queue(graph):
 
 
 def test_a_job_that_is_preempted_is_put_back_and_goes_on(graph):
-    pytest.importorskip("submitit")
-    stage = graph.add("slow", next(iter(graph)).module, StageConfig(seconds=60.0))
-    stage.folder.mkdir(parents=True)
-    dump(stage.config, stage.folder / "config.yaml")
-    (stage.folder / engines.LAUNCH).write_text('{"hardware": {}}')
-    job = engines.submit(stage, 1, {"PYTHONPATH": os.environ["PYTHONPATH"]}, LOCAL)
+    stage, job = submit_slow(graph)
     wait_for(stage.folder / "starts")
     controller = job.job.job_id
     (task,) = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
