@@ -54,6 +54,8 @@ def read_deepspeed(path: str | None) -> dict | None:
 
     An offloaded optimiser is DeepSpeed's own for CPUs, compiled at its first start; where there is no GPU to
     offload from, torch's AdamW does the same without.
+
+    Raises: FileNotFoundError; ValueError for settings without a ZeRO stage.
     """
     if path is None:
         return None
@@ -61,6 +63,8 @@ def read_deepspeed(path: str | None) -> dict | None:
     if not file.is_file():
         raise FileNotFoundError(f"DeepSpeed settings not found: {file}")
     settings = json.loads(file.read_text())
+    if "stage" not in settings.get("zero_optimization", {}):
+        raise ValueError(f"{path} has no zero_optimization.stage; take one of configs/deepspeed as a pattern")
     if "offload_optimizer" in settings["zero_optimization"] and not torch.cuda.is_available():
         settings["zero_force_ds_cpu_optimizer"] = False
     return settings

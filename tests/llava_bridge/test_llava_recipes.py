@@ -4,6 +4,7 @@ import pytest
 
 from encoder.config import ROOT, load
 from llava_bridge.config import EvaluateConfig, LlavaConfig
+from llava_bridge.engine import read_deepspeed
 
 FOLDER = ROOT / "configs" / "llava"
 SHARED = {
@@ -51,3 +52,9 @@ def test_settings_that_cannot_go_together_are_refused(change, said):
     given = {"stage": 2, "encoder": "e", "data": [], "image_root": "i", "init": "l", "batch_size": 4}
     with pytest.raises(ValueError, match=said):
         LlavaConfig(**(given | {"learning_rate": 1e-3} | change))
+
+
+def test_deepspeed_settings_without_a_zero_stage_are_refused(tmp_path):
+    (tmp_path / "empty.json").write_text('{"bf16": {"enabled": true}}')
+    with pytest.raises(ValueError, match=r"empty\.json has no zero_optimization\.stage"):
+        read_deepspeed(str(tmp_path / "empty.json"))
