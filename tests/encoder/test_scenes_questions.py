@@ -7,10 +7,16 @@ from math import log
 import pytest
 
 from encoder.data.scenes.compose import make_scene, split_of
-from encoder.data.scenes.conversations import choice_turn, conversation, presence_turn, text_record
+from encoder.data.scenes.conversations import (
+    choice_turn,
+    conversation,
+    instruct_record,
+    presence_turn,
+    text_record,
+)
 from encoder.data.scenes.questions import ANSWERS, facts, pope_questions, seed_questions
 from encoder.data.scenes.text import VOCABULARY, split_words
-from encoder.data.scenes.wording import DIMENSIONS, LETTERS
+from encoder.data.scenes.wording import DESCRIBE, DIMENSIONS, LETTERS, WORD_PROMPT
 
 SCENES = [make_scene(21, index, "train") for index in range(700)]
 
@@ -219,6 +225,26 @@ def test_training_conversations_are_even_and_cover_everything():
     } <= starts
     assert 6 <= len(turns) / len(SCENES) <= 8
     assert {word for turn in turns for text in turn for word in split_words(text)} <= set(VOCABULARY)
+
+
+def test_short_conversations_instruct_once_and_ask_first_what_is_there():
+    rows = [instruct_record(scene, f"{i}", "x.png", 0) for i, scene in enumerate(SCENES)]
+    firsts, presence = Counter(), Counter()
+    for row in rows:
+        texts = [turn["value"] for turn in row["conversations"]]
+        questions, answers = texts[::2], texts[1::2]
+        assert questions[0].startswith("<image>\n") and questions[0].endswith(f"\n{WORD_PROMPT}")
+        assert not any(WORD_PROMPT in question or "<image>" in question for question in questions[1:])
+        assert len(set(questions)) == len(questions)
+        assert not any(question in DESCRIBE for question in questions[:-1])
+        is_presence = ["in the image?" in question for question in questions]
+        assert is_presence == sorted(is_presence, reverse=True) and sum(is_presence) in (0, 2)
+        presence.update(answers[: sum(is_presence)])
+        firsts[" ".join(questions[0].split()[1:3])] += 1
+    assert {"Is there", "which scene", "what color", "where is", "how many"} <= set(firsts)
+    assert 0.4 < firsts["Is there"] / len(rows) < 0.6
+    assert set(presence) == {"Yes", "No"}
+    assert abs(presence["Yes"] / presence.total() - 0.5) < 0.05
 
 
 def test_choice_turns_put_the_right_answer_behind_their_letter():

@@ -22,7 +22,8 @@ from encoder.data.scenes.text import re_caption
 Turn = tuple[str, str]  # question, answer
 _RARE = {7, 9}  # dimensions that few scenes can be asked about: asked whenever they can be
 _NUM_CHOICE_TURNS = 5
-_NUM_INSTRUCT_FACTS = 2
+_NUM_PRESENCE_TURNS, _NUM_SHORT_TURNS = 2, 4  # of a short conversation; of those that are no Yes/No
+_DESCRIBED = 0.12  # of all conversations
 _CENSUS = 1500  # scenes that tell how frequent each answer is
 _FAVOUR = 2.5  # how much less strict than exactly even answers
 
@@ -38,31 +39,54 @@ def word_prompt(question: str) -> str:
     return f"{question}\n{wording.WORD_PROMPT}"
 
 
-def conversation(
-    scene: Scene, rng: random.Random, *, num_facts: int = _NUM_CHOICE_TURNS, is_lettered: bool = True
-) -> list[Turn]:
-    """Short turns: one or two Yes/No, `num_facts` with options (or with free short answers, if not
-    `is_lettered`), one more with a free short answer; sometimes a description."""
+def conversation(scene: Scene, rng: random.Random) -> list[Turn]:
+    """Short turns: one or two Yes/No, a few with options, one with a free short answer; sometimes a
+    description."""
+    chosen = _choose_facts(scene, rng)
+    # what is there is asked first: later questions name things that are there
+    turns = [presence_turn(scene, rng) for _ in range(1 + (rng.random() < 0.5))]
+    others = [choice_turn(scene, fact, rng) for fact in chosen[:_NUM_CHOICE_TURNS]]
+    if chosen:
+        fact = pick(rng, chosen[_NUM_CHOICE_TURNS:] or chosen)
+        others.append((word_prompt(fact.question), fact.answer))
+    return turns + sorted(others, key=lambda _: rng.random()) + _description(scene, rng)
+
+
+def short_conversation(scene: Scene, rng: random.Random) -> list[Turn]:
+    """Turns answered in words, the first alone with the instruction to answer so: half of the time two Yes/No
+    and three others, else four others; sometimes a description.
+
+    What is there is asked first or not at all, since the others name it; so any question may be the first, as
+    a benchmark's only one is.
+    """
+    facts_ = [(fact.question, fact.answer) for fact in _choose_facts(scene, rng)]
+    presence: dict[str, str] = {}
+    if rng.random() < 0.5 or not facts_:
+        while len(presence) < _NUM_PRESENCE_TURNS:
+            question, answer = presence_turn(scene, rng)
+            presence[question.removesuffix(f"\n{wording.WORD_PROMPT}")] = answer
+    others = facts_[: _NUM_SHORT_TURNS - bool(presence)]
+    turns = [*presence.items(), *sorted(others, key=lambda _: rng.random())]
+    (first, answer), *rest = turns
+    return [(word_prompt(first), answer), *rest, *_description(scene, rng)]
+
+
+def _choose_facts(scene: Scene, rng: random.Random) -> list[Fact]:
+    """One fact of each dimension that the scene can be asked about, those of rare ones first."""
     keep = _keep_shares()
     kept: dict[int, dict[str, list[Fact]]] = defaultdict(lambda: defaultdict(list))
     for fact in facts(scene):
         if rng.random() < keep[fact.topic, fact.answer]:
             kept[fact.dimension][fact.topic].append(fact)
     order = sorted(kept, key=lambda dimension: (dimension not in _RARE, rng.random()))
-    chosen = [pick(rng, pick(rng, list(kept[dimension].values()))) for dimension in order]
-    # what is there is asked first: later questions name things that are there
-    turns = [presence_turn(scene, rng) for _ in range(1 + (rng.random() < 0.5))]
-    others = [
-        choice_turn(scene, fact, rng) if is_lettered else (word_prompt(fact.question), fact.answer)
-        for fact in chosen[:num_facts]
-    ]
-    if chosen:
-        fact = pick(rng, chosen[num_facts:] or chosen)
-        others.append((word_prompt(fact.question), fact.answer))
-    turns += sorted(others, key=lambda _: rng.random())
-    if rng.random() < 0.12:
-        turns.append((pick(rng, wording.DESCRIBE), re_caption(scene, variant=int(rng.random() * 16))))
-    return turns
+    return [pick(rng, pick(rng, list(kept[dimension].values()))) for dimension in order]
+
+
+def _description(scene: Scene, rng: random.Random) -> list[Turn]:
+    """One turn in eight, else none."""
+    if rng.random() >= _DESCRIBED:
+        return []
+    return [(pick(rng, wording.DESCRIBE), re_caption(scene, variant=int(rng.random() * 16)))]
 
 
 def choice_turn(scene: Scene, fact: Fact, rng: random.Random) -> Turn:
@@ -105,7 +129,7 @@ def instruct_record(scene: Scene, name: str, image: str, seed: int) -> dict[str,
     Few turns of few words: a small model learns to look from a short context far sooner than from a long one.
     """
     rng = random.Random(f"instruct/{seed}/{name}")
-    (question, answer), *rest = conversation(scene, rng, num_facts=_NUM_INSTRUCT_FACTS, is_lettered=False)
+    (question, answer), *rest = short_conversation(scene, rng)
     return _record(name, [(f"<image>\n{question}", answer), *rest], image)
 
 
