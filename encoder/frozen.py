@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from encoder.blind import blind_side
 from encoder.config import ROOT, choose, load, nearest
 from encoder.device import require_device
 from encoder.options import EncoderConfig
@@ -169,10 +170,12 @@ class BlindEncoder(FrozenEncoder):
     """Zeros, whatever the picture: the control row that shows what words alone can answer.
 
     As many tokens as an encoder with a stride of 16 gives for `image_size` px.
+
+    Raises: ValueError if image_size is no multiple of 16.
     """
 
     def __init__(self, *, features: str | None = None, vae: str | None = None, image_size: int = 64):
-        side = image_size // 16
+        side = blind_side(image_size)
         super().__init__(name="blind", image_size=image_size, grid=(side, side), width=192, features=features)
         self.register_buffer("zero", torch.zeros(1))  # tells the device and the kind
 

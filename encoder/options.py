@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from encoder.blind import BLIND, blind_side
 from encoder.data.options import StreamConfig
 
 Precision = Literal["fp32", "bf16"]
@@ -270,6 +271,10 @@ class EncoderConfig:
     features: FeatureChoice = field(default_factory=FeatureChoice)
     # How tokens become pixels: "own", a folder that rae_bridge.train_decoder wrote, or nothing
     decoder: str | None = None
+
+    def __post_init__(self):
+        if self.source == BLIND and self.image_size is not None:
+            blind_side(self.image_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ counted of data, metrics, optimisers and the starts of processes.
 
 from collections.abc import Callable
 
+from encoder.blind import BLIND, blind_side
 from encoder.config import load
 from encoder.flops import (
     decoder_flops,
@@ -19,7 +20,6 @@ from encoder.flops import (
 )
 from encoder.options import EncoderConfig, ScenesConfig, ViTShape
 from harness.config import CONFIGS
-from harness.encoders import BLIND
 from harness.stages import Stage
 from llava_bridge.config import LlamaShape
 from rae_bridge.config import TrainDiTConfig
@@ -120,7 +120,7 @@ def _num_tokens(stage: Stage) -> int:
     made = _made(stage)
     if made is not None:
         return _vit(made).grid ** 2
-    return ((_config_of(stage).image_size or 64) // PIXELS_A_TOKEN) ** 2
+    return blind_side(_config_of(stage).image_size or 64) ** 2
 
 
 def _encode(stage: Stage) -> float:

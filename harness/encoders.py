@@ -5,6 +5,7 @@ import importlib.util
 from pathlib import Path
 from typing import Literal
 
+from encoder.blind import BLIND
 from encoder.config import ROOT, ConfigError, choose, load, nearest
 from encoder.options import SHIFTED, EncoderConfig
 from harness.stages import Stage
@@ -12,7 +13,6 @@ from harness.stages import Stage
 CONFIGS = ROOT / "configs" / "encoders"
 SCHEMES = ("clip", "module", "timm", "vae")  # what `load_encoder` takes besides names, folders and hub ids
 _FOLDER_CONFIGS = ("config.json", "open_clip_config.json")  # by save_pretrained, or a release
-BLIND = "module:encoder.frozen:BlindEncoder"  # source of the control rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

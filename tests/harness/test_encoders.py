@@ -18,6 +18,15 @@ def test_a_name_brings_its_config_and_all_its_weights():
     assert resolve_encoder("blind").is_blind and resolve_encoder("blind-256").is_blind
 
 
+def test_a_control_of_an_impossible_size_is_refused_before_anything_runs(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nsource: module:encoder.frozen:BlindEncoder\nimage_size: 250\n")
+    with pytest.raises(
+        ConfigError, match=r"mine\.yaml: image_size 250 .* multiple of 16 px.*give 240 or 256"
+    ):
+        resolve_encoder(str(path))
+
+
 def test_a_folder_is_read_where_it_lies_if_it_holds_an_encoder(tmp_path):
     with pytest.raises(ConfigError, match=r"holds neither config\.json nor open_clip_config\.json"):
         resolve_encoder(str(tmp_path))
