@@ -97,15 +97,21 @@ def nearest(key: str, valid: Iterable[str]) -> str:
     return f" (did you mean '{matches[0]}'?)" if matches else ""
 
 
-def _build(cls: type, values: Any, path: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{path}: expected keys of {cls.__name__}, got {values!r}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
-    for key in values:
+def check_keys(cls: type, keys: Iterable[str], path: str) -> None:
+    """Raises: ConfigError for a key that the dataclass `cls` has not; it names the nearest."""
+    fields = [field.name for field in dataclasses.fields(cls)]
+    for key in keys:
         if key not in fields:
             valid = ", ".join(fields)
             raise ConfigError(f"{path}: unknown key '{key}'{nearest(key, fields)}; valid keys: {valid}")
+
+
+def _build(cls: type, values: Any, path: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}: expected keys of {cls.__name__}, got {values!r}")
+    check_keys(cls, values, path)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
     built = {key: _convert(hints[key], value, f"{path}: {key}" if ": " not in path else f"{path}.{key}")
              for key, value in values.items()}
     missing = [name for name, field in fields.items() if name not in built

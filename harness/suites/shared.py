@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from encoder.config import ConfigError, load
+from encoder.config import ConfigError, check_keys
 from encoder.options import ScenesConfig, TokensConfig
 from harness.config import stage_config
 from harness.encoders import Encoder
@@ -28,11 +28,12 @@ def add_pictures(request: Request) -> Stage:
     section = request.preset.own_data
     if not section:
         return add_scenes(request)
+    check_keys(OwnDataConfig, section, "own_data")
     if "source" not in section:
         raise ConfigError("own_data needs own_data.source, a folder of pictures or shards")
     listing = list_source(str(section["source"]))
-    filled = {"image_size": request.preset.scenes.get("image_size"), **section, "listing": listing.digest}
-    config = load(OwnDataConfig, filled, name="own_data")
+    section = {"image_size": request.preset.scenes.get("image_size"), **section}
+    config = stage_config(OwnDataConfig, section, "own_data", listing=listing.digest)
     num_pixels = listing.num_pictures * config.image_size**2
     seconds = _SECONDS_PER_BYTE_READ * listing.num_bytes + _SECONDS_PER_PIXEL_WRITTEN * num_pixels
     num_bytes = _BYTES_PER_PIXEL * num_pixels + _BYTES_PER_SAMPLE * listing.num_pictures

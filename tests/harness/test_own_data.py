@@ -164,3 +164,5 @@ def test_a_plan_with_own_shards_must_know_the_number_of_classes(folder, tmp_path
         planned(tmp_path, f"own_data.source={folder}", "own_data.num_classes=5")
     with pytest.raises(ConfigError, match="unknown key 'imagesize'"):
         planned(tmp_path, f"own_data.source={folder}", "own_data.imagesize=5")
+    with pytest.raises(ConfigError, match=r"own_data: 'listing' is filled in by the harness"):
+        planned(tmp_path, f"own_data.source={folder}", "own_data.listing=mine")
