@@ -26,6 +26,7 @@ from PIL import Image
 PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 MAX_PIXELS = 64_000_000  # of one picture; beyond it, decoding would be an attack on memory
 _PATIENCE = 1000  # the bad fraction is judged on at least this many samples, until the end
+_FIRST_ROOM = 64  # pictures that `load_images` makes room for before it knows of more
 # What a broken sample raises while it is decoded
 UNUSABLE = (ValueError, OSError, SyntaxError, Image.DecompressionBombError)
 _log = logging.getLogger(__name__)
@@ -231,19 +232,25 @@ def load_images(
 
     Raises: FileNotFoundError without shards; ValueError when there is no picture or pictures differ in size.
     """
-    pixels: list[np.ndarray] = []
+    pixels: np.ndarray | None = None  # grows in place: a list that is stacked would hold all pictures twice
     records: list[dict[str, Any]] = []
     if limit is None or limit > 0:
         for sample in read_samples(folder, split, image_size=image_size, max_bad_fraction=max_bad_fraction):
-            if pixels and sample.pixels.shape != pixels[0].shape:
+            shape = sample.pixels.shape
+            if pixels is None:
+                pixels = np.empty((min(limit or _FIRST_ROOM, _FIRST_ROOM), *shape), np.uint8)
+            if shape != pixels.shape[1:]:
                 raise ValueError(
-                    f"picture {sample.key} is {sample.pixels.shape[:2]}, the first {pixels[0].shape[:2]}; "
+                    f"picture {sample.key} is {shape[:2]}, the first {pixels.shape[1:3]}; "
                     "give image_size to bring all to one size"
                 )
-            pixels.append(sample.pixels)
+            if len(records) == len(pixels):
+                pixels.resize((len(pixels) + len(pixels) // 8 + 1, *shape), refcheck=False)
+            pixels[len(records)] = sample.pixels
             records.append({"key": sample.key} | sample.record)
-            if len(pixels) == limit:
+            if len(records) == limit:
                 break
-    if not pixels:
+    if pixels is None:
         raise ValueError(f"no usable picture in {Path(folder) / split}")
-    return np.stack(pixels), records
+    pixels.resize((len(records), *pixels.shape[1:]), refcheck=False)
+    return pixels, records

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -125,6 +126,28 @@ def test_one_size_is_made_on_request_and_demanded_otherwise(tmp_path):
     assert records[0] == {"key": "0000", "label": 1, "txt": "a cat"}
     with pytest.raises(ValueError, match="image_size"):
         load_images(tmp_path, "train")
+
+
+@pytest.mark.parametrize("limit", [None, 1, 64, 65, 500])
+def test_pictures_are_held_once_while_they_are_read(tmp_path, limit):
+    side, num = 96, 200
+    colours = [(i, 255 - i, i // 2) for i in range(num)]
+    for start in (0, 120):
+        files = []
+        for colour in colours[start : 120 if start == 0 else num]:
+            buffer = io.BytesIO()
+            Image.new("RGB", (side, side), colour).save(buffer, "PNG")
+            files.append({"png": buffer.getvalue(), "txt": b"x", "json": b"{}"})
+        write_shard(tmp_path / f"train/{start:03d}.tar", files)
+    tracemalloc.start()
+    pixels, records = load_images(tmp_path, "train", limit)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    expected = np.array(colours, np.uint8)[: limit or num, None, None]
+    np.testing.assert_array_equal(pixels, np.broadcast_to(expected, (len(expected), side, side, 3)))
+    assert len(records) == len(pixels) and pixels.flags.owndata and pixels.flags.c_contiguous
+    # an eighth of room to grow, the pictures that are being decoded, and what importing and decoding takes
+    assert len(pixels) < num or peak < 1.45 * pixels.nbytes
 
 
 def test_text_may_stand_in_the_json_alone(tmp_path):
