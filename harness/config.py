@@ -166,6 +166,10 @@ class Preset:
             raise ValueError("give either llava.language_model or a foundation section, which trains one")
         if self.jobs < 1 or self.threads < 1:
             raise ValueError(f"jobs and threads must be at least 1, got {self.jobs} and {self.threads}")
+        for name, least in (("nodes", 1), ("tasks_per_node", 1), ("gpus_per_node", 0)):
+            count = self.slurm.get(name, least)
+            if type(count) is not int or count < least:
+                raise ValueError(f"slurm.{name} must be a whole number, {least} or more, got {count!r}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

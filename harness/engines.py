@@ -180,18 +180,42 @@ def check_slurm(parameters: Mapping[str, Any]) -> None:
         slurm_executor(Path(folder), parameters, "check")
 
 
+def job_parameters(module: str, processes: int, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job of this stage's module asks of submitit: `nodes` machines where several can share it."""
+    if module not in MULTI_PROCESS:
+        return {**parameters, "nodes": 1, "tasks_per_node": 1}
+    gpus = {"gpus_per_node": processes} if processes > 1 else {}
+    return {**gpus, **parameters}
+
+
+def num_machines(wanted: Mapping[str, Any]) -> int:
+    """Of a job; a task stands for a machine."""
+    return wanted.get("nodes", 1) * wanted.get("tasks_per_node", 1)
+
+
+def num_processes(module: str, launch: Launch, processes: int, parameters: Mapping[str, Any]) -> int:
+    """Of a stage, on all of its machines."""
+    if module not in MULTI_PROCESS:
+        return 1
+    machines = num_machines(job_parameters(module, processes, parameters)) if launch == "slurm" else 1
+    return processes * machines
+
+
+def num_gpus(module: str, launch: Launch, processes: int, parameters: Mapping[str, Any]) -> int:
+    """GPUs that a stage holds while it runs: one a process, or what its job asks of each node."""
+    count = num_processes(module, launch, processes, parameters)
+    if launch != "slurm":
+        return count
+    wanted = job_parameters(module, processes, parameters)
+    held = wanted.get("gpus_per_node")
+    return count if held is None else held * wanted.get("nodes", 1)
+
+
 def submit(stage: Stage, processes: int, environment: Mapping[str, str], parameters: Mapping) -> SlurmJob:
-    """A stage as a job, of `nodes` machines where several can share it; its submission files lie in the
-    stage's folder."""
-    wanted = dict(parameters)
-    if stage.module in MULTI_PROCESS:
-        if processes > 1:
-            wanted.setdefault("gpus_per_node", processes)
-    else:
-        wanted |= {"nodes": 1, "tasks_per_node": 1}
-    machines = wanted.get("nodes", 1) * wanted.get("tasks_per_node", 1)  # a task stands for a machine
+    """A stage as a job; its submission files lie in the stage's folder."""
+    wanted = job_parameters(stage.module, processes, parameters)
     executor = slurm_executor(stage.folder / "slurm", wanted, stage.name)
-    words = stage_words(stage, processes, machines)
+    words = stage_words(stage, processes, num_machines(wanted))
     return SlurmJob(executor.submit(RunStage(words, environment, str(stage.log))), stage)
 
 

@@ -10,7 +10,7 @@ from encoder.config import ROOT, read_yaml
 from harness.config import CONFIGS, Options, Preset, presets, suites
 from harness.cost import stage_flops
 from harness.display import clock
-from harness.engines import MULTI_PROCESS
+from harness.engines import num_gpus, num_processes
 from harness.stages import Graph, Stage
 
 _WITHOUT_GPU = ("encoder.data.", "harness.own_", "harness.trained")  # modules
@@ -87,17 +87,19 @@ def _computed(stage: Stage, preset: Preset, options: Options) -> float | None:
     its FLOPs are not known."""
     if preset.assumed_flops is None:
         return 0.0
-    processes = options.processes if stage.module in MULTI_PROCESS else 1
+    processes = num_processes(stage.module, options.launch, options.processes, preset.slurm)
     flops = stage_flops(stage)
     return None if flops is None else flops / (preset.assumed_flops * processes)
 
 
 def _units(module: str, preset: Preset, options: Options, is_gpu: bool) -> int:
-    """GPUs (none for rendering, packing and reading logs), or cores, that a stage keeps busy."""
-    processes = options.processes if module in MULTI_PROCESS else 1
+    """GPUs that a stage holds (rendering, packing and reading logs: none, unless its job asks for some), or
+    cores that it keeps busy."""
+    launched = options.launch, options.processes, preset.slurm
     if not is_gpu:
-        return preset.threads * processes
-    return 0 if module.startswith(_WITHOUT_GPU) else processes
+        return preset.threads * num_processes(module, *launched)
+    is_asked = options.launch == "slurm" and "gpus_per_node" in preset.slurm
+    return 0 if module.startswith(_WITHOUT_GPU) and not is_asked else num_gpus(module, *launched)
 
 
 def _megabytes(folder: Path) -> float:

@@ -1,6 +1,7 @@
 """The command line as typed: quick answers without torch, one clear line per mistake, before any work."""
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -94,6 +95,9 @@ def test_answers_come_in_two_seconds_without_torch(words, parts, tmp_path):
         (["llava.align.batch_size=0"], ["batch_size must be above 0, got 0"]),
         (["llava.tasks.scenes_sed=a.parquet"], ["unknown task 'scenes_sed'", "did you mean 'scenes_seed'"]),
         (["own_data.source=3"], ["no such folder"]),
+        (["slurm.nodes=two"], ["slurm.nodes must be a whole number, 1 or more, got 'two'"]),
+        (["launch=slurm", "slurm.nodes=0"], ["slurm.nodes must be a whole number, 1 or more, got 0"]),
+        (["slurm.gpus_per_node=-1"], ["slurm.gpus_per_node must be a whole number, 0 or more, got -1"]),
         (["own_data.sorce=x"], ["own_data: unknown key 'sorce'", "did you mean 'source'"]),
         (["own_data.image_size=64"], ["own_data needs own_data.source"]),
         (["own_data.source=docs", "own_data.tset_fraction=0.1"], ["did you mean 'test_fraction'"]),
@@ -160,3 +164,24 @@ def test_the_plan_counts_gpu_hours_of_shared_stages_by_their_processes(tmp_path,
     assert "8.00" in lines["ov3-demo: train the DiT"]
     assert "2.5 GB" in lines["ov3-demo: train the DiT"]
     assert "2.00" in lines["ov3-demo: tokens of train pictures"]
+
+
+@pytest.mark.parametrize(
+    ("words", "dit", "tokens", "scenes"),  # GPU hours of stages of an hour
+    [
+        (["launch=slurm", "processes=8"], "8.00", "1.00", None),
+        (["launch=slurm", "processes=8", "slurm.nodes=2"], "16.00", "1.00", None),
+        (["launch=slurm", "slurm.nodes=2"], "2.00", "1.00", None),
+        # jobs hold what they ask for, whatever runs in them
+        (["launch=slurm", "processes=4", "slurm.nodes=2", "slurm.gpus_per_node=8"], "16.00", "8.00", "8.00"),
+        (["launch=torchrun", "processes=8", "slurm.nodes=2"], "8.00", "1.00", None),
+    ],
+)
+def test_the_plan_counts_the_gpus_of_all_machines(words, dit, tokens, scenes, tmp_path, capsys):
+    hour = ["seconds.rae_train=3600", "seconds.tokens_train=3600", "seconds.scenes=3600"]
+    hour += ["suite=generation", "encoders=[ov3-demo]", "device=cuda", f"runs_dir={tmp_path}"]
+    assert main([*hour, *words, "--plan"]) == 0
+    lines = {line.split("  ")[1]: line for line in capsys.readouterr().out.splitlines() if line[:2] == "  "}
+    labels = ("ov3-demo: train the DiT", "ov3-demo: tokens of train pictures", "scenes")
+    shown = [re.search(r"1 h 00 min +(\d+\.\d\d)?", lines[label])[1] for label in labels]
+    assert shown == [dit, tokens, scenes]
