@@ -11,7 +11,7 @@ from rich.console import Console
 from encoder.config import dump
 from encoder.stage import BAD_INPUT, INTERRUPTED, make_writable
 from harness import comparisons, engines, leaderboard, report, tables, verbs
-from harness.config import ABLATION, ALL, Options, Preset, SuiteConfig, chosen_suites, parse
+from harness.config import ABLATION, ALL, Options, Preset, SuiteConfig, chosen_suites, parse, written_preset
 from harness.display import Display
 from harness.encoders import resolve_encoder
 from harness.launch import Launcher, Outcome
@@ -87,6 +87,7 @@ def make_plans(graph: Graph, options: Options, preset: Preset) -> list[SuitePlan
     device = options.device or preset.device
     foundation = add_foundation(graph, preset, preset.foundation, device) if preset.foundation else None
     made = foundation.encoders if foundation else {}
+    written = written_preset(options.preset)
 
     def request(suite: SuiteConfig, into: Graph, seed: int) -> Request:
         controls = [preset.controls.get(name, name) for name in suite.controls]
@@ -95,6 +96,7 @@ def make_plans(graph: Graph, options: Options, preset: Preset) -> list[SuitePlan
         return Request(
             graph=into,
             preset=preset,
+            written=written,
             suite=suite,
             encoders=encoders,
             seed=seed,

@@ -233,6 +233,11 @@ def parse(words: Sequence[str]) -> tuple[Options, Preset]:
     return options, preset
 
 
+def written_preset(name: str) -> Preset:
+    """A preset as its file has it: what its estimates were made with."""
+    return load(Preset, choose(presets(), name, "preset"))
+
+
 def presets() -> dict[str, Path]:
     """The presets' files by name."""
     return {path.stem: path for path in sorted(CONFIGS.glob("presets/*.yaml"))}

@@ -51,7 +51,7 @@ def print_plan(graph: Graph, preset: Preset, options: Options, console: Console)
         counted = _computed(stage, preset, options) if done is None else 0.0
         computed, uncounted = counted or 0.0, uncounted + (counted is None)
         seconds = stage.seconds + computed if done is None else done["seconds"]
-        estimate = stage.disk_mb or preset.disk_mb.get(stage.name, 0.0)
+        estimate = preset.disk_mb.get(stage.name, 0.0) if stage.disk_mb is None else stage.disk_mb
         megabytes = estimate if done is None else _megabytes(stage.folder)
         hours = seconds / 3600 * _units(stage.module, preset, options, is_gpu)
         if done is None:

@@ -31,7 +31,7 @@ class Stage:
     inputs: tuple["Stage", ...] = ()
     files: tuple[Path, ...] = ()  # read by the stage, written by no other: their content is fingerprinted
     seconds: float = 0.0  # estimate for this preset
-    disk_mb: float = 0.0  # likewise, of what it leaves; 0: the preset says it
+    disk_mb: float | None = None  # likewise, of what it leaves; None: the preset says it, by `name`
     runs_dir: Path
 
     @functools.cached_property
@@ -82,7 +82,7 @@ class Graph:
         inputs: Iterable[Stage] = (),
         files: Iterable[Path] = (),
         seconds: float = 0.0,
-        disk_mb: float = 0.0,
+        disk_mb: float | None = None,
     ) -> Stage:
         """Add a stage, or return the equal one that is there.
 

@@ -17,6 +17,7 @@ class Request:
 
     graph: Graph
     preset: Preset
+    written: Preset  # the preset without the command line's words
     suite: SuiteConfig
     encoders: list[Encoder]
     seed: int
@@ -26,6 +27,18 @@ class Request:
     def seconds(self, stage: str) -> float:
         """The preset's estimate for a stage; 0 where it gives none."""
         return self.preset.seconds.get(stage, 0.0)
+
+    def estimates(self, stage: str, name: str, *, of_language_model: bool = False) -> dict[str, float]:
+        """`seconds` and `disk_mb` of a stage, by their names in the preset, which means its own pictures and
+        (of_language_model) language model: 0 with others, unless the command line gives one."""
+        is_other = bool(self.preset.own_data)
+        if of_language_model:
+            is_other |= self.preset.llava.language_model != self.written.llava.language_model
+        found = {}
+        for kind, key in (("seconds", stage), ("disk_mb", name)):
+            given, usual = (getattr(each, kind).get(key, 0.0) for each in (self.preset, self.written))
+            found[kind] = 0.0 if is_other and given == usual else given
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,5 +103,5 @@ def add_tokens(
         label=f"{encoder.name}: tokens of {pictures} pictures",
         inputs=[scenes, *encoder.stages],
         files=encoder.files,
-        seconds=request.seconds(f"tokens_{pictures}"),
+        **request.estimates(f"tokens_{pictures}", "tokens"),
     )

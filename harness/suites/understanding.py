@@ -74,7 +74,7 @@ def add_answers(request: Request, encoder: Encoder, data: Stage, keys: tuple[str
         label=f"{encoder.name}: answer and score",
         inputs=[data, trained, *encoder.stages],
         files=[ROOT / sections.task_dir, *encoder.files],
-        seconds=request.seconds("llava_evaluate"),
+        **request.estimates("llava_evaluate", "llava_evaluate", of_language_model=True),
     )
     return Part(
         stage=evaluated,
@@ -116,7 +116,7 @@ def _train(request: Request, encoder: Encoder, data: Stage) -> Stage:
             label=f"{encoder.name}: LLaVA stage {number}",
             inputs=[*previous_inputs, *encoder.stages],
             files=[*files, *_own_files(config.deepspeed), *encoder.files],
-            seconds=request.seconds(f"llava_{name}"),
+            **request.estimates(f"llava_{name}", f"llava_{name}", of_language_model=True),
         )
         previous, previous_inputs = str(stage.folder / "weights"), [data, tokens, stage]
     return stage

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -104,6 +105,24 @@ def test_too_few_different_captions_are_named(folder, tmp_path):
         run(OwnCaptionsConfig(data=str(tmp_path / "packed")), tmp_path)
     with pytest.raises(ValueError, match="num_questions 3 must be 4 or more"):
         OwnCaptionsConfig(data="x", num_questions=3)
+
+
+def test_a_plan_has_no_estimates_for_other_pictures_or_another_language_model(folder, tmp_path):
+    def estimates(*words):
+        graph, _ = planned(tmp_path, "encoders=[ov3-demo]", *words)
+        chosen = [stage for stage in graph if stage.label.startswith("ov3-demo: ")]
+        return {stage.name: (stage.seconds, stage.disk_mb) for stage in chosen}
+
+    preset = estimates()
+    assert all(min(pair) > 0 for pair in preset.values()) and len(preset) == 4
+    none = dict.fromkeys(preset, (0.0, 0.0))
+    assert estimates(f"own_data.source={folder}") == none
+    words = ["seconds.llava_instruct=3600", "disk_mb.llava_instruct=9000"]
+    given = estimates(f"own_data.source={folder}", *words)
+    assert given == none | {"llava_instruct": (3600.0, 9000.0)}
+    shutil.copytree(ROOT / "weights/demo/llama", tmp_path / "llm")
+    other = estimates(f"llava.language_model={tmp_path / 'llm'}")
+    assert other == none | {"tokens": preset["tokens"]}
 
 
 def test_own_captions_go_through_the_understanding_suite_with_no_scenes(folder, tmp_path, monkeypatch):
