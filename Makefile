@@ -23,6 +23,7 @@ test: setup
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 bench: setup
 	@for subject in bench/[!_]*.py; do echo "== $$subject"; $(BIN)/python $$subject || exit 1; done

@@ -44,8 +44,9 @@ def load(path: Path) -> dict[str, Any]:
         raise ValueError(message) from None
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor],
-                 metadata: Mapping[str, Any] | None = None) -> None:
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
+) -> None:
     """Write named tensors as safetensors, atomically; `metadata` values are stored as JSON."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}

@@ -29,8 +29,13 @@ class ConfigError(ValueError):
     """A configuration that cannot be used: what, got, expected, remedy, in one line."""
 
 
-def load(cls: type[Config], source: Path | str | Mapping | None = None, overrides: Sequence[str] = (),
-         *, name: str = "config") -> Config:
+def load(
+    cls: type[Config],
+    source: Path | str | Mapping | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    name: str = "config",
+) -> Config:
     """Build a `cls` from a YAML file (or mapping), then from `a.b=value` words.
 
     Raises:
@@ -112,10 +117,17 @@ def _build(cls: type, values: Any, path: str) -> Any:
     check_keys(cls, values, path)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
-    built = {key: _convert(hints[key], value, f"{path}: {key}" if ": " not in path else f"{path}.{key}")
-             for key, value in values.items()}
-    missing = [name for name, field in fields.items() if name not in built
-               and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING]
+    built = {
+        key: _convert(hints[key], value, f"{path}: {key}" if ": " not in path else f"{path}.{key}")
+        for key, value in values.items()
+    }
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in built
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
     if missing:
         raise ConfigError(f"{path}: missing key '{missing[0]}' of {cls.__name__}")
     for name in sorted(_COUNTS & built.keys()):

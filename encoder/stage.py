@@ -54,9 +54,15 @@ def main(config_class: type, run: Callable[[Any, Path], dict], argv: list[str] |
     except KeyboardInterrupt:
         print(f"interrupted; what {out_dir} holds is good, the same command goes on", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    write_json(out_dir / DONE, {
-        "stage": _module_name(), "seconds": round(time.monotonic() - started, 2),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "result": result})
+    write_json(
+        out_dir / DONE,
+        {
+            "stage": _module_name(),
+            "seconds": round(time.monotonic() - started, 2),
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "result": result,
+        },
+    )
 
 
 def refuse_other_config(config: Any, out_dir: Path) -> None:

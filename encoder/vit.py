@@ -225,5 +225,7 @@ class ViTDecoder(nn.Module):
         return rearrange(
             self.head(self.ln_post(x)),
             "B (h w) (p q C) -> B C (h p) (w q)",
-            h=height, p=self.shape.patch_size, q=self.shape.patch_size,
+            h=height,
+            p=self.shape.patch_size,
+            q=self.shape.patch_size,
         )

@@ -33,8 +33,13 @@ def test_yaml_then_overrides(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("num_steps: 3\noptimiser: {lr: 1e-4}\nnames: [a]\n")
     config = load(Run, path, ["optimiser.betas=[0.8,0.9]", "kind=heun", "omegas.rec=0.5"])
-    assert config == Run(num_steps=3, kind="heun", optimiser=Optimiser(lr=1e-4, betas=(0.8, 0.9)),
-                         names=["a"], omegas={"rec": 0.5})
+    assert config == Run(
+        num_steps=3,
+        kind="heun",
+        optimiser=Optimiser(lr=1e-4, betas=(0.8, 0.9)),
+        names=["a"],
+        omegas={"rec": 0.5},
+    )
 
 
 def test_dump_then_load_is_the_same_config(tmp_path):
@@ -44,20 +49,23 @@ def test_dump_then_load_is_the_same_config(tmp_path):
     assert resolve(config)["optimiser"]["betas"] == [0.9, 0.95]
 
 
-@pytest.mark.parametrize(("words", "parts"), [
-    (["num_steps=1", "optimiser.lrr=1"], ["unknown key 'lrr'", "did you mean 'lr'"]),
-    (["num_stepz=1"], ["unknown key 'num_stepz'", "did you mean 'num_steps'"]),
-    (["num_steps=many"], ["num_steps", "expected int", "'many'"]),
-    (["num_steps=true"], ["num_steps", "expected int"]),
-    (["num_steps=1.5"], ["num_steps", "expected int"]),
-    (["num_steps=1", "kind=eular"], ["did you mean 'euler'", "heun"]),
-    (["num_steps=1", "names=a"], ["expected a list"]),
-    (["num_steps=1", "optimiser.betas=[1]"], ["expected 2 values"]),
-    (["num_steps=0"], ["num_steps must be above 0, got 0"]),
-    (["num_steps=1", "warmup_steps=2"], ["warmup_steps must be at most num_steps, got 2"]),
-    ([], ["missing key 'num_steps'"]),
-    (["num_steps=1", "optimiser=3"], ["expected keys of Optimiser"]),
-])
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["num_steps=1", "optimiser.lrr=1"], ["unknown key 'lrr'", "did you mean 'lr'"]),
+        (["num_stepz=1"], ["unknown key 'num_stepz'", "did you mean 'num_steps'"]),
+        (["num_steps=many"], ["num_steps", "expected int", "'many'"]),
+        (["num_steps=true"], ["num_steps", "expected int"]),
+        (["num_steps=1.5"], ["num_steps", "expected int"]),
+        (["num_steps=1", "kind=eular"], ["did you mean 'euler'", "heun"]),
+        (["num_steps=1", "names=a"], ["expected a list"]),
+        (["num_steps=1", "optimiser.betas=[1]"], ["expected 2 values"]),
+        (["num_steps=0"], ["num_steps must be above 0, got 0"]),
+        (["num_steps=1", "warmup_steps=2"], ["warmup_steps must be at most num_steps, got 2"]),
+        ([], ["missing key 'num_steps'"]),
+        (["num_steps=1", "optimiser=3"], ["expected keys of Optimiser"]),
+    ],
+)
 def test_a_mistake_is_one_clear_line(words, parts):
     with pytest.raises(ConfigError) as caught:
         load(Run, None, words)
@@ -84,6 +92,7 @@ def test_choose_names_the_choices():
 
 def test_the_loader_needs_no_torch():
     import subprocess
+
     code = "import sys, encoder, encoder.config, encoder.stage; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -51,8 +51,9 @@ def test_a_folder_that_was_begun_with_other_values_is_refused(tmp_path, capsys):
     assert (tmp_path / "out" / stage.DONE).is_file()
 
 
-@pytest.mark.parametrize(("text", "part"), [
-    ("numbr: 4\n", "did you mean 'number'"), ("number: x\n", "expected int")])
+@pytest.mark.parametrize(
+    ("text", "part"), [("numbr: 4\n", "did you mean 'number'"), ("number: x\n", "expected int")]
+)
 def test_bad_config_exits_2_before_work_with_one_line(tmp_path, capsys, text, part):
     with pytest.raises(SystemExit) as caught:
         stage.main(Options, lambda config, out_dir: pytest.fail("ran"), write_config(tmp_path, text))
@@ -104,12 +105,14 @@ def test_each_epoch_visits_every_sample_once_whatever_the_batch_size():
         steps = range(140 // batch_size)
         seen = torch.cat([checkpoint.batch_indices(5, step, batch_size, 10) for step in steps])
         for epoch in range(seen.numel() // 10):
-            assert sorted(seen[epoch * 10:(epoch + 1) * 10].tolist()) == list(range(10))
+            assert sorted(seen[epoch * 10 : (epoch + 1) * 10].tolist()) == list(range(10))
     assert not torch.equal(checkpoint.epoch_order(5, 0, 50), checkpoint.epoch_order(5, 1, 50))
 
 
 def test_step_generators_depend_on_seed_step_and_purpose():
-    draws = {key: torch.randn(1, generator=checkpoint.step_generator(*key)).item()
-             for key in [(0, 1, ""), (0, 2, ""), (1, 1, ""), (0, 1, "noise")]}
+    draws = {
+        key: torch.randn(1, generator=checkpoint.step_generator(*key)).item()
+        for key in [(0, 1, ""), (0, 2, ""), (1, 1, ""), (0, 1, "noise")]
+    }
     assert len(set(draws.values())) == 4
     assert draws[0, 1, ""] == torch.randn(1, generator=checkpoint.step_generator(0, 1)).item()
