@@ -25,6 +25,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 
 from encoder import checkpoint
+from encoder.batch import TrainingSet
 from encoder.card import write_card
 from encoder.clip import Clip
 from encoder.config import ROOT
@@ -39,7 +40,7 @@ from encoder.sharding import load_whole, shard, whole_optimiser, whole_weights
 from encoder.stage import progress
 from encoder.step import Step, backward, probe_parameters, with_latents
 from encoder.tokenizer import Tokenizer
-from encoder.vae import load_vae
+from encoder.vae import FrozenVAE, load_vae
 from encoder.vit import Block
 
 CHECKPOINT = "checkpoint.pt"
@@ -227,90 +228,117 @@ def start_accelerator(config: TrainConfig, out_dir: Path) -> Accelerator:
     return accelerator
 
 
-def train(config: TrainConfig, out_dir: Path) -> dict:
-    # ---- setup
-    accelerator = start_accelerator(config, out_dir)
-    is_main = accelerator.is_main_process
-    torch.set_flush_denormal(True)  # denormal numbers slow a CPU many times over
-    cut = cut_batch(config, accelerator.num_processes, accelerator.process_index)
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What is held in memory: sets, each with its labels (N,), and the VAE that gave their latents."""
 
-    # ---- data: held-out samples (and those to train on, unless streamed) and their latents in memory
+    held_out: tuple[TrainingSet, Tensor]
+    fit: tuple[TrainingSet, Tensor] | None  # to train on; None: they are streamed
+    vae: FrozenVAE | None  # None: CLIP
+
+
+def load_data(config: TrainConfig, accelerator: Accelerator, out_dir: Path) -> Samples:
+    """Held-out samples (and those to train on, unless streamed) and their latents."""
     held_out = load_samples(config, config.eval_split, config.eval_limit)
     fit = load_samples(config, "train", config.train_limit) if config.stream is None else None
-    vae = None
-    if config.openvision3 is not None:
-        vae = load_vae(config.vae, device=accelerator.device)
-        with accelerator.main_process_first():
-            if fit is not None:
-                fit[0].z_vae = cache_latents(vae, fit[0].images, out_dir, "train")
-            held_out[0].z_vae = cache_latents(vae, held_out[0].images, out_dir, config.eval_split)
-    feed = build_feed(config, cut, fit[0] if fit is not None else None)
+    if config.openvision3 is None:
+        return Samples(held_out, fit, None)
+    vae = load_vae(config.vae, device=accelerator.device)
+    with accelerator.main_process_first():
+        if fit is not None:
+            fit[0].z_vae = cache_latents(vae, fit[0].images, out_dir, "train")
+        held_out[0].z_vae = cache_latents(vae, held_out[0].images, out_dir, config.eval_split)
+    return Samples(held_out, fit, vae)
 
-    # ---- model, optimiser
+
+def build_run(
+    config: TrainConfig, samples: Samples, cut: Cut, accelerator: Accelerator, out_dir: Path
+) -> tuple[Run, nn.Module]:
+    """The run at its first step, and the step's module as this process calls it."""
+    feed = build_feed(config, cut, samples.fit and samples.fit[0])
     model = build_model(config)
     speed_up(model, config)
     is_perceptual = config.openvision3 is not None and config.objective.perceptual_weight > 0
     perceptual = PerceptualLoss(config.perceptual).to(accelerator.device) if is_perceptual else None
-    module = distribute(Step(model, config, vae, perceptual), config, accelerator)
+    module = distribute(Step(model, config, samples.vae, perceptual), config, accelerator)
     optimiser = build_adamw(model, config.optim)
-    probe = probe_parameters(model, config.branches)
     averaged = [each.detach().clone() for each in model.parameters()] if config.ema_decay else []
+    return Run(config, out_dir / CHECKPOINT, model, optimiser, averaged, feed, accelerator), module
+
+
+def train(config: TrainConfig, out_dir: Path) -> dict:
+    # ---- setup
+    accelerator = start_accelerator(config, out_dir)
+    torch.set_flush_denormal(True)  # denormal numbers slow a CPU many times over
+    cut = cut_batch(config, accelerator.num_processes, accelerator.process_index)
+
+    # ---- data, model, optimiser
+    samples = load_data(config, accelerator, out_dir)
+    run, module = build_run(config, samples, cut, accelerator, out_dir)
+    probe = probe_parameters(run.model, config.branches)
 
     # ---- resume
-    run = Run(config, out_dir / CHECKPOINT, model, optimiser, averaged, feed, accelerator)
     first_step, seconds = run.resume()
     started = time.monotonic()
 
     # ---- loop
     for step in range(first_step, config.num_steps):
         batches = [
-            with_latents(each.to(accelerator.device), config, vae, cut.num_pixels)
-            for each in feed.parts(step)
+            with_latents(each.to(accelerator.device), config, samples.vae, cut.num_pixels)
+            for each in run.feed.parts(step)
         ]
         terms = backward(module, batches, config, step, cut.first, cut.num_parts)
-        grad_norm = apply_gradients(optimiser, config.optim, step, config.num_steps, probe)
-        if averaged:
-            average_weights(averaged, model.parameters(), config.ema_decay, step)
+        grad_norm = apply_gradients(run.optimiser, config.optim, step, config.num_steps, probe)
+        if run.averaged:
+            average_weights(run.averaged, run.model.parameters(), config.ema_decay, step)
         done, is_last = step + 1, step + 1 == config.num_steps
         if done % config.log_steps == 0 or is_last:
             rate = (done - first_step) * config.batch_size / (time.monotonic() - started)
-            scalars = _scalars(terms, config, accelerator) | {"grad_norm": grad_norm}
-            scalars |= {"samples_per_second": rate, **model_flops_utilisation(config, rate, accelerator)}
-            if config.stream is not None:
-                scalars["bad_samples"] = sum(num_bad(each) for each in gather_object([feed.state()]))
-            _log(accelerator, out_dir, done, config, scalars)
+            _log(accelerator, out_dir, done, config, _scalars(terms, grad_norm, rate, run))
         if done % config.eval_steps == 0 and not is_last:
-            _log(accelerator, out_dir, done, config, evaluate(run.whole_model(), fit, held_out, vae))
+            scores = evaluate(run.whole_model(), samples.fit, samples.held_out, samples.vae)
+            _log(accelerator, out_dir, done, config, scores)
         if done in config.snapshot_steps:
             run.keep_towers(done)
         if done % config.checkpoint_steps == 0 or is_last:
             run.save(done, seconds + time.monotonic() - started)
 
     # ---- evaluate, export
-    seconds += time.monotonic() - started
-    if averaged:
-        for parameter, average in zip(model.parameters(), averaged, strict=True):
-            parameter.data.copy_(average)
-    model = run.whole_model()
-    scores = evaluate(model, fit, held_out, vae)
-    _log(accelerator, out_dir, config.num_steps, config, scores)
-    if is_main:
-        weights = out_dir / "weights"
-        model.save_pretrained(weights, dtype=torch.float16, text=False)
-        what = "OpenVision 3: encoder and decoder" if config.openvision3 else "CLIP baseline: vision tower"
-        write_card(weights, what=what, stage="encoder.train", config=config, seconds=seconds, scores=scores)
+    scores = export(run, samples, seconds + time.monotonic() - started, out_dir)
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.wait_for_everyone()
     return scores
 
 
-def _scalars(terms: dict[str, Tensor], config: TrainConfig, accelerator: Accelerator) -> dict[str, float]:
-    """The terms' means over processes, and tau over the deviation of z_u, which has no fixed scale."""
+def export(run: Run, samples: Samples, seconds: float, out_dir: Path) -> dict:
+    """Score the trained towers (averaged, where they are) and write them with their card; the scores."""
+    config, accelerator = run.config, run.accelerator
+    if run.averaged:
+        for parameter, average in zip(run.model.parameters(), run.averaged, strict=True):
+            parameter.data.copy_(average)
+    model = run.whole_model()
+    scores = evaluate(model, samples.fit, samples.held_out, samples.vae)
+    _log(accelerator, out_dir, config.num_steps, config, scores)
+    if accelerator.is_main_process:
+        model.save_pretrained(out_dir / "weights", dtype=torch.float16, text=False)
+        what = "OpenVision 3: encoder and decoder" if config.openvision3 else "CLIP baseline: vision tower"
+        about = {"what": what, "stage": "encoder.train", "config": config}
+        write_card(out_dir / "weights", **about, seconds=seconds, scores=scores)
+    return scores
+
+
+def _scalars(terms: dict[str, Tensor], grad_norm: float, rate: float, run: Run) -> dict[str, float]:
+    """What is logged: means over processes, tau over z_u's deviation (it has no fixed scale), the speed."""
+    config, accelerator = run.config, run.accelerator
     means = accelerator.reduce(torch.stack([each.float() for each in terms.values()]), reduction="mean")
     scalars = dict(zip(terms, means.tolist(), strict=True))
     if config.openvision3 is not None:
         scalars["tau_over_std"] = config.objective.tau / scalars["z_u_std"]
+    scalars |= {"grad_norm": grad_norm, "samples_per_second": rate}
+    scalars |= model_flops_utilisation(config, rate, accelerator)
+    if config.stream is not None:
+        scalars["bad_samples"] = sum(num_bad(each) for each in gather_object([run.feed.state()]))
     return scalars
 
 
