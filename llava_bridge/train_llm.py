@@ -9,6 +9,7 @@ is stage 2's own (`vicuna_v1`), the loss is on all tokens, and once more on answ
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -153,23 +154,60 @@ def evaluate(
     return {**scores, "num_tokens": len(targets)}
 
 
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What is trained on, step by step: lessons, then rows of the corpus, of which the last are held out."""
+
+    corpus: LlavaDataset
+    num_train: int  # rows
+    order: list[int]  # of these, batch after batch
+    lessons: LlavaDataset | None  # None without num_lesson_steps
+    config: TrainLlmConfig
+
+    @property
+    def num_steps(self) -> int:
+        return self.config.num_lesson_steps + self.config.num_steps
+
+    def is_lesson(self, step: int) -> bool:
+        return step < self.config.num_lesson_steps
+
+    def batch(self, step: int, pad_id: int) -> dict[str, Tensor]:
+        """The padded rows of a step; those of the corpus to few lengths, see `round_up_length`."""
+        config = self.config
+        if self.is_lesson(step):
+            rows = draw_lessons(
+                len(self.lessons), step, config.num_lesson_steps, config.lesson_batch_size, config.seed
+            )
+            return collate([self.lessons[i] for i in rows], None, pad_id)
+        start = (step - config.num_lesson_steps) * config.batch_size
+        rows = self.order[start : start + config.batch_size]
+        return round_up_length(collate([self.corpus[i] for i in rows], None, pad_id), pad_id)
+
+
+def plan_course(config: TrainLlmConfig, tokenizer: PreTrainedTokenizerBase) -> Course:
+    """The corpus and the lessons, tokenised, in the order that the seed gives.
+
+    Raises: ValueError if no row is left to train on.
+    """
+    corpus = read_corpus(config, tokenizer)
+    num_train = len(corpus) - config.num_held_out
+    if num_train <= 0:
+        raise ValueError(
+            f"num_held_out {config.num_held_out} leaves none of the corpus's {len(corpus)} rows to train on"
+        )
+    order = training_order(corpus.lengths[:num_train], config.batch_size, config.num_steps, config.seed)
+    lessons = None
+    if config.num_lesson_steps:
+        records = read_records([ROOT / path for path in config.corpus])[:num_train]
+        lessons = build_lessons(records, tokenizer, config.seed)
+    return Course(corpus, num_train, order, lessons, config)
+
+
 def train(config: TrainLlmConfig, out_dir: Path) -> dict:
     # ---- data
     tokenizer = build_tokenizer(VOCABULARY)
-    dataset = read_corpus(config, tokenizer)
-    num_train = len(dataset) - config.num_held_out
-    if num_train <= 0:
-        raise ValueError(
-            f"num_held_out {config.num_held_out} leaves none of the corpus's {len(dataset)} rows to train on"
-        )
-    order = training_order(dataset.lengths[:num_train], config.batch_size, config.num_steps, config.seed)
-
-    lessons = None
-    if config.num_lesson_steps:
-        lessons = build_lessons(
-            read_records([ROOT / path for path in config.corpus])[:num_train], tokenizer, config.seed
-        )
-    num_steps = config.num_lesson_steps + config.num_steps
+    course = plan_course(config, tokenizer)
+    num_steps = course.num_steps
 
     # ---- model, optimiser
     torch.manual_seed(config.seed)
@@ -177,10 +215,10 @@ def train(config: TrainLlmConfig, out_dir: Path) -> dict:
     device = require_device(config.device)
     model = build_llama(config.shape, tokenizer, config.attention).to(device)
     optimiser = build_optimiser(model, config)
-    plain_losses = partial(next_token_losses, model)  # of the lessons: too many lengths to compile
-    token_losses = partial(next_token_losses, model)
+    lesson_losses = partial(next_token_losses, model)  # of too many lengths to compile
+    corpus_losses = partial(next_token_losses, model)
     if config.compile:
-        token_losses = torch.compile(token_losses, dynamic=False)
+        corpus_losses = torch.compile(corpus_losses, dynamic=False)
 
     # ---- resume
     path, first_step, seconds = out_dir / "checkpoint.pt", 0, 0.0
@@ -193,53 +231,42 @@ def train(config: TrainLlmConfig, out_dir: Path) -> dict:
 
     # ---- loop
     for step in range(first_step, num_steps):
-        if step < config.num_lesson_steps:
-            rows = draw_lessons(
-                len(lessons), step, config.num_lesson_steps, config.lesson_batch_size, config.seed
-            )
-            samples, losses = [lessons[i] for i in rows], plain_losses
-        else:
-            start = (step - config.num_lesson_steps) * config.batch_size
-            samples, losses = [dataset[i] for i in order[start : start + config.batch_size]], token_losses
-        batch = collate(samples, None, tokenizer.pad_token_id)
-        if losses is token_losses:
-            batch = round_up_length(batch, tokenizer.pad_token_id)
+        batch = course.batch(step, tokenizer.pad_token_id)
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        terms = train_step(losses, batch, config.precision, config.text_weight)
+        token_losses = lesson_losses if course.is_lesson(step) else corpus_losses
+        terms = train_step(token_losses, batch, config.precision, config.text_weight)
         grad_norm = update(optimiser, terms["loss"], config.optim, step, num_steps)
         done = step + 1
         if done % config.log_steps == 0 or done == num_steps:
             rate = (done - first_step) / (time.monotonic() - started - seconds)
-            progress(
-                out_dir,
-                done,
-                num_steps,
-                **{name: value.item() for name, value in terms.items()},
-                grad_norm=grad_norm,
-                steps_per_second=rate,
-            )
+            scalars = {name: value.item() for name, value in terms.items()}
+            progress(out_dir, done, num_steps, **scalars, grad_norm=grad_norm, steps_per_second=rate)
         if done % config.checkpoint_steps == 0 or done == num_steps:
-            checkpoint.save(
-                path,
-                {
-                    "step": done,
-                    "seconds": time.monotonic() - started,
-                    "model": model.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                },
-            )
+            state = {"step": done, "seconds": time.monotonic() - started}
+            state |= {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+            checkpoint.save(path, state)
 
     # ---- evaluate, export
-    seconds = time.monotonic() - started
-    scores = evaluate(model.eval(), tokenizer, dataset, list(range(num_train, len(dataset))), config)
-    weights = out_dir / "weights"
-    model.half().save_pretrained(weights)
-    tokenizer.save_pretrained(weights)
+    return export(model, tokenizer, course, time.monotonic() - started, out_dir / "weights")
+
+
+def export(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    course: Course,
+    seconds: float,
+    folder: Path,
+) -> dict:
+    """Score the model on the rows held out and write it (fp16) with its tokenizer and card; the scores."""
+    held_out = list(range(course.num_train, len(course.corpus)))
+    scores = evaluate(model.eval(), tokenizer, course.corpus, held_out, course.config)
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     write_card(
-        weights,
+        folder,
         what="a small Llama that speaks Scenes",
         stage="llava_bridge.train_llm",
-        config=config,
+        config=course.config,
         seconds=seconds,
         scores=scores,
     )
