@@ -13,11 +13,14 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from encoder.config import ROOT
 from encoder.stage import main, progress, write_json
 from llava_bridge.config import EvaluateConfig
+
+if TYPE_CHECKING:
+    from llava_bridge.lmms import LlavaLmms
 
 _CACHE = "datasets"  # lmms-eval's copy of the parquet files, removed at the end
 
@@ -138,30 +141,50 @@ def run_benchmarks(
 def evaluate(config: EvaluateConfig, out_dir: Path) -> dict:
     # ---- setup
     out_dir = out_dir.resolve()
-    model_dir = (ROOT / config.model).resolve()
     is_local = config.task_set == "none" or config.data_root is not None
     if is_local and all(parquet is not None for parquet in config.tasks.values()):
         go_offline(out_dir / _CACHE)
     os.chdir(out_dir)
-    import lmms_eval
+    import lmms_eval.evaluator  # noqa: F401 - before its log is taken away
     import torch
-    import transformers
-    from lmms_eval.evaluator import simple_evaluate
-    from lmms_eval.tasks import TaskManager
     from loguru import logger
+
+    logger.remove()
+    torch.set_flush_denormal(True)
+
+    # ---- model, tasks
+    answerer = load_answerer(config, out_dir)
+    tasks = load_tasks(config)
+    score = scorer(config, answerer)
+
+    # ---- evaluate
+    metrics: dict[str, dict] = {}
+    (out_dir / "samples.jsonl").unlink(missing_ok=True)  # of an attempt that was cut short
+    if tasks:
+        results = score(tasks)
+        metrics = read_metrics(tasks, results, config.seed)
+        write_samples(out_dir / "samples.jsonl", tasks, results)
+    not_run = run_benchmarks(config, out_dir, score, metrics)
+
+    # ---- write
+    shutil.rmtree(out_dir / _CACHE, ignore_errors=True)
+    summary = {"metrics": metrics, "not_run": not_run, **describe(config, answerer)}
+    write_json(out_dir / "results.json", summary)
+    return summary
+
+
+def load_answerer(config: EvaluateConfig, out_dir: Path) -> "LlavaLmms":
+    """The model as lmms-eval asks it; it reports to out_dir how many questions it has answered."""
+    import torch
 
     import llava_bridge.hf  # noqa: F401 - registers our tower
     from llava_bridge.lmms import LlavaLmms
     from llava_bridge.model import load, read_template
 
-    logger.remove()
-
-    # ---- model, tasks
-    torch.set_flush_denormal(True)
+    model_dir = (ROOT / config.model).resolve()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.precision]
     model, processor = load(model_dir, config.attention, dtype)
-    tasks = load_tasks(config)
-    answerer = LlavaLmms(
+    return LlavaLmms(
         model.to(config.device),
         processor,
         batch_size=config.batch_size,
@@ -170,7 +193,12 @@ def evaluate(config: EvaluateConfig, out_dir: Path) -> dict:
         report=lambda done, total: progress(out_dir, done, total, "questions"),
     )
 
-    # ---- evaluate
+
+def scorer(config: EvaluateConfig, answerer: "LlavaLmms") -> Callable[[list], dict]:
+    """lmms-eval's evaluator of task objects, on this model."""
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
+
     none_packaged = TaskManager("ERROR", include_path=str(ROOT / config.task_dir), include_defaults=False)
 
     def score(task_objects: list) -> dict:
@@ -186,20 +214,17 @@ def evaluate(config: EvaluateConfig, out_dir: Path) -> dict:
             process_docs_parallel=1,
         )
 
-    metrics: dict[str, dict] = {}
-    (out_dir / "samples.jsonl").unlink(missing_ok=True)  # of an attempt that was cut short
-    if tasks:
-        results = score(tasks)
-        metrics = read_metrics(tasks, results, config.seed)
-        write_samples(out_dir / "samples.jsonl", tasks, results)
-    not_run = run_benchmarks(config, out_dir, score, metrics)
+    return score
 
-    # ---- write
-    shutil.rmtree(out_dir / _CACHE, ignore_errors=True)
+
+def describe(config: EvaluateConfig, answerer: "LlavaLmms") -> dict[str, Any]:
+    """What was asked, and how: as results.json says it beside the metrics."""
+    import lmms_eval
+    import transformers
+
+    model = answerer.model
     vision = model.config.vision_config
-    summary = {
-        "metrics": metrics,
-        "not_run": not_run,
+    return {
         "prompt": answerer.template,
         "generation": "greedy",
         "precision": config.precision,
@@ -213,8 +238,6 @@ def evaluate(config: EvaluateConfig, out_dir: Path) -> dict:
         "transformers": transformers.__version__,
         "num_llm_parameters": sum(p.numel() for p in model.model.language_model.parameters()),
     }
-    write_json(out_dir / "results.json", summary)
-    return summary
 
 
 if __name__ == "__main__":
