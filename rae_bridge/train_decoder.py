@@ -12,6 +12,7 @@ the whole batch on any number of processes.
 
 import copy
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -153,59 +154,104 @@ def build_decoder(config: TrainDecoderConfig, encoder: FrozenEncoder) -> PixelDe
     return PixelDecoder(shape)
 
 
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Every picture of a split as uint8 (M H W 3), and its tokens as fp16 (M N D)."""
+
+    images: Tensor
+    tokens: Tensor
+
+
+def load_splits(
+    config: TrainDecoderConfig, encoder: FrozenEncoder, ranks: Ranks, out_dir: Path
+) -> dict[str, Split]:
+    """The train and evaluation splits; the main process encodes them, the others read what it has kept."""
+    size = config.image_size or encoder.image_size
+    limits = {"train": config.train_limit, config.eval_split: config.eval_limit}
+    images = {
+        split: torch.as_tensor(load_images(ROOT / config.data, split, limit, image_size=size)[0])
+        for split, limit in limits.items()
+    }
+    if ranks.is_main:
+        for split, pictures in images.items():
+            encode_split(encoder, pictures, out_dir, split, ranks.device)
+    ranks.wait()
+    return {
+        split: Split(pictures, encode_split(encoder, pictures, out_dir, split, ranks.device))
+        for split, pictures in images.items()
+    }
+
+
+@dataclass(slots=True)
+class Run:
+    """What a checkpoint holds. The schedule, batches and noise are functions of the step."""
+
+    path: Path
+    decoder: PixelDecoder
+    averaged: PixelDecoder
+    optimiser: torch.optim.Optimizer
+    adversary: Adversary | None
+
+    def save(self, step: int, seconds: float) -> None:
+        """Write the checkpoint, atomically."""
+        state = {"step": step, "seconds": seconds, "optimiser": self.optimiser.state_dict()}
+        state |= {"decoder": self.decoder.state_dict(), "averaged": self.averaged.state_dict()}
+        state |= {"adversary": self.adversary.state_dict()} if self.adversary else {}
+        checkpoint.save(self.path, state)
+
+    def resume(self) -> tuple[int, float]:
+        """Go on from the checkpoint, if there is one: the step to do next, and the seconds spent so far."""
+        if not self.path.is_file():
+            return 0, 0.0
+        state = checkpoint.load(self.path)
+        self.decoder.load_state_dict(state["decoder"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.adversary:
+            self.adversary.load_state_dict(state["adversary"])
+        return state["step"], state["seconds"]
+
+
+def build_run(
+    config: TrainDecoderConfig, encoder: FrozenEncoder, ranks: Ranks, path: Path
+) -> tuple[Run, PerceptualLoss | None]:
+    """The run at its first step, and its perceptual loss."""
+    decoder = build_decoder(config, encoder).to(ranks.device).train()
+    averaged = copy.deepcopy(decoder).requires_grad_(False).eval()
+    optimiser = build_adamw(decoder, config.optim)
+    perceptual = PerceptualLoss(config.perceptual).to(ranks.device) if config.perceptual_weight else None
+    adversarial = config.adversarial
+    adversary = adversarial and Adversary(adversarial, ranks, config.precision, config.seed)
+    return Run(path, decoder, averaged, optimiser, adversary), perceptual
+
+
 def train(config: TrainDecoderConfig, out_dir: Path) -> dict:
     """Run the stage; see the module's docstring."""
     torch.set_flush_denormal(True)  # denormal numbers slow a CPU many times over
 
-    # ---- data: every picture in memory as uint8, every token as fp16
+    # ---- data
     ranks = Ranks.start(config.device)
     part, device = ranks.part(config.batch_size), ranks.device
     encoder = load_for_generation(config.encoder, config.features, device)
-    size = config.image_size or encoder.image_size
-    limits = {"train": config.train_limit, config.eval_split: config.eval_limit}
-    splits = {
-        split: torch.as_tensor(load_images(ROOT / config.data, split, limit, image_size=size)[0])
-        for split, limit in limits.items()
-    }
-    if ranks.is_main:  # the others read what it has kept
-        for split, images in splits.items():
-            encode_split(encoder, images, out_dir, split, device)
-    ranks.wait()
-    encoded = {
-        split: encode_split(encoder, images, out_dir, split, device) for split, images in splits.items()
-    }
-    images, tokens = splits["train"], encoded["train"]
+    splits = load_splits(config, encoder, ranks, out_dir)
+    images, tokens = splits["train"].images, splits["train"].tokens
 
-    # ---- model, optimiser
-    decoder = build_decoder(config, encoder).to(device).train()
-    averaged = copy.deepcopy(decoder).requires_grad_(False).eval()
-    optimiser = build_adamw(decoder, config.optim)
-    perceptual = PerceptualLoss(config.perceptual).to(device) if config.perceptual_weight else None
-    adversarial = config.adversarial
-    adversary = adversarial and Adversary(adversarial, ranks, config.precision, config.seed)
-
-    # ---- resume
-    path, first_step, seconds = out_dir / "checkpoint.pt", 0, 0.0
-    if path.is_file():
-        state = checkpoint.load(path)
-        decoder.load_state_dict(state["decoder"])
-        averaged.load_state_dict(state["averaged"])
-        optimiser.load_state_dict(state["optimiser"])
-        if adversary:
-            adversary.load_state_dict(state["adversary"])
-        first_step, seconds = state["step"], state["seconds"]
+    # ---- model, optimiser, resume
+    run, perceptual = build_run(config, encoder, ranks, out_dir / "checkpoint.pt")
+    adversary = run.adversary
+    first_step, seconds = run.resume()
     started = time.monotonic() - seconds
-    model = ranks.wrap(decoder)
+    model = ranks.wrap(run.decoder)
 
     # ---- loop
     for step in range(first_step, config.num_steps):
         indices = checkpoint.batch_indices(config.seed, step, config.batch_size, len(images))[part]
         batch = tokens[indices].to(device).float(), to_pixels(images[indices].to(device))
         terms = train_step(model, *batch, config, step, perceptual, adversary, part)
-        grad_norm = update(optimiser, terms["loss"], config.optim, step, config.num_steps)
-        average_weights(averaged.parameters(), decoder.parameters(), config.ema_decay, step)
-        if adversary and step >= adversarial.learns_from * config.num_steps:
-            terms |= adversary_step(adversary, decoder, *batch, config, step, part)
+        grad_norm = update(run.optimiser, terms["loss"], config.optim, step, config.num_steps)
+        average_weights(run.averaged.parameters(), run.decoder.parameters(), config.ema_decay, step)
+        if adversary and step >= config.adversarial.learns_from * config.num_steps:
+            terms |= adversary_step(adversary, run.decoder, *batch, config, step, part)
         done = step + 1
         if done % config.log_steps == 0 or done == config.num_steps:
             rate = (done - first_step) * config.batch_size / (time.monotonic() - started - seconds)
@@ -214,19 +260,17 @@ def train(config: TrainDecoderConfig, out_dir: Path) -> dict:
                 about = {**scalars, "grad_norm": grad_norm, "samples_per_second": rate}
                 progress(out_dir, done, config.num_steps, **about)
         if ranks.is_main and (done % config.checkpoint_steps == 0 or done == config.num_steps):
-            state = {"step": done, "seconds": time.monotonic() - started, "optimiser": optimiser.state_dict()}
-            state |= {"decoder": decoder.state_dict(), "averaged": averaged.state_dict()}
-            checkpoint.save(path, state | ({"adversary": adversary.state_dict()} if adversary else {}))
+            run.save(done, time.monotonic() - started)
 
     # ---- export, evaluate what was written
     seconds = time.monotonic() - started
     folder = out_dir / "weights"
     if ranks.is_main:
-        averaged.save_pretrained(folder, dtype=torch.float16)
+        run.averaged.save_pretrained(folder, dtype=torch.float16)
         write_json(folder / TOKENS_FILE, origin_of(encoder))
     ranks.wait()
-    split = config.eval_split
-    scores = evaluate(PixelDecoder.from_pretrained(folder.resolve()), encoded[split], splits[split])
+    held_out = splits[config.eval_split]
+    scores = evaluate(PixelDecoder.from_pretrained(folder.resolve()), held_out.tokens, held_out.images)
     if ranks.is_main:
         what = f"ViT pixel decoder on the tokens of {encoder.name}"
         stage = "rae_bridge.train_decoder"
