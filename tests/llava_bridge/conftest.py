@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import llava_bridge.model
 import llava_bridge.tower
 from encoder.checkpoint import save_tensors
-from llava_bridge.config import LlamaShape
+from llava_bridge.config import LlamaShape, LlavaConfig
 from llava_bridge.tokenizer import build_tokenizer
 from llava_bridge.train_llm import build_llama
 
@@ -96,3 +96,21 @@ def llava_data(tmp_path_factory) -> Path:
     keys = [f"images/{i}.png" for i in range(NUM_PICTURES)]
     (folder / "index.json").write_text(json.dumps({"fingerprint": TinyEncoder.fingerprint, "keys": keys}))
     return folder
+
+
+@pytest.fixture
+def align(llava_data, llm) -> LlavaConfig:
+    """Stage 1 on these records and their cached tokens: 8 steps."""
+    return LlavaConfig(
+        stage=1,
+        encoder="tiny",
+        data=[str(llava_data / "train.json")],
+        tokens=str(llava_data),
+        init=str(llm),
+        batch_size=4,
+        learning_rate=1e-2,
+        log_steps=1,
+        checkpoint_steps=3,
+        precision="fp32",
+        attention="eager",
+    )

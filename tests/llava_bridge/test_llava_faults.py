@@ -1,6 +1,7 @@
 """Faults in a stage of LLaVA: a loss or a gradient that is no number stops it, and its checkpoint stays."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,12 +13,8 @@ from llava_bridge.trainer import OrderedTrainer
 
 
 @pytest.fixture
-def align(llava_data, llm) -> LlavaConfig:
-    return LlavaConfig(
-        stage=1, encoder="tiny", data=[str(llava_data / "train.json")], tokens=str(llava_data), init=str(llm),
-        batch_size=4, learning_rate=1e-2, log_steps=50, checkpoint_steps=2, precision="fp32",
-        attention="eager", deepspeed=None,
-    )  # fmt: skip
+def align(align) -> LlavaConfig:
+    return replace(align, log_steps=50, checkpoint_steps=2, deepspeed=None)
 
 
 def test_a_loss_that_becomes_nan_stops_the_stage_and_the_next_run_goes_on(align, tmp_path, monkeypatch):

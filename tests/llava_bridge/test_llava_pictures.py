@@ -114,20 +114,15 @@ def test_sample_with_a_broken_picture_leaves_the_others_loss_as_it_was(live_data
 
 
 @pytest.fixture
-def config(live_data, llm) -> LlavaConfig:
-    return LlavaConfig(
-        stage=1,
-        encoder="tiny",
+def config(align, live_data) -> LlavaConfig:
+    return replace(
+        align,
         data=[str(live_data / "train.json")],
+        tokens=None,
         image_root=str(live_data),
-        init=str(llm),
-        batch_size=4,
         micro_batch_size=1,
         loss_average="samples",
-        learning_rate=1e-2,
-        checkpoint_steps=3,
-        precision="fp32",
-        attention="eager",
+        log_steps=10,
         deepspeed=None,
         max_missing_fraction=0.12,
     )

@@ -10,30 +10,12 @@ import torch
 
 import llava_bridge.train as stage
 from encoder.checkpoint import load_tensors
-from llava_bridge.config import LlavaConfig
 from llava_bridge.lora import merge_lora
 from llava_bridge.model import build, save
 
 
 class Killed(Exception):
     pass
-
-
-@pytest.fixture
-def align(llava_data, llm) -> LlavaConfig:
-    return LlavaConfig(
-        stage=1,
-        encoder="tiny",
-        data=[str(llava_data / "train.json")],
-        tokens=str(llava_data),
-        init=str(llm),
-        batch_size=4,
-        learning_rate=1e-2,
-        log_steps=1,
-        checkpoint_steps=3,
-        precision="fp32",
-        attention="eager",
-    )
 
 
 def losses(folder: Path) -> list[float]:
