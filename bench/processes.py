@@ -269,7 +269,8 @@ def measure(team: Team, job: Job) -> dict[str, Spent]:
 def job_rows(job: Job, of: dict[str, Spent]) -> list[Row]:
     """The measured rows of a stage."""
     one, two, apart = of["one"], of["two"], of["apart"]
-    busy = f"; one process had {one.cpu / one.wall:.0%} of its core"  # less than 100 %: others were at work
+    held = (one.cpu / one.wall, apart.cpu / (2 * apart.wall))  # less than 100 %: others were at work
+    busy = f"; one had {held[0]:.0%} of its core, two that exchange nothing {held[1]:.0%} of theirs"
     ms = {form: f"{1e3 * each.wall:.4g} ms" for form, each in of.items()}
     note = f"{job.about}; a step of {job.batch_size} samples: one process {ms['one']}, two {ms['two']}, "
     note += f"two that exchange nothing {ms['apart']}: speed-up {one.wall / apart.wall:.2f} so{busy}"
