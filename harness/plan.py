@@ -39,9 +39,9 @@ def print_plan(graph: Graph, preset: Preset, options: Options, console: Console)
     """
     is_gpu = (options.device or preset.device) == "cuda"
     busy = "GPU h" if is_gpu else "core h"
-    table = Table(
-        title=f"{len(graph)} stages, {preset.jobs} at a time", title_justify="left", box=None, padding=(0, 2)
-    )
+    is_cluster = options.launch == "slurm"  # it decides what runs at once; on a machine, jobs share the GPU
+    at_once = "a job each" if is_cluster else f"{preset.jobs} at a time"
+    table = Table(title=f"{len(graph)} stages, {at_once}", title_justify="left", box=None, padding=(0, 2))
     for heading in ("stage", "state", "about", busy, "disk", "folder"):
         table.add_column(heading, justify="left" if heading in ("stage", "state", "folder") else "right")
     left, hours_left, disk_left, computing, uncounted = {}, 0.0, 0.0, 0.0, 0
@@ -68,7 +68,8 @@ def print_plan(graph: Graph, preset: Preset, options: Options, console: Console)
         table.add_row(escape(stage.label), state, *cells)
     console.print(table)
     chains = graph.seconds_to_end(left).values()
-    seconds = max([sum(left.values()) / preset.jobs, computing, *chains])  # jobs at once share the GPU
+    together = [0.0] if is_cluster else [sum(left.values()) / preset.jobs, computing]
+    seconds = max([*together, *chains])
     without = sum(not each for each in left.values())
     if without:
         console.print(f"{without} stages without an estimate are not in these sums:", highlight=False)

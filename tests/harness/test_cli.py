@@ -166,6 +166,18 @@ def test_the_plan_counts_gpu_hours_of_shared_stages_by_their_processes(tmp_path,
     assert "2.00" in lines["ov3-demo: tokens of train pictures"]
 
 
+def test_a_plan_for_a_cluster_is_as_long_as_its_longest_chain(tmp_path, capsys):
+    words = ["suite=generation", "encoders=[ov3-demo,clip-demo]", "device=cuda"]
+    words += [f"runs_dir={tmp_path}", "jobs=1", "--plan"]
+    times = ["scenes", "tokens_train", "rae_train", "rae_generate", "rae_reconstruct", "reference", "score"]
+    words += [f"seconds.{name}={3600 * (name == 'rae_train')}" for name in times]
+    for launch, at_once, about in (("slurm", "a job each", "1 h"), ("local", "1 at a time", "2 h")):
+        assert main([*words, f"launch={launch}"]) == 0
+        said = capsys.readouterr().out
+        assert f"stages, {at_once}" in said
+        assert f"about {about} 00 min" in said
+
+
 @pytest.mark.parametrize(
     ("words", "dit", "tokens", "scenes"),  # GPU hours of stages of an hour
     [
