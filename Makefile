@@ -8,11 +8,12 @@ STAMP := .venv/.stamp
 
 setup: $(STAMP)
 
-# The stamp makes a second call do nothing, without network; it is newer than what it was made from.
+# The stamp makes a second call do nothing, without network; it is newer than what it was made from. Python compiles
+# the few modules that are imported at their first import; pip would compile all of them.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python >= 3.11 needed, $(PYTHON) is older; set PYTHON=" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
 demo: setup

@@ -40,9 +40,16 @@ def ssim(pixels: Tensor, pixels_hat: Tensor) -> Tensor:
 
 
 def _blur(pixels: Tensor) -> Tensor:
-    """Gaussian-weighted local mean, one colour at a time: B C H W -> B C H-10 W-10."""
-    offsets = torch.arange(_WINDOW, dtype=pixels.dtype) - _WINDOW // 2
+    """Gaussian-weighted local mean, one colour at a time: B C H W -> B C H-10 W-10.
+
+    Two matrix products: torch has no fast convolution in float64.
+    """
+    return _window_means(pixels.shape[-2]) @ pixels @ _window_means(pixels.shape[-1]).T
+
+
+def _window_means(side: int) -> Tensor:
+    """The linear map from a row of pixels to its local means: side-10 side."""
+    offsets = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
     weights = torch.exp(-(offsets**2) / (2 * _SIGMA**2))
-    weights = (weights / weights.sum()).expand(pixels.shape[1], 1, _WINDOW)
-    pixels = functional.conv2d(pixels, weights[..., None], groups=pixels.shape[1])
-    return functional.conv2d(pixels, weights[..., None, :], groups=pixels.shape[1])
+    rows = torch.eye(side, dtype=torch.float64)[:, None]  # side 1 side
+    return functional.conv1d(rows, (weights / weights.sum())[None, None])[:, 0].T
