@@ -1,7 +1,7 @@
 """The heaviest steps of the demo as bench/breakdown.py takes them apart, each beside the form that it had
-before: LLaVA's second stage, a step of the diffusion transformer, the scoring of answers.
+before: LLaVA's second stage, a step of the diffusion transformer, the scoring of answers, SSIM.
 
-Weights are the demo's or random; sizes are the demo's, and text lengths those of a batch of its second stage.
+Weights are the demo's or random; sizes are the demo's, and conversations those of its second stage.
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ from unittest import mock
 import torch
 from _table import ROOT, Row, Work, make_row, seconds
 from PIL import Image
+from torch.nn.functional import conv2d
 
 import llava_bridge.hf  # noqa: F401 - registers the tower
+from encoder.data.scenes.compose import make_scene
+from encoder.data.scenes.conversations import instruct_record, word_prompt
+from encoder.data.scenes.wording import DESCRIBE, WORD_PROMPT
+from harness.metrics import psnr_ssim
 from llava_bridge.attention import WIDE, choose_attention
 from llava_bridge.config import LlavaConfig
 from llava_bridge.data import Sample, collate
 from llava_bridge.lmms import LlavaLmms
 from llava_bridge.model import build
-from llava_bridge.prompt import IGNORE, SYSTEM, Segment
+from llava_bridge.prompt import SYSTEM, Segment, encode_conversations
 from rae_bridge.config import DiTOptimConfig, TrainDiTConfig
 from rae_bridge.dit import build_dit
 from rae_bridge.shapes import DiTConfig
@@ -35,7 +40,7 @@ KINDS = {  # of operations, by a part of their names; whatever fits none is elem
     "copies and casts": ("copy_", "aten::cat", "clone", "index"),
 }
 ELEMENTWISE = "element-wise and the rest"
-NUM_ROWS, NUM_SHARED, NUM_IMAGE_TOKENS, LENGTHS = 32, 32, 16, range(155, 171)
+NUM_ROWS, NUM_DRAWN, FIRST_SCENE, NUM_IMAGE_TOKENS = 32, 256, 12_000, 16  # a batch of the demo's pictures
 NUM_QUESTIONS, NUM_OPTIONS = 16, 4
 REPEATS = 2
 
@@ -63,26 +68,43 @@ def compared(name: str, unit: str, count: int, note: str, **works: Work) -> list
     return rows
 
 
+def conversations(*, instructs_each: bool) -> list[dict]:
+    """Records of stage 2; `instructs_each`: all short questions say how to answer, not the first alone."""
+    scenes = [make_scene(1, FIRST_SCENE + i, "train") for i in range(NUM_DRAWN)]
+    rows = [instruct_record(scene, f"{i}", "x.png", 1) for i, scene in enumerate(scenes)]
+    for turn in (turn for row in rows for turn in row["conversations"] if instructs_each):
+        if turn["from"] == "human" and turn["value"] not in DESCRIBE and WORD_PROMPT not in turn["value"]:
+            turn["value"] = word_prompt(turn["value"])
+    return rows
+
+
 def instruct_rows() -> list[Row]:
     """Forward and backward of one batch of stage 2, in bf16 as DeepSpeed runs it."""
     config = LlavaConfig(
         stage=2, encoder="blind", data=[], tokens="", init="", batch_size=NUM_ROWS, learning_rate=1e-3
     )
-    model, _ = build("blind", None, LLAMA, "sdpa", seed=0)
+    model, processor = build("blind", None, LLAMA, "sdpa", seed=0)
     choose_attention(model, config, zero_stage=2)
     model.model.vision_tower.requires_grad_(False)
     model = model.bfloat16().train()
-    draw = torch.Generator().manual_seed(0)
-    shared, samples = torch.randint(5, 300, (NUM_SHARED,), generator=draw), []
-    for row in range(NUM_ROWS):
-        ids = torch.randint(5, 300, (LENGTHS[row % len(LENGTHS)],), generator=draw)
-        ids[:NUM_SHARED] = shared
-        ids[NUM_SHARED : NUM_SHARED + NUM_IMAGE_TOKENS] = model.config.image_token_index
-        labels = torch.full_like(ids, IGNORE)
-        labels[-16:] = ids[-16:]
-        samples.append(Sample(ids, labels, None))
-    tokens = {"image_tokens": torch.randn(NUM_ROWS, NUM_IMAGE_TOKENS, 192, generator=draw)}
-    now, before = (collate(samples, None, 0, length_multiple=each) | tokens for each in (8, 32))
+    tokens = {"image_tokens": torch.randn(NUM_ROWS, NUM_IMAGE_TOKENS, 192)}
+
+    def encode(*, instructs_each: bool) -> list[Sample]:
+        records = conversations(instructs_each=instructs_each)
+        encoded = encode_conversations(records, "vicuna_v1", processor.tokenizer, NUM_IMAGE_TOKENS, 512)
+        return [
+            Sample(torch.from_numpy(row.input_ids).long(), torch.from_numpy(row.labels).long(), None)
+            for row in encoded
+        ]
+
+    samples, told = encode(instructs_each=False), encode(instructs_each=True)
+
+    def batch(samples: list[Sample], length_multiple: int) -> dict:
+        by_length = sorted(samples, key=lambda sample: len(sample.input_ids))  # as the stage groups them
+        middle = by_length[(NUM_DRAWN - NUM_ROWS) // 2 :][:NUM_ROWS]
+        return collate(middle, None, 0, length_multiple=length_multiple) | tokens
+
+    now, each, before = batch(samples, 8), batch(told, 8), batch(samples, 32)
     length = before["input_ids"].shape[1]
     before["position_ids"] = torch.arange(length).expand(NUM_ROWS, length)  # keeps the mask, shares nothing
 
@@ -94,7 +116,36 @@ def instruct_rows() -> list[Row]:
     works = {"now": partial(step, now, WIDE), "before": partial(step, before, "sdpa")}
     note = f"forward and backward of {NUM_ROWS} samples; before: bf16 attention under a mask, the system "
     note += f"prompt in every row, rows padded to {length}"
-    return compared("llava_instruct", "samples/s", NUM_ROWS, note, **works)
+    table = compared("llava_instruct", "samples/s", NUM_ROWS, note, **works)
+    works = {"now": works["now"], "before": partial(step, each, WIDE)}
+    times = seconds(works, repeats=REPEATS, clock=time.process_time)
+    counts = [int(rows["attention_mask"].sum()) for rows in (now, each)]
+    note = f"{counts[0]} tokens; before: the instruction to answer shortly in every short question, "
+    note += f"{counts[1]} tokens"
+    rates = (NUM_ROWS / times["now"], NUM_ROWS / times["before"])
+    return [*table, make_row("llava_instruct/instructed_once", "samples/s", *rates, note)]
+
+
+def ssim_row() -> Row:
+    """SSIM of the demo's reconstructions, its local means by matrix products and by convolution."""
+    pixels, noise = torch.rand(100, 3, 64, 64), torch.randn(100, 3, 64, 64)
+    pair = pixels, (pixels + 0.1 * noise).clamp(0, 1)
+
+    def convolved(pixels: torch.Tensor) -> torch.Tensor:
+        weights = psnr_ssim._window_means(psnr_ssim._WINDOW).expand(3, 1, -1)  # one window fits: its weights
+        return conv2d(conv2d(pixels, weights[..., None], groups=3), weights[..., None, :], groups=3)
+
+    def before() -> torch.Tensor:
+        with mock.patch.object(psnr_ssim, "_blur", convolved):
+            return psnr_ssim.ssim(*pair)
+
+    if (before() - psnr_ssim.ssim(*pair)).abs().max() > 1e-12:
+        raise ValueError("the two forms of SSIM differ")
+    times = seconds({"now": lambda: psnr_ssim.ssim(*pair), "before": before}, clock=time.process_time)
+    rates = (len(pixels) / times["now"], len(pixels) / times["before"])
+    return make_row(
+        "score/ssim", "pictures/s", *rates, "64 px, float64; before: torch's convolution of groups"
+    )
 
 
 @contextlib.contextmanager
@@ -163,4 +214,4 @@ def answer_row() -> Row:
 def step_rows() -> list[Row]:
     """All of them, on one thread."""
     torch.manual_seed(0)
-    return [*instruct_rows(), *diffusion_rows(), answer_row()]
+    return [*instruct_rows(), *diffusion_rows(), answer_row(), ssim_row()]

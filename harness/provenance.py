@@ -42,11 +42,13 @@ def package_versions() -> dict[str, str]:
 
 @functools.cache
 def git_commit() -> str | None:
-    """The working tree's commit, with `-dirty` where tracked files differ from it; None outside a clone."""
+    """The working tree's commit, with `-dirty` where tracked files differ from it, results apart (a run
+    renders them); None outside a clone."""
     commit = _output(["git", "-C", str(ROOT), "rev-parse", "HEAD"])
     if not commit:
         return None
-    return commit + ("-dirty" if _output(["git", "-C", str(ROOT), "status", "--porcelain", "-uno"]) else "")
+    changed = ["git", "-C", str(ROOT), "status", "--porcelain", "-uno", "--", ".", ":!results"]
+    return commit + ("-dirty" if _output(changed) else "")
 
 
 @functools.cache

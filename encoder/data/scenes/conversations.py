@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import random
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from typing import Any
 
 from encoder.data.scenes import wording
@@ -22,7 +23,7 @@ from encoder.data.scenes.text import re_caption
 Turn = tuple[str, str]  # question, answer
 _RARE = {7, 9}  # dimensions that few scenes can be asked about: asked whenever they can be
 _NUM_CHOICE_TURNS = 5
-_NUM_PRESENCE_TURNS, _NUM_SHORT_TURNS = 2, 4  # of a short conversation; of those that are no Yes/No
+_NUM_PRESENCE_TURNS, _NUM_SHORT_TURNS = 2, 4  # of a short conversation: Yes/No at most; others without those
 _DESCRIBED = 0.12  # of all conversations
 _CENSUS = 1500  # scenes that tell how frequent each answer is
 _FAVOUR = 2.5  # how much less strict than exactly even answers
@@ -54,20 +55,22 @@ def conversation(scene: Scene, rng: random.Random) -> list[Turn]:
 
 def short_conversation(scene: Scene, rng: random.Random) -> list[Turn]:
     """Turns answered in words, the first alone with the instruction to answer so: half of the time two Yes/No
-    and three others, else four others; sometimes a description.
+    (about different kinds; one where a single kind is shown) and at most three others, else at most four
+    others; sometimes a description.
 
     What is there is asked first or not at all, since the others name it; so any question may be the first, as
     a benchmark's only one is.
     """
-    facts_ = [(fact.question, fact.answer) for fact in _choose_facts(scene, rng)]
-    presence: dict[str, str] = {}
-    if rng.random() < 0.5 or not facts_:
-        while len(presence) < _NUM_PRESENCE_TURNS:
-            question, answer = presence_turn(scene, rng)
-            presence[question.removesuffix(f"\n{wording.WORD_PROMPT}")] = answer
-    others = facts_[: _NUM_SHORT_TURNS - bool(presence)]
-    turns = [*presence.items(), *sorted(others, key=lambda _: rng.random())]
-    (first, answer), *rest = turns
+    others = [(fact.question, fact.answer) for fact in _choose_facts(scene, rng)][:_NUM_SHORT_TURNS]
+    presence: dict[str, str] = {}  # by kind
+    if rng.random() < 0.5 or not others:
+        num_kinds = len({item.kind for item in scene.items})
+        for _ in range(min(_NUM_PRESENCE_TURNS, num_kinds)):
+            kind, answer = _draw_presence(scene, rng, presence)
+            presence[kind] = answer
+        others = others[: _NUM_SHORT_TURNS - 1]
+    turns = [(_presence_question(kind), answer) for kind, answer in presence.items()]
+    (first, answer), *rest = turns + sorted(others, key=lambda _: rng.random())
     return [(word_prompt(first), answer), *rest, *_description(scene, rng)]
 
 
@@ -83,7 +86,7 @@ def _choose_facts(scene: Scene, rng: random.Random) -> list[Fact]:
 
 
 def _description(scene: Scene, rng: random.Random) -> list[Turn]:
-    """One turn in eight, else none."""
+    """One turn for 12 % of the conversations, none for the others."""
     if rng.random() >= _DESCRIBED:
         return []
     return [(pick(rng, wording.DESCRIBE), re_caption(scene, variant=int(rng.random() * 16)))]
@@ -108,14 +111,22 @@ def choice_turn(scene: Scene, fact: Fact, rng: random.Random) -> Turn:
 def presence_turn(scene: Scene, rng: random.Random) -> Turn:
     """Is it there? Yes as often as No; what is absent is as frequent as what is shown, half of it apt for
     the place."""
-    shown = sorted({item.kind for item in scene.items})
+    kind, answer = _draw_presence(scene, rng)
+    return word_prompt(_presence_question(kind)), answer
+
+
+def _draw_presence(scene: Scene, rng: random.Random, asked: Collection[str] = ()) -> Turn:
+    """A kind not asked for before, and whether it is there; Yes and No alike while a shown kind is left."""
+    present = {item.kind for item in scene.items}
     if rng.random() < 0.5:
-        kind, answer = pick(rng, shown), "Yes"
-    else:
-        weights = AFFINITY[scene.place] if rng.random() < 0.5 else _kind_frequency()
-        kind = pick_weighted(rng, {name: weight for name, weight in weights.items() if name not in shown})
-        answer = "No"
-    return word_prompt(wording.POPE_QUESTION.format(a_kind=article(kind))), answer
+        return pick(rng, sorted(present.difference(asked))), "Yes"
+    weights = AFFINITY[scene.place] if rng.random() < 0.5 else _kind_frequency()
+    absent = {name: weight for name, weight in weights.items() if name not in present.union(asked)}
+    return pick_weighted(rng, absent), "No"
+
+
+def _presence_question(kind: str) -> str:
+    return wording.POPE_QUESTION.format(a_kind=article(kind))
 
 
 def pretrain_record(scene: Scene, name: str, image: str) -> dict[str, Any]:
