@@ -22,7 +22,8 @@ from harness.cost import stage_flops
 from harness.stages import Graph
 
 FP32_BYTES, BF16_BYTES = 4, 2
-BANDWIDTH = 50e9  # bytes/s that each process can send: 400 Gbit/s a GPU, assumed
+# Bytes/s that each process can send, assumed: 400 Gbit/s a GPU between machines; inside one
+NETWORK, NVLINK = 50e9, 450e9
 RECIPES = [ROOT / "configs" / "recipes" / f"{name}.yaml" for name in ("paper_b", "paper_l")]
 SMALL_GPU, SMALL_PROCESSES = "H200", 8
 
@@ -66,11 +67,11 @@ def contrastive_bytes(config: TrainConfig, n: int) -> float:
     return all_gather_bytes(values, FP32_BYTES, n) + all_reduce_bytes(values, FP32_BYTES, n)
 
 
-def share_row(name: str, sent: float, computing: float, n: int, note: str) -> Row:
+def share_row(name: str, sent: float, computing: float, n: int, bandwidth: float, note: str) -> Row:
     """Seconds of sending as a percentage of the seconds of computing, of one step."""
-    seconds = sent / BANDWIDTH
+    seconds = sent / bandwidth
     note = (
-        f"{1e3 * seconds:.3g} ms to send {sent / 1e6:.3g} MB at an assumed {BANDWIDTH / 1e9:.3g} GB/s, "
+        f"{1e3 * seconds:.3g} ms to send {sent / 1e6:.3g} MB at an assumed {bandwidth / 1e9:.3g} GB/s, "
         f"beside {1e3 * computing:.4g} ms of calculated computing on each of {n}, {note}; as if nothing "
         f"overlapped and no message had a latency; {NOT_MEASURED}"
     )
@@ -87,7 +88,7 @@ def recipe_rows(path: Path) -> list[Row]:
         computing = flops / (PEAK_FLOPS[CLUSTER.gpu] * CLUSTER.mfu * n)
         note = f"{CLUSTER.gpu} at {CLUSTER.mfu:.0%}; gradients of {values / 1e6:.4g} M parameters in fp32, "
         note += f"features of {config.batch_size} samples"
-        rows.append(share_row(f"{path.stem}/{name}", sent, computing, n, note))
+        rows.append(share_row(f"{path.stem}/{name}", sent, computing, n, NETWORK, note))
     return rows
 
 
@@ -103,7 +104,7 @@ def small_rows() -> list[Row]:
         computing = stage_flops(stage) / config.num_steps / (PEAK_FLOPS[SMALL_GPU] * SMALL_SHARE * n)
         note = f"{SMALL_GPU} at {SMALL_SHARE:.0%}; gradients of {values / 1e6:.4g} M parameters in fp32, "
         note += f"features of {config.batch_size} samples"
-        rows.append(share_row(f"small/{stage.label.split(': ', 1)[1]}", sent, computing, n, note))
+        rows.append(share_row(f"small/{stage.label.split(': ', 1)[1]}", sent, computing, n, NVLINK, note))
     return rows
 
 

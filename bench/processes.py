@@ -21,51 +21,21 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _exchange import (
-    BF16_BYTES,
-    FP32_BYTES,
-    all_reduce_bytes,
-    contrastive_bytes,
-    exchange_rows,
-    exponent,
-    zero2_bytes,
-)
-from _table import ROOT, Row, make_row, publish
+from _exchange import exchange_rows, exponent
+from _jobs import STEPS, Job, make_inputs, make_jobs
+from _table import Row, make_row, publish
 
-import rae_bridge.train
-from encoder import tokens
-from encoder.config import dump, load, read_yaml
-from encoder.data.scenes import write
-from encoder.flops import num_parameters
-from encoder.options import ScenesConfig, TokensConfig, TrainConfig
-from harness.config import CONFIGS
-from llava_bridge.config import LlavaConfig
-from llava_bridge.model import build, save
-from rae_bridge.config import GenerateConfig, TrainDiTConfig
+from encoder.config import dump
 
-TURNS, STEPS, SKIPPED = 2, 5, 1  # turns of each form; steps of a turn, of which the first are not counted
-NUM_PICTURES, GENERATED = 160, 32  # drawn for this; sampled at once
+TURNS, SKIPPED = 2, 1  # turns of each form; first steps of a turn, which are not counted
 ENDING = 20.0  # seconds that a worker has to end in
-
-
-@dataclass(frozen=True)
-class Job:
-    """A stage whose step is `batch_size` samples, however many processes do them."""
-
-    name: str
-    alone: Any  # the config of one process
-    shared: Any  # of two together
-    halved: Any  # of each of two that are apart
-    batch_size: int
-    sent: float  # bytes that each of two sends a step, by formula
-    about: str
 
 
 @dataclass(frozen=True)
@@ -127,91 +97,6 @@ def launch_places(n: int) -> list[dict[str, str]]:
         "LOCAL_WORLD_SIZE": str(n),
     }
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(n)]
-
-
-def make_inputs(folder: Path) -> dict[str, int]:
-    """What the stages start from, by the stages before them: pictures, tokens, a DiT, a first LLaVA; returns
-    how many parameters learn in the stages for which this is known only here."""
-    for name in ("scenes", "ov3", "blind", "dit"):
-        (folder / name).mkdir()
-    number = {"num_train": NUM_PICTURES, "num_test": 32, "num_llava_images": NUM_PICTURES}
-    nothing = dict.fromkeys(("num_val", "num_text", "num_seed_questions", "num_pope_pairs"), 0)
-    write.run(ScenesConfig(image_size=64, **number, **nothing), folder / "scenes")
-    tokens.run(TokensConfig(encoder="ov3-demo", data=str(folder / "scenes")), folder / "ov3")
-    pictures = {"data": str(folder / "scenes" / "llava"), "records": [str(conversations(folder))]}
-    tokens.run(TokensConfig(encoder="blind", **pictures), folder / "blind")
-    trained = rae_bridge.train.train(dit_config(folder, batch_size=8, num_steps=1), folder / "dit")
-    llava, processor = build("blind", None, ROOT / "weights" / "demo" / "llama", "sdpa", seed=0)
-    save(llava, processor, folder / "init")
-    llava.model.vision_tower.requires_grad_(False)
-    learning = sum(each.numel() for each in llava.parameters() if each.requires_grad)
-    return {"rae_bridge.train": trained["num_parameters"], "llava_bridge.train": learning}
-
-
-def conversations(folder: Path) -> Path:
-    return folder / "scenes" / "llava" / "instruct.json"
-
-
-def demo() -> dict:
-    return read_yaml(CONFIGS / "presets" / "demo.yaml")
-
-
-def encoder_config(folder: Path, **own: Any) -> TrainConfig:
-    own |= {
-        "data": str(folder / "scenes"),
-        "eval_limit": 8,
-        "log_steps": 100,
-        "snapshot_steps": [],
-        "device": "cpu",
-    }
-    return load(TrainConfig, demo()["ablation"]["train"] | own)
-
-
-def dit_config(folder: Path, **own: Any) -> TrainDiTConfig:
-    return load(TrainDiTConfig, demo()["rae"]["train"] | own | {"tokens": str(folder / "ov3")})
-
-
-def llava_config(folder: Path, **own: Any) -> LlavaConfig:
-    own |= {"stage": 2, "encoder": "blind", "data": [str(conversations(folder))], "log_steps": 100}
-    own |= {"tokens": str(folder / "blind"), "init": str(folder / "init")}
-    return load(LlavaConfig, demo()["llava"]["instruct"] | own)
-
-
-def generate_config(folder: Path, **own: Any) -> GenerateConfig:
-    return GenerateConfig(model=str(folder / "dit" / "weights"), encoder="ov3-demo", num_steps=5, **own)
-
-
-def make_jobs(folder: Path, num_learning: Mapping[str, int]) -> list[Job]:
-    """The demo's stages at its sizes."""
-
-    def job(name: str, batch_size: int, sent: float, about: str, make: Callable[[int], Any]) -> Job:
-        return Job(name, make(batch_size), make(batch_size), make(batch_size // 2), batch_size, sent, about)
-
-    def towers(n: int) -> TrainConfig:
-        return encoder_config(folder, batch_size=n, num_steps=STEPS)
-
-    def dit(n: int) -> TrainDiTConfig:
-        return dit_config(folder, batch_size=n, num_steps=STEPS)
-
-    def llava(n: int) -> LlavaConfig:
-        return llava_config(folder, batch_size=n, num_epochs=STEPS * n / NUM_PICTURES)
-
-    gradients = {name: all_reduce_bytes(values, FP32_BYTES, 2) for name, values in num_learning.items()}
-    sent = all_reduce_bytes(sum(num_parameters(towers(32)).values()), FP32_BYTES, 2)
-    sent += contrastive_bytes(towers(32), 2)
-    zero = zero2_bytes(num_learning["llava_bridge.train"], BF16_BYTES, 2)
-    shared = generate_config(folder, num_samples=GENERATED * STEPS, batch_size=GENERATED // 2)
-    drawn = [
-        replace(shared, batch_size=GENERATED),
-        shared,
-        replace(shared, num_samples=GENERATED * STEPS // 2),
-    ]
-    return [
-        job("encoder.train", 32, sent, "DDP, fp32 gradients; features gathered", towers),
-        job("rae_bridge.train", 64, gradients["rae_bridge.train"], "DDP, fp32 gradients", dit),
-        Job("rae_bridge.generate", *drawn, GENERATED, 0.0, "25 steps in the demo, 5 here"),
-        job("llava_bridge.train", 32, zero, "stage 2, ZeRO-2, bf16 gradients and weights", llava),
-    ]
 
 
 class Team:
@@ -277,7 +162,8 @@ def job_rows(job: Job, of: dict[str, Spent]) -> list[Row]:
     rates = (job.batch_size / two.wall, job.batch_size / one.wall)
     slope = exponent({1: one.wall, 2: two.wall})
     without = exponent({1: one.wall, 2: apart.wall})
-    through = f"through two points, no fit: 1: {ms['one']}, 2: {ms['two']}; -1 is perfect; without exchange "
+    through = f"through two points, no fit: 1: {ms['one']}, 2: {ms['two']}; -1 is perfect; "
+    through += f"without exchange {without:.2f}{busy}"
     overhead = f"of all processes, a step; two that exchange nothing {1e3 * apart.cpu:.4g} ms"
     cpu = (1e3 * two.cpu, 1e3 * one.cpu)
     counted = (
@@ -287,7 +173,7 @@ def job_rows(job: Job, of: dict[str, Spent]) -> list[Row]:
     return [
         make_row(f"processes/{job.name}", "samples/s", *rates, note),
         make_row(f"processor_time/{job.name}", "ms", *cpu, overhead, higher_is_better=False),
-        make_row(f"exponent/{job.name}/processes", "", slope, None, f"{through}{without:.2f}; no baseline"),
+        make_row(f"exponent/{job.name}/processes", "", slope, None, f"{through}; no baseline"),
         make_row(f"exchanged/{job.name}", "MB a step", two.sent / 1e6, None, counted),
     ]
 

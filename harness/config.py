@@ -142,7 +142,7 @@ class Preset:
     scenes: dict[str, Any]  # encoder.options.ScenesConfig
     own_data: dict[str, Any] = dataclasses.field(
         default_factory=dict
-    )  # harness.own_data.OwnDataConfig: pictures of one's own instead, in the generation suite
+    )  # harness.own_data.OwnDataConfig: pictures of one's own instead
     tokens: dict[str, Any]  # encoder.options.TokensConfig
     llava: LlavaSections
     rae: RaeSections

@@ -29,7 +29,7 @@ FP32 = 4.0  # of bf16's time: assumed
 PIXELS_A_TOKEN = 16  # one way, of every encoder that a preset trains
 # Tokens without the picture's, by llava_bridge's tokenizer on Scenes: means over 200 conversations
 LESSON, CONVERSATION, QUESTION = 100, 256, 50
-STAGE_TEXT = {1: 56, 2: 147}
+STAGE_TEXT = {1: 55, 2: 106}
 NUM_DIMENSIONS, NUM_SETTINGS = 9, 3  # of Scenes-SEED and Scenes-POPE
 
 

@@ -22,6 +22,9 @@ from harness.engines import LAUNCH, Launch, Work
 from harness.stages import Graph, Stage
 
 _POLL_SECONDS = 0.1
+_UNKNOWN_SECONDS = (
+    600.0  # taken for a stage without an estimate, which may be long: it does not wait till last
+)
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _GRACE_SECONDS = 20.0  # from Ctrl-C to a stage's end before it is killed
 _REASON_LETTERS = 300
@@ -69,7 +72,8 @@ class Launcher:
         reused = [stage for stage in self.graph if stage.done() is not None]
         self.outcomes.update({stage.folder: Outcome("reused") for stage in reused})
         self.display.reused(reused)
-        urgency = self.graph.seconds_to_end({stage.folder: stage.seconds for stage in self.graph})
+        estimates = {stage.folder: stage.seconds or _UNKNOWN_SECONDS for stage in self.graph}
+        urgency = self.graph.seconds_to_end(estimates)
         with _terminate_as_interrupt(), self.display:
             try:
                 while len(self.outcomes) < len(self.graph):

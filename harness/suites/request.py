@@ -30,8 +30,8 @@ class Request:
 
     def estimates(self, stage: str, name: str, *, of_language_model: bool = False) -> dict[str, float]:
         """`seconds` and `disk_mb` of a stage, by their names in the preset, which means its own pictures and
-        (of_language_model) language model: 0 with others, unless the command line gives one."""
-        is_other = bool(self.preset.own_data)
+        (of_language_model) language model: 0 with others, unless the command line gives another number."""
+        is_other = self.preset.own_data != self.written.own_data
         if of_language_model:
             is_other |= self.preset.llava.language_model != self.written.llava.language_model
         found = {}

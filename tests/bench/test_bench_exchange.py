@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 import _exchange
 import processes
 
-sys.path.pop(0)
+sys.path.remove(str(ROOT / "bench"))
 
 
 def ring_all_reduce(values: torch.Tensor) -> tuple[torch.Tensor, list[int]]:

@@ -12,7 +12,7 @@ from encoder.config import ROOT
 sys.path.insert(0, str(ROOT / "bench"))
 import _table
 
-sys.path.pop(0)
+sys.path.remove(str(ROOT / "bench"))
 
 
 def test_a_ratio_over_one_means_ours_is_better():

@@ -13,8 +13,7 @@ from diffusers import AutoencoderKL
 from encoder import load_encoder
 from encoder.adapters import FrozenTimm, FrozenTransformers
 from encoder.clip import Clip
-from encoder.config import ConfigError
-from encoder.frozen import BlindEncoder, FrozenEncoder
+from encoder.frozen import FrozenEncoder
 from encoder.model import OpenVision3
 from encoder.options import ClipShape, DecoderShape, OpenVision3Shape, VaeShape, ViTShape
 from encoder.release import export_release
@@ -263,25 +262,6 @@ def test_the_fingerprint_follows_one_changed_weight(folders, tmp_path):
     with torch.no_grad():
         model.encoder.conv1.weight[0, 0, 0, 0] -= 1e-3
     assert load_encoder(folders / "clip", dtype=torch.bfloat16).fingerprint == before
-
-
-def test_blind_gives_zeros_by_name_and_by_class():
-    for encoder in (load_encoder("blind"), BlindEncoder()):
-        assert encoder.encode(torch.rand(2, 3, 64, 64)).abs().max() == 0
-    assert load_encoder("blind").name == "blind"
-
-
-@pytest.mark.parametrize(
-    ("size", "remedy"), [(250, "give 240 or 256"), (15, "give 16 or 32"), (-16, "give 16 or")]
-)
-def test_blind_refuses_a_size_that_is_no_whole_number_of_tokens(tmp_path, size, remedy):
-    assert BlindEncoder(image_size=272).encode(torch.rand(1, 3, 9, 9)).shape == (1, 17**2, 192)
-    with pytest.raises(ValueError, match=rf"image_size {size} of a blind .* multiple of 16 px.*{remedy}"):
-        BlindEncoder(image_size=size)
-    path = tmp_path / "mine.yaml"
-    path.write_text(f"name: mine\nsource: module:encoder.frozen:BlindEncoder\nimage_size: {max(size, 15)}\n")
-    with pytest.raises(ConfigError, match=r"mine\.yaml: image_size \d+ of a blind encoder"):
-        load_encoder(path)
 
 
 class WithoutTokens(FrozenEncoder):

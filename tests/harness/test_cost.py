@@ -77,6 +77,26 @@ def test_a_llamas_flops_are_torchs():
     assert cost.llama_flops(shape, 32) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize(("stage", "template"), [(1, "plain"), (2, "vicuna_v1")])
+def test_the_texts_of_llavas_stages_are_as_long_as_counted(stage, template):
+    from encoder.data.scenes.compose import make_scene
+    from encoder.data.scenes.conversations import instruct_record, pretrain_record
+    from encoder.data.scenes.text import VOCABULARY
+    from llava_bridge.prompt import IMAGE, encode_conversations
+    from llava_bridge.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer(VOCABULARY)
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+    scenes = [make_scene(3, i, "train") for i in range(200)]
+    records = [
+        pretrain_record(scene, "x", "x.png") if stage == 1 else instruct_record(scene, f"{i}", "x.png", 3)
+        for i, scene in enumerate(scenes)
+    ]
+    encoded = encode_conversations(records, template, tokenizer, num_image_tokens=1, max_length=512)
+    mean = sum(len(each.input_ids) - 1 for each in encoded) / len(encoded)
+    assert cost.STAGE_TEXT[stage] == pytest.approx(mean, rel=0.03)
+
+
 def test_the_plan_of_small_is_calculated_says_so_and_fits_the_budgets(plan_of):
     graph, text = plan_of("preset=small")
     assert "calculated, not measured: each stage's FLOPs at 237 TFLOP/s a GPU" in text

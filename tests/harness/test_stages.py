@@ -116,6 +116,15 @@ def test_a_failure_stops_only_what_depends_on_it(module, runs_dir):
     assert ends["third"].reason.startswith("second failed: asked to fail")
 
 
+def test_a_stage_without_an_estimate_does_not_wait_till_last(module, runs_dir):
+    graph = Graph(runs_dir)
+    for name, seconds in (("short", 60.0), ("unknown", 0.0), ("long", 3600.0)):
+        graph.add(name, module, AddConfig(), seconds=seconds)
+    run(graph, jobs=1)
+    started = {stage.name: (stage.folder / "starts").stat().st_mtime_ns for stage in graph}
+    assert sorted(started, key=started.get) == ["long", "unknown", "short"]
+
+
 def test_a_half_finished_stage_is_run_again_in_its_folder(module, runs_dir):
     graph = chain(module, runs_dir)
     run(graph)
