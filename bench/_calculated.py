@@ -8,14 +8,14 @@ from pathlib import Path
 
 from _table import ROOT, Row, make_row
 
-from encoder.config import load
-from encoder.flops import PEAK_FLOPS, memory_bytes, num_parameters, sample_flops
-from encoder.plan import PlanConfig, vae_shape
-from encoder.recipe import RecipeConfig
+from encoder.runtime.config import load
+from encoder.training.flops import PEAK_FLOPS, memory_bytes, num_parameters, sample_flops
+from encoder.training.plan import PlanConfig, vae_shape
+from encoder.training.recipe import RecipeConfig
 from harness.cli import make_plans
 from harness.config import parse
-from harness.cost import stage_flops
-from harness.stages import Graph
+from harness.running.cost import stage_flops
+from harness.running.stages import Graph
 
 CLUSTER = PlanConfig()  # 64 H100 at 40 % of their peak
 SMALL_GPUS, SMALL_SHARE = ("H200", "4090"), 0.24  # 24 % of the H200's peak: what preset=small assumes

@@ -15,27 +15,27 @@ from _table import Row, make_row, seconds
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from encoder.batch import Batch, to_pixels
+from encoder.data.batch import Batch, to_pixels
 from encoder.data.scenes.render import make_scene, render
-from encoder.model import (
-    OpenVision3,
-    objective,
-    reconstruction_loss,
-    reconstruction_terms,
-    understanding_terms,
-)
-from encoder.options import (
+from encoder.models.openvision3 import OpenVision3
+from encoder.models.shapes import (
     CaptionerShape,
     DecoderShape,
-    ObjectiveConfig,
     OpenVision3Shape,
     TextShape,
     VaeShape,
     ViTShape,
 )
-from encoder.train_vae import build_codec
-from encoder.vae import FrozenVAE, load_vae
-from encoder.vit import ViTEncoder
+from encoder.models.vae import FrozenVAE, load_vae
+from encoder.models.vit import ViTEncoder
+from encoder.training.objective import (
+    objective,
+    reconstruction_loss,
+    reconstruction_terms,
+    understanding_terms,
+)
+from encoder.training.options import ObjectiveConfig
+from encoder.training.train_vae import build_codec
 
 FLUX = VaeShape(block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32)
 VOCAB_SIZE = 30_522  # of BERT

@@ -11,15 +11,15 @@ from pathlib import Path
 from _calculated import CLUSTER, NOT_MEASURED, SMALL_SHARE
 from _table import ROOT, Row, make_row
 
-from encoder.config import load
-from encoder.flops import PEAK_FLOPS, num_parameters, sample_flops
-from encoder.options import TrainConfig
-from encoder.plan import vae_shape
-from encoder.recipe import RecipeConfig
+from encoder.runtime.config import load
+from encoder.training.flops import PEAK_FLOPS, num_parameters, sample_flops
+from encoder.training.options import TrainConfig
+from encoder.training.plan import vae_shape
+from encoder.training.recipe import RecipeConfig
 from harness.cli import make_plans
 from harness.config import parse
-from harness.cost import stage_flops
-from harness.stages import Graph
+from harness.running.cost import stage_flops
+from harness.running.stages import Graph
 
 FP32_BYTES, BF16_BYTES = 4, 2
 # Bytes/s that each process can send, assumed: 400 Gbit/s a GPU between machines; inside one
@@ -60,7 +60,7 @@ def exponent(seconds: dict[int, float]) -> float:
 
 def contrastive_bytes(config: TrainConfig, n: int) -> float:
     """What a process sends a step for the global contrastive loss: features of a picture and its texts are
-    gathered, and the gradients of all of them all-reduced (`encoder.distributed.gather_rows`)."""
+    gathered, and the gradients of all of them all-reduced (`encoder.runtime.distributed.gather_rows`)."""
     towers = config.openvision3 or config.clip
     passes = 2 if config.contrastive_texts == "alt_and_sentence" else 1
     values = (1 + passes) * config.batch_size * towers.encoder.embed_dim

@@ -14,10 +14,12 @@ from _table import ROOT
 
 import rae_bridge.train
 from encoder import tokens
-from encoder.config import load, read_yaml
+from encoder.data.options import ScenesConfig
 from encoder.data.scenes import write
-from encoder.flops import num_parameters
-from encoder.options import ScenesConfig, TokensConfig, TrainConfig
+from encoder.options import TokensConfig
+from encoder.runtime.config import load, read_yaml
+from encoder.training.flops import num_parameters
+from encoder.training.options import TrainConfig
 from harness.config import CONFIGS
 from llava_bridge.config import LlavaConfig
 from llava_bridge.model import build, save

@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from encoder.stage import write_json  # noqa: E402
-from harness.provenance import git_commit, hardware  # noqa: E402
+from encoder.runtime.stage import write_json  # noqa: E402
+from harness.running.provenance import git_commit, hardware  # noqa: E402
 
 Work = Callable[[], object]
 

@@ -20,7 +20,7 @@ from unittest import mock
 
 from _table import ROOT  # noqa: F401 - makes the packages importable
 
-from encoder.config import load
+from encoder.runtime.config import load
 
 Mark = tuple[float, float, int]
 
@@ -43,7 +43,7 @@ def find_stages() -> dict[str, tuple[type, Callable[[Any, Path], dict]]]:
     import encoder.train
     import llava_bridge.train
     import rae_bridge.train
-    from encoder.options import TrainConfig
+    from encoder.training.options import TrainConfig
     from llava_bridge.config import LlavaConfig
     from rae_bridge.config import GenerateConfig, TrainDiTConfig
 

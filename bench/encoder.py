@@ -20,9 +20,9 @@ from _table import Row, make_row, peak_bytes, publish, seconds
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from encoder.losses import contrastive
-from encoder.options import ViTShape
-from encoder.vit import ViTEncoder
+from encoder.models.losses import contrastive
+from encoder.models.shapes import ViTShape
+from encoder.models.vit import ViTEncoder
 
 TOWERS = {"base": {}, "large": {"width": 1024, "layers": 24}}
 CPU = Sizes(device="cpu", towers=("base",), forward_batch=2, step_px=64, step_batch=2, repeats=3)

@@ -4,7 +4,7 @@ results/bench/growth.json and growth.png.
 Rows: exponent/<work>/<of what>: c in seconds = a * x^c, fitted by least squares on the logarithms of measured
 points (processor time of one thread); the note has the exponent of the counted FLOPs over the same points;
 calculated/...: GPU-hours, disk and memory of the paper's recipes and of preset=small, by the FLOPs of
-encoder.flops at a stated share of a GPU's peak. Those are calculated; no run has measured them.
+encoder.training.flops at a stated share of a GPU's peak. Those are calculated; no run has measured them.
 """
 
 import math
@@ -21,9 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from encoder.data.scenes.render import make_scene, render
-from encoder.options import ViTShape
-from encoder.vae import load_vae
-from encoder.vit import ViTEncoder
+from encoder.models.shapes import ViTShape
+from encoder.models.vae import load_vae
+from encoder.models.vit import ViTEncoder
 from llava_bridge.model import build
 from rae_bridge.dit import build_dit
 from rae_bridge.shapes import DiTConfig

@@ -32,7 +32,7 @@ from _exchange import exchange_rows, exponent
 from _jobs import STEPS, Job, make_inputs, make_jobs
 from _table import Row, make_row, publish
 
-from encoder.config import dump
+from encoder.runtime.config import dump
 
 TURNS, SKIPPED = 2, 1  # turns of each form; first steps of a turn, which are not counted
 ENDING = 20.0  # seconds that a worker has to end in

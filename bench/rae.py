@@ -21,7 +21,7 @@ from _table import Row, Work, make_row, peak_bytes, publish, seconds
 import torch  # isort: skip
 from torch import Tensor, nn
 
-from encoder.optim import average_weights
+from encoder.training.optim import average_weights
 from rae_bridge.config import DiTOptimConfig, TrainDiTConfig
 from rae_bridge.dit import build_dit
 from rae_bridge.flow import flow_loss, interpolate, velocity_target

@@ -9,18 +9,18 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from encoder.clip import Clip
-from encoder.config import choose
 from encoder.frozen import FrozenEncoder
-from encoder.model import OpenVision3
-from encoder.pretrained import CLIP_MEAN, CLIP_STD, VAE_DOWNSAMPLE, read_config
+from encoder.models.clip import Clip
+from encoder.models.openvision3 import OpenVision3
+from encoder.models.pretrained import CLIP_MEAN, CLIP_STD, VAE_DOWNSAMPLE, read_config
+from encoder.models.vit import ViTDecoder, ViTEncoder
 from encoder.release import CONFIG as RELEASE_CONFIG
 from encoder.release import WEIGHTS as RELEASE_WEIGHTS
 from encoder.release import load_release, read_normalisation
-from encoder.vit import ViTDecoder, ViTEncoder
+from encoder.runtime.config import choose
 
 if TYPE_CHECKING:
-    from encoder.vae import FrozenVAE
+    from encoder.models.vae import FrozenVAE
 
 
 class FrozenOpenVision3(FrozenEncoder):
@@ -180,7 +180,9 @@ def from_folder(
 
 
 def _codec(source: str | Path) -> FrozenVAE:
-    from encoder.vae import load_vae  # here: importing diffusers takes 4 s, which other encoders are spared
+    from encoder.models.vae import (
+        load_vae,  # here: importing diffusers takes 4 s, which other encoders are spared
+    )
 
     return load_vae(source)
 

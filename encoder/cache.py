@@ -21,12 +21,12 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from encoder.batch import to_pixels
+from encoder.data.batch import to_pixels
 from encoder.data.options import CacheConfig, SourceConfig, StreamConfig
 from encoder.data.shards import UNUSABLE, TooManyBadSamples
 from encoder.data.stream import LATENTS, OpenShard, Row, decode, expand_shards
-from encoder.stage import main, progress
-from encoder.vae import FrozenVAE, load_vae
+from encoder.models.vae import FrozenVAE, load_vae
+from encoder.runtime.stage import main, progress
 
 SUFFIX = {"png": "PNG", "jpeg": "JPEG"}
 

@@ -20,15 +20,15 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedCo
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from encoder.clip import Clip
-from encoder.config import load, resolve
 from encoder.frozen import resize_square
-from encoder.model import OpenVision3
-from encoder.options import ClipShape, OpenVision3Shape, ViTShape
-from encoder.pretrained import HF_TYPES, VAE_DOWNSAMPLE
+from encoder.models.clip import Clip
+from encoder.models.openvision3 import OpenVision3
+from encoder.models.pretrained import HF_TYPES, VAE_DOWNSAMPLE
+from encoder.models.shapes import ClipShape, OpenVision3Shape, ViTShape
+from encoder.models.vae import FrozenVAE, load_vae
+from encoder.models.vit import ViTEncoder
 from encoder.release import load_release, read_normalisation
-from encoder.vae import FrozenVAE, load_vae
-from encoder.vit import ViTEncoder
+from encoder.runtime.config import load, resolve
 
 
 class OpenVision3Config(PreTrainedConfig):

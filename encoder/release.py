@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from encoder.config import nearest
-from encoder.options import ViTShape
-from encoder.pretrained import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, read_config
-from encoder.stage import write_json
-from encoder.vit import ViTEncoder
+from encoder.models.pretrained import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, read_config
+from encoder.models.shapes import ViTShape
+from encoder.models.vit import ViTEncoder
+from encoder.runtime.config import nearest
+from encoder.runtime.stage import write_json
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_pytorch_model.bin"
 
@@ -187,9 +187,11 @@ def _check_tensors(expected: dict[str, Tensor], tensors: dict[str, Tensor], fold
 
 def main() -> None:
     """Export the vision tower of a folder that `save_pretrained` or `encoder.train` wrote."""
-    from encoder.clip import Clip  # here: these build on the vision tower, and only this command wants them
-    from encoder.config import choose
-    from encoder.model import OpenVision3
+    from encoder.models.clip import (
+        Clip,  # here: these build on the vision tower, and only this command wants them
+    )
+    from encoder.models.openvision3 import OpenVision3
+    from encoder.runtime.config import choose
 
     if len(sys.argv) != 3:
         sys.exit("usage: python -m encoder.release <weights folder> <out_dir>")

@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from encoder.batch import to_pixels
-from encoder.config import ROOT
+from encoder.data.batch import to_pixels
 from encoder.data.shards import MAX_PIXELS, ShardReader, find_shards, in_order, num_threads
-from encoder.frozen import FrozenEncoder, load_encoder
+from encoder.frozen import FrozenEncoder
+from encoder.load import load_encoder
 from encoder.options import TokensConfig
-from encoder.stage import main, progress, write_json
+from encoder.runtime.config import ROOT
+from encoder.runtime.stage import main, progress, write_json
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 _SAFETENSORS = {torch.float16: "F16", torch.float32: "F32"}  # its names of them

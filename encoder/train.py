@@ -11,17 +11,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from encoder.config import dump, read_yaml
-from encoder.options import TrainConfig
-from encoder.plan import main as print_plan
-from encoder.recipe import RecipeConfig
-from encoder.stage import DONE, main, make_writable, write_json
+from encoder.runtime.config import dump, read_yaml
+from encoder.runtime.stage import DONE, main, make_writable, write_json
+from encoder.training.options import TrainConfig
+from encoder.training.plan import main as print_plan
+from encoder.training.recipe import RecipeConfig
 
 
 def train(config: TrainConfig, out_dir: Path) -> dict:
     """Train one phase; returns its held-out scores."""
-    from encoder import trainer
     from encoder.data.feed import killed_readers_named
+    from encoder.training import trainer
 
     with killed_readers_named():
         return trainer.train(config, out_dir)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from encoder.data.scenes.render import make_scene, render
 from encoder.data.scenes.text import org_caption
-from encoder.evaluate import linear_probe, recall_at_1
-from encoder.frozen import FrozenEncoder, load_encoder
+from encoder.frozen import FrozenEncoder
+from encoder.load import load_encoder
+from encoder.metrics.probes import linear_probe, recall_at_1
 from harness.encoders import Encoder
 from harness.metrics.psnr_ssim import psnr
 from harness.retrieval import NoTextTowerError, find_embed_pairs

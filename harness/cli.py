@@ -8,21 +8,24 @@ from pathlib import Path
 
 from rich.console import Console
 
-from encoder.config import dump
-from encoder.stage import BAD_INPUT, INTERRUPTED, make_writable
-from harness import comparisons, engines, leaderboard, report, tables, verbs
+from encoder.runtime.config import dump
+from encoder.runtime.stage import BAD_INPUT, INTERRUPTED, make_writable
+from harness import report, verbs
 from harness.config import ABLATION, ALL, Options, Preset, SuiteConfig, chosen_suites, parse, written_preset
-from harness.display import Display
 from harness.encoders import resolve_encoder
-from harness.launch import Launcher, Outcome
-from harness.lock import FolderBusyError, hold
-from harness.plan import print_choices, print_plan
-from harness.results import Identity, collect, merge_seeds
-from harness.saved import RUN_CONFIG
-from harness.stages import Graph
+from harness.running import engines
+from harness.running.display import Display
+from harness.running.launch import Launcher, Outcome
+from harness.running.lock import FolderBusyError, hold
+from harness.running.plan import print_choices, print_plan
+from harness.running.stages import Graph
 from harness.suites import plan_suite
 from harness.suites.foundation import add_foundation
 from harness.suites.request import Request, SuitePlan
+from harness.tables import comparisons, leaderboard
+from harness.tables import render as tables
+from harness.tables.results import Identity, collect, merge_seeds
+from harness.tables.saved import RUN_CONFIG
 
 FAILED = 1
 USAGE = """\

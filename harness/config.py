@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from encoder.config import ROOT, ConfigError, choose, load, nearest
 from encoder.options import FeatureChoice
+from encoder.runtime.config import ROOT, ConfigError, choose, load, nearest
 
 CONFIGS = ROOT / "configs"
 ABLATION = "ablation"  # the suite that a preset need not have
@@ -157,7 +157,7 @@ class Preset:
         default_factory=dict
     )  # submitit's: slurm_partition, mem_gb, ...
     seconds: dict[str, float]  # estimated wall time of each stage, by its folder's name
-    # FLOP/s of one GPU in bf16 training: `--plan` then adds each stage's FLOPs over it (`harness.cost`)
+    # FLOP/s of one GPU in bf16 training: `--plan` then adds each stage's FLOPs over it (`running.cost`)
     assumed_flops: float | None = None
     disk_mb: dict[str, float] = dataclasses.field(default_factory=dict)  # likewise, of what it leaves
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from encoder.blind import BLIND
-from encoder.config import ROOT, ConfigError, choose, load, nearest
-from encoder.options import SHIFTED, EncoderConfig
-from harness.stages import Stage
+from encoder.models.shapes import SHIFTED
+from encoder.options import EncoderConfig
+from encoder.runtime.config import ROOT, ConfigError, choose, load, nearest
+from harness.running.stages import Stage
 
 CONFIGS = ROOT / "configs" / "encoders"
 SCHEMES = ("clip", "module", "timm", "vae")  # what `load_encoder` takes besides names, folders and hub ids

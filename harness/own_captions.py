@@ -15,8 +15,8 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from encoder.config import ROOT
-from encoder.stage import main, write_json
+from encoder.runtime.config import ROOT
+from encoder.runtime.stage import main, write_json
 
 QUESTION = "Describe the picture."
 OPTIONS = 4  # of a question, and questions of a group

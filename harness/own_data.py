@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from encoder.config import ROOT, ConfigError
-from encoder.stage import main, progress, sha256_json, write_json
+from encoder.runtime.config import ROOT, ConfigError
+from encoder.runtime.stage import main, progress, sha256_json, write_json
 
 if TYPE_CHECKING:
     from PIL import Image

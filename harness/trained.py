@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from encoder.config import ROOT, dump, read_yaml
 from encoder.options import EncoderConfig, FeatureChoice
-from encoder.stage import DONE, main
+from encoder.runtime.config import ROOT, dump, read_yaml
+from encoder.runtime.stage import DONE, main
 from harness.metrics.config import Metric
 
 ENCODER_FILE = "encoder.yaml"

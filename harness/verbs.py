@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from encoder.config import ConfigError, choose
-from harness import compare, verify
+from encoder.runtime.config import ConfigError, choose
 from harness.config import parse
 from harness.encoders import resolve_encoder
+from harness.tables import compare, verify
 
 DIFFERENT = 1  # exit code, as diff's
 

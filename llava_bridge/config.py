@@ -6,7 +6,8 @@ Relative paths are relative to the repository root.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from encoder.options import OptimConfig, Precision
+from encoder.runtime.device import Precision
+from encoder.training.options import OptimConfig
 
 Template = Literal["plain", "vicuna_v1", "chat"]  # see `prompt`
 Aspect = Literal["stretch", "crop", "pad"]  # how a picture becomes square

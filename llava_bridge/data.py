@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from encoder.stage import sha256_json
+from encoder.runtime.stage import sha256_json
 from llava_bridge.embedded import EmbeddedPictures, holds_pictures
 from llava_bridge.order import training_order as training_order  # part of this module's interface
 from llava_bridge.pictures import CachedPictures, LivePictures

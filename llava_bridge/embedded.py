@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from encoder.stage import write_json
+from encoder.runtime.stage import write_json
 
 _ROWS_AT_ONCE = 64
 _BUFFER_BYTES = 1 << 20  # of a column's pages read at once; 0 would be a whole row group

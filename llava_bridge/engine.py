@@ -22,7 +22,7 @@ from accelerate.utils import DeepSpeedOptimizerWrapper
 from deepspeed.checkpoint import ds_to_universal
 from transformers import Trainer
 
-from encoder.config import ROOT
+from encoder.runtime.config import ROOT
 
 COMPLETE = "COMPLETE"  # in a checkpoint whose every file was written: {processes, seconds}
 _UNIVERSAL = "universal"  # in a checkpoint: the same state in whole tensors

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from encoder.config import ROOT
-from encoder.stage import main, progress, write_json
+from encoder.runtime.config import ROOT
+from encoder.runtime.stage import main, progress, write_json
 from llava_bridge.config import EvaluateConfig
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from transformers import LlavaConfig as LlavaShape
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
-from encoder.frozen import load_encoder
-from encoder.stage import write_json
+from encoder.load import load_encoder
+from encoder.runtime.stage import write_json
 from llava_bridge.attention import run_beginning, shared_length
 from llava_bridge.config import Template
 from llava_bridge.hf import UnitImageProcessor

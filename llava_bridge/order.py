@@ -4,7 +4,7 @@ uninterrupted one sees, on any number of processes."""
 import torch
 from torch import Tensor
 
-from encoder.checkpoint import epoch_order, step_generator
+from encoder.runtime.checkpoint import epoch_order, step_generator
 from llava_bridge.config import Grouping
 
 BATCHES_SORTED_TOGETHER = 32  # lengths are sorted within this many batches: little padding, a random order

@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from encoder.checkpoint import load_tensors
-from encoder.config import ROOT
 from encoder.data.shards import MAX_PIXELS
-from encoder.stage import write_json
+from encoder.runtime.checkpoint import load_tensors
+from encoder.runtime.config import ROOT
+from encoder.runtime.stage import write_json
 from llava_bridge.config import LlavaConfig
 from llava_bridge.embedded import EmbeddedPictures
 from llava_bridge.tower import FrozenTowerConfig, resize_grid

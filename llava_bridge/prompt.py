@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from encoder.config import choose
+from encoder.runtime.config import choose
 from llava_bridge.config import Template
 
 IMAGE = "<image>"

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from encoder.frozen import FrozenEncoder, load_encoder
+from encoder.frozen import FrozenEncoder
+from encoder.load import load_encoder
 
 
 def square_side(num_tokens: int) -> int:

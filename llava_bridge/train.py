@@ -23,8 +23,8 @@ import torch
 import torch.distributed
 from transformers import LlavaProcessor, PrinterCallback, TrainingArguments
 
-from encoder.config import ROOT
-from encoder.stage import main, write_json
+from encoder.runtime.config import ROOT
+from encoder.runtime.stage import main, write_json
 from llava_bridge.attention import choose_attention
 from llava_bridge.config import LlavaConfig, Template
 from llava_bridge.data import LlavaDataset, build_dataset, collate, describe_data, read_records

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 
-from encoder.stage import progress, write_json
+from encoder.runtime.stage import progress, write_json
 from llava_bridge.config import LlavaConfig
 from llava_bridge.engine import COMPLETE, mend_universal
 from llava_bridge.model import LlavaOverTokens

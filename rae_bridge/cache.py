@@ -20,12 +20,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from encoder import checkpoint
-from encoder.batch import to_pixels
-from encoder.config import ROOT
+from encoder.data.batch import to_pixels
 from encoder.data.shards import ShardReader, find_shards
 from encoder.frozen import FrozenEncoder
-from encoder.stage import main, progress, write_json
+from encoder.runtime import checkpoint
+from encoder.runtime.config import ROOT
+from encoder.runtime.stage import main, progress, write_json
 from rae_bridge.codec import load_for_generation, origin_of
 from rae_bridge.config import CacheConfig
 from rae_bridge.latents import LatentStatistics, StreamingMoments, TokenCache, grid_side, to_latents

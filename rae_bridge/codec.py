@@ -11,10 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from encoder.batch import to_pixels
-from encoder.config import ROOT
-from encoder.frozen import FrozenEncoder, encoder_config, load_encoder
+from encoder.data.batch import to_pixels
+from encoder.frozen import FrozenEncoder
+from encoder.load import encoder_config, load_encoder
 from encoder.options import Features
+from encoder.runtime.config import ROOT
 from rae_bridge.decoder import PixelDecoder
 
 OWN = "own"

@@ -7,7 +7,9 @@ Relative paths are relative to the repository root.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from encoder.options import Features, OptimConfig, Precision
+from encoder.options import Features
+from encoder.runtime.device import Precision
+from encoder.training.options import OptimConfig
 from rae_bridge.shapes import (
     DIT_SIZES,
     DecoderConfig,

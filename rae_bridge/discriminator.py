@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from encoder import checkpoint
-from encoder.config import ROOT
-from encoder.optim import autocast
+from encoder.runtime import checkpoint
+from encoder.runtime.config import ROOT
+from encoder.training.optim import autocast
 from rae_bridge.config import AdversarialConfig
 from rae_bridge.ranks import Ranks, unwrapped
 

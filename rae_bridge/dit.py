@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from encoder.pretrained import load_pretrained, write_pretrained
+from encoder.models.pretrained import load_pretrained, write_pretrained
 from rae_bridge.blocks import (
     Block,
     FinalLayer,

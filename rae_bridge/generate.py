@@ -23,10 +23,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from encoder import checkpoint
-from encoder.config import ROOT
-from encoder.optim import autocast
-from encoder.stage import main, progress
+from encoder.runtime import checkpoint
+from encoder.runtime.config import ROOT
+from encoder.runtime.stage import main, progress
+from encoder.training.optim import autocast
 from rae_bridge.codec import Codec, check_tokens, load_codec, to_images
 from rae_bridge.config import GenerateConfig, GuidanceConfig
 from rae_bridge.dit import DiT

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encoder.config import ROOT
-from encoder.frechet import Moments, frechet_distance, moments_of
+from encoder.metrics.frechet import Moments, frechet_distance, moments_of
+from encoder.runtime.config import ROOT
 from rae_bridge.config import JudgeConfig
 from rae_bridge.ranks import Ranks
 

@@ -17,7 +17,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from encoder import checkpoint
+from encoder.runtime import checkpoint
 
 EPSILON = 1e-5  # RAE's; added to the variance
 

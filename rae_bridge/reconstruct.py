@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from encoder.config import ROOT
 from encoder.data.shards import load_images
-from encoder.stage import main, progress
+from encoder.runtime.config import ROOT
+from encoder.runtime.stage import main, progress
 from rae_bridge.codec import load_codec, to_images
 from rae_bridge.config import ReconstructConfig
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from encoder.checkpoint import load, load_tensors
+from encoder.runtime.checkpoint import load, load_tensors
 from rae_bridge.decoder import PixelDecoder
 from rae_bridge.dit import DiT, build_dit
 from rae_bridge.shapes import DecoderConfig, DiTConfig, decoder_config, dit_config

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from encoder.config import ConfigError, load
+from encoder.runtime.config import ConfigError, load
 
 Prediction = Literal["velocity", "latents"]
 

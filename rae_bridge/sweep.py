@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from encoder.config import ROOT
-from encoder.stage import main, progress, write_json
+from encoder.runtime.config import ROOT
+from encoder.runtime.stage import main, progress, write_json
 from rae_bridge.codec import check_tokens, load_codec
 from rae_bridge.config import GenerateConfig, GuidanceConfig, SweepConfig
 from rae_bridge.generate import TrainedFlow, draw_pictures, make_guidance

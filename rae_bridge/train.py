@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from encoder import checkpoint
-from encoder.config import ROOT
-from encoder.optim import MuonWithAdamW, autocast, average_weights
-from encoder.stage import main, progress, write_json
+from encoder.runtime import checkpoint
+from encoder.runtime.config import ROOT
+from encoder.runtime.stage import main, progress, write_json
+from encoder.training.optim import MuonWithAdamW, autocast, average_weights
 from rae_bridge.cache import Cache, open_cache
 from rae_bridge.codec import TOKENS_FILE, load_codec
 from rae_bridge.config import DiTOptimConfig, GenerateConfig, TrainDiTConfig

@@ -18,16 +18,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from encoder import checkpoint
-from encoder.batch import to_pixels
-from encoder.card import write_card
-from encoder.config import ROOT
+from encoder.data.batch import to_pixels
 from encoder.data.shards import load_images
-from encoder.evaluate import psnr
 from encoder.frozen import FrozenEncoder
-from encoder.losses import PerceptualLoss, pixel_l1
-from encoder.optim import autocast, average_weights, build_adamw, update, warmup_cosine
-from encoder.stage import main, progress, write_json
+from encoder.metrics.probes import psnr
+from encoder.models.losses import pixel_l1
+from encoder.models.perceptual import PerceptualLoss
+from encoder.runtime import checkpoint
+from encoder.runtime.card import write_card
+from encoder.runtime.config import ROOT
+from encoder.runtime.stage import main, progress, write_json
+from encoder.training.optim import autocast, average_weights, build_adamw, update, warmup_cosine
 from rae_bridge.codec import TOKENS_FILE, load_for_generation, origin_of
 from rae_bridge.config import TrainDecoderConfig
 from rae_bridge.decoder import PixelDecoder

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from encoder.checkpoint import load_tensors
-from encoder.config import ROOT, load, read_yaml
-from encoder.options import EncoderConfig, ScenesConfig, TrainConfig, TrainVaeConfig
+from encoder.data.options import ScenesConfig
+from encoder.options import EncoderConfig
+from encoder.runtime.checkpoint import load_tensors
+from encoder.runtime.config import ROOT, load, read_yaml
+from encoder.training.options import TrainConfig, TrainVaeConfig
 from harness.config import parse
 from llava_bridge.config import TrainLlmConfig
 from rae_bridge.config import TrainDecoderConfig

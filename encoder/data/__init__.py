@@ -1,1 +1,3 @@
-"""Data: shards of pictures with texts, and Scenes, the embedded world."""
+"""Pictures with their texts: shards, streams, batches, the tokenizer, and Scenes, the embedded world.
+Imports `encoder.runtime` alone.
+"""

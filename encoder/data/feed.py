@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from encoder import checkpoint
-from encoder.batch import Batch, TrainingSet, cut_padding, sentences, to_pixels
+from encoder.data.batch import Batch, TrainingSet, cut_padding, sentences, to_pixels
 from encoder.data.options import StreamConfig
 from encoder.data.stream import Lane, Row, find_stream_shards
-from encoder.tokenizer import Tokenizer
+from encoder.data.tokenizer import Tokenizer
+from encoder.runtime import checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

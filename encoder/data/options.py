@@ -70,3 +70,31 @@ class CacheConfig:
     max_bad_fraction: float = 0.01
     max_pixels: int = 64_000_000
     split: str = field(default="train")  # the folder in out_dir that the shards go to
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScenesConfig:
+    """Stage `encoder.data.scenes.write`: pictures of Scenes with their texts, questions and conversations."""
+
+    image_size: int  # pixels, 64 to 512
+    num_train: int
+    num_val: int
+    num_test: int
+    num_llava_images: int  # a caption and a conversation each; scenes that follow the train shards'
+    num_text: int  # rows of text.jsonl
+    num_seed_questions: int  # of Scenes-SEED, in each of nine dimensions; whole groups of 4
+    num_pope_pairs: int  # of Scenes-POPE, in each of three settings
+    seed: int = 0
+    shard_size: int = 1000  # pictures a shard; 10,000 at most (the keys give four digits to them)
+    num_workers: int = 1
+
+    def __post_init__(self):
+        if not 64 <= self.image_size <= 512:
+            raise ValueError(f"image_size must be from 64 to 512 pixels, got {self.image_size}")
+        if not 1 <= self.shard_size <= 10_000:
+            raise ValueError(f"shard_size must be from 1 to 10000 pictures, got {self.shard_size}")
+        if self.num_workers < 1:
+            raise ValueError(f"num_workers must be 1 or more, got {self.num_workers}")
+        for name in self.__slots__:
+            if name.startswith("num_") and getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")

@@ -25,9 +25,9 @@ from PIL import Image
 from torch import Tensor
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from encoder.config import ROOT
 from encoder.data.options import Crop, StreamConfig
 from encoder.data.shards import UNUSABLE, TooManyBadSamples, open_picture, read_record
+from encoder.runtime.config import ROOT
 
 LATENTS = "z_vae.safetensors"  # the member that holds a picture's latents
 PATIENCE = 1000  # the bad fraction of a lane is judged on at least so many samples

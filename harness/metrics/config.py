@@ -6,8 +6,8 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
-from encoder.config import ROOT, ConfigError
-from encoder.stage import sha256_file
+from encoder.runtime.config import ROOT, ConfigError
+from encoder.runtime.stage import sha256_file
 from harness.metrics import weights
 
 PICTURES, FEATURES = "pictures.npz", "features.npz"  # what the reference stage writes

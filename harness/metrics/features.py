@@ -15,7 +15,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from encoder.frozen import FrozenEncoder, load_encoder
+from encoder.frozen import FrozenEncoder
+from encoder.load import load_encoder
 from harness.metrics.config import ENCODER, INCEPTION, LITE0, ReferenceConfig
 from harness.metrics.fid import Moments
 from harness.metrics.inception import Inception

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from encoder.frechet import Moments, frechet_distance, moments_of
+from encoder.metrics.frechet import Moments, frechet_distance, moments_of
 
 __all__ = ["Moments", "Statistics", "distance", "frechet_distance", "moments_of"]
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from encoder.config import ROOT, ConfigError, load, resolve
 from encoder.data.shards import load_images
-from encoder.stage import main, progress, sha256_file, write_json
+from encoder.runtime.config import ROOT, ConfigError, load, resolve
+from encoder.runtime.stage import main, progress, sha256_file, write_json
 from harness.metrics import fid
 from harness.metrics.config import (
     FEATURES,

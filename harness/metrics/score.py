@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from encoder.stage import main, progress
+from encoder.runtime.stage import main, progress
 from harness.metrics.config import FEATURES, PICTURES, ScoreConfig, lpips_judge
 from harness.metrics.features import Features, extract, load_extractor
 from harness.metrics.lpips import Lpips

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from encoder.config import ROOT
-from encoder.stage import sha256_file
+from encoder.runtime.config import ROOT
+from encoder.runtime.stage import sha256_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

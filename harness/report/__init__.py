@@ -4,7 +4,7 @@ from pathlib import Path
 
 from harness.report.board import published_tables, suite_tables
 from harness.report.page import page
-from harness.saved import saved_suites
+from harness.tables.saved import saved_suites
 
 __all__ = ["REPORT", "page", "published_tables", "suite_tables", "write"]
 

@@ -9,10 +9,10 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from encoder.config import ROOT, read_yaml
+from encoder.runtime.config import ROOT, read_yaml
 from harness.report.markup import Markup, element
 from harness.report.pictures import data_uri
-from harness.saved import SavedSuite
+from harness.tables.saved import SavedSuite
 
 _STAGE = "llava_bridge.evaluate"
 _PER_PATTERN = 3

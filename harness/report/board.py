@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 
 from harness.report.markup import Markup, element, join
 from harness.report.provenance import identity_of, popover
-from harness.saved import SavedSuite
-from harness.tables import NOT_RUN, Grid, comparison_words, grids
+from harness.tables.render import NOT_RUN, Grid, comparison_words, grids
+from harness.tables.saved import SavedSuite
 
 _ARROWS = {"↑": "higher is better", "↓": "lower is better"}
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5}(?:v\d+)?)")

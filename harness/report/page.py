@@ -16,8 +16,8 @@ from harness.report.pictures import figures
 from harness.report.provenance import hardware
 from harness.report.scatter import LEGEND as SCATTER_LEGEND
 from harness.report.scatter import Line, Point, scatter
-from harness.saved import SavedSuite
-from harness.tables import LEGEND
+from harness.tables.render import LEGEND
+from harness.tables.saved import SavedSuite
 
 _HERE = Path(__file__).parent
 # Which number stands for a suite in the scatter: the first that its leaderboard has.

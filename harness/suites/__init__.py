@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from encoder.config import choose
+from encoder.runtime.config import choose
 from harness.suites import ablation, generation, understanding
 from harness.suites.request import Request, SuitePlan
 

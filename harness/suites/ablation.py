@@ -13,16 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from encoder.config import ConfigError, choose
-from encoder.options import EncoderConfig, SynergyConfig, TrainConfig
+from encoder.options import EncoderConfig
+from encoder.runtime.config import ConfigError, choose
+from encoder.training.options import SynergyConfig, TrainConfig
 from harness.config import AblationSections, LlavaSections, RaeSections, merged, stage_config
 from harness.encoders import Encoder
-from harness.results import Part, Row
-from harness.stages import Stage
+from harness.running.stages import Stage
 from harness.suites.generation import RECONSTRUCTIONS, add_generation, add_reconstruction, add_reference
 from harness.suites.request import Request, SuitePlan
 from harness.suites.shared import add_scenes
 from harness.suites.understanding import add_answers
+from harness.tables.results import Part, Row
 from harness.trained import ENCODER_FILE, KEYS, TrainedConfig
 
 BRANCHES = "branches"  # the study whose variants' gradients are compared
@@ -108,7 +109,7 @@ def _variants(request: Request, sections: AblationSections, scenes: Stage) -> li
 
 def _codec_files(config: TrainConfig) -> Iterator[Path]:
     """The VAE's folder, where it is one."""
-    from encoder.config import ROOT
+    from encoder.runtime.config import ROOT
 
     if config.vae is not None and (ROOT / config.vae).is_dir():
         yield ROOT / config.vae
@@ -180,9 +181,9 @@ def _draw(
     synergy: Mapping[str, Stage],
 ) -> list[Path]:
     """For each study the curves of all terms; reconstructions by the study of branches; the cosines."""
-    from harness import curves, figures  # here: matplotlib and numpy would delay the command line
     from harness.metrics.config import PICTURES
     from harness.metrics.pictures import read_pictures
+    from harness.tables import curves, figures  # here: matplotlib and numpy would delay the command line
     from harness.trained import read_log
 
     complete = [variant for variant in variants if variant.trained.done() is not None]

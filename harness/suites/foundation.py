@@ -11,11 +11,13 @@ the preset's own seeds: `seed=` and `seeds=` are of what is measured on them.
 from dataclasses import dataclass
 from typing import Any
 
-from encoder.options import EncoderConfig, ScenesConfig, TrainConfig, TrainVaeConfig
-from encoder.recipe import at_resolution
+from encoder.data.options import ScenesConfig
+from encoder.options import EncoderConfig
+from encoder.training.options import TrainConfig, TrainVaeConfig
+from encoder.training.recipe import at_resolution
 from harness.config import FoundationSections, MadeEncoder, PhaseSection, Preset, merged, stage_config
 from harness.encoders import Encoder
-from harness.stages import Graph, Stage
+from harness.running.stages import Graph, Stage
 from harness.trained import ENCODER_FILE, TrainedConfig
 from llava_bridge.config import TrainLlmConfig
 from rae_bridge.config import TrainDecoderConfig

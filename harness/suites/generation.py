@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from encoder.config import ROOT, ConfigError
+from encoder.runtime.config import ROOT, ConfigError
 from harness.config import stage_config
 from harness.encoders import Encoder, resolve_encoder
 from harness.metrics import weights
@@ -22,10 +22,10 @@ from harness.metrics.config import (
     keys_of,
     lpips_judge,
 )
-from harness.results import Part, Row
-from harness.stages import Stage
+from harness.running.stages import Stage
 from harness.suites.request import Request, SuitePlan
 from harness.suites.shared import add_pictures, add_tokens, num_classes
+from harness.tables.results import Part, Row
 from rae_bridge.config import GenerateConfig, ReconstructConfig, TrainDiTConfig
 
 RECONSTRUCTIONS, SAMPLES = "reconstructions.npz", "samples.npz"
@@ -214,8 +214,8 @@ def _draw(
     folder: Path, reference: Stage, reconstructed: Mapping[str, Stage], generated: Mapping[str, Stage]
 ) -> list[Path]:
     """Figures of what is there: an encoder whose stage did not complete is left out."""
-    from harness import figures  # here: matplotlib and numpy would delay the command line
     from harness.metrics.pictures import read_class_names, read_labels, read_pictures
+    from harness.tables import figures  # here: matplotlib and numpy would delay the command line
 
     if reference.done() is None:
         return []

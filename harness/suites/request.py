@@ -6,9 +6,9 @@ from pathlib import Path
 
 from harness.config import Preset, SuiteConfig
 from harness.encoders import Encoder
-from harness.results import Row
-from harness.stages import Graph
+from harness.running.stages import Graph
 from harness.suites.foundation import Foundation
+from harness.tables.results import Row
 
 
 @dataclass(frozen=True, kw_only=True)

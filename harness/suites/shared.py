@@ -2,13 +2,14 @@
 
 from typing import Literal
 
-from encoder.config import ConfigError, check_keys
-from encoder.options import ScenesConfig, TokensConfig
+from encoder.data.options import ScenesConfig
+from encoder.options import TokensConfig
+from encoder.runtime.config import ConfigError, check_keys
 from harness.config import stage_config
 from harness.encoders import Encoder
 from harness.own_captions import OwnCaptionsConfig
 from harness.own_data import OwnDataConfig, list_source
-from harness.stages import Stage
+from harness.running.stages import Stage
 from harness.suites.request import Request
 
 OWN_CAPTIONS = "own_captions"  # stage, lmms-eval task and its file

@@ -10,13 +10,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from encoder.config import ROOT, choose
+from encoder.runtime.config import ROOT, choose
 from harness.config import stage_config
 from harness.encoders import Encoder
-from harness.results import Part, Row
-from harness.stages import Stage
+from harness.running.stages import Stage
 from harness.suites.request import Request, SuitePlan
 from harness.suites.shared import OWN_CAPTIONS, add_captions, add_scenes, add_tokens
+from harness.tables.results import Part, Row
 from llava_bridge.config import EvaluateConfig, LlavaConfig
 
 CHANCE = 25.0  # % of Scenes-SEED's four options
@@ -143,7 +143,7 @@ def _draw(folder: Path, board: Mapping) -> list[Path]:
     keys = list(dict.fromkeys(key for row in rows for key in row["metrics"] if key.startswith(DIMENSION)))
     if not keys:
         return []
-    from harness import figures  # here: matplotlib would delay the command line
+    from harness.tables import figures  # here: matplotlib would delay the command line
 
     return [
         figures.dots(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from encoder.config import ROOT, load
-from encoder.recipe import RecipeConfig
+from encoder.runtime.config import ROOT, load
+from encoder.training.recipe import RecipeConfig
 
 sys.path.insert(0, str(ROOT / "bench"))
 import _exchange

@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 import torch
 
-from encoder.config import ROOT
+from encoder.runtime.config import ROOT
 
 sys.path.insert(0, str(ROOT / "bench"))
 import _table

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from encoder.batch import TrainingSet, sentences
-from encoder.tokenizer import Tokenizer
+from encoder.data.batch import TrainingSet, sentences
+from encoder.data.tokenizer import Tokenizer
 
 WORDS = ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "a", "red", "ball", "##s", ".", "cafe"]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from encoder import load_encoder
-from encoder.config import ConfigError
 from encoder.frozen import BlindEncoder
+from encoder.runtime.config import ConfigError
 
 
 def test_blind_gives_zeros_by_name_and_by_class():

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from encoder import step as steps
-from encoder.batch import Batch
-from encoder.config import load
-from encoder.model import OpenVision3
-from encoder.optim import build_adamw, update
-from encoder.options import TrainConfig
+from encoder.data.batch import Batch
+from encoder.models.openvision3 import OpenVision3
+from encoder.runtime.config import load
+from encoder.training import step as steps
+from encoder.training.optim import build_adamw, update
+from encoder.training.options import TrainConfig
 
 SMALL = {"width": 32, "layers": 1, "head_width": 16}
 TEXT = {"context_length": 6, **SMALL}

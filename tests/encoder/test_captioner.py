@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from encoder.batch import Batch
-from encoder.model import OpenVision3, understanding_terms
-from encoder.options import CaptionerShape, DecoderShape, OpenVision3Shape, TextShape, ViTShape
-from encoder.text import ParallelCaptioner
+from encoder.data.batch import Batch
+from encoder.models.openvision3 import OpenVision3
+from encoder.models.shapes import CaptionerShape, DecoderShape, OpenVision3Shape, TextShape, ViTShape
+from encoder.models.text import ParallelCaptioner
+from encoder.training.objective import understanding_terms
 
 SHAPE = OpenVision3Shape(
     encoder=ViTShape(image_size=8, width=32, layers=1, head_width=16, embed_dim=24),

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from encoder.config import ConfigError, choose, dump, load, resolve
+from encoder.runtime.config import ConfigError, choose, dump, load, resolve
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,9 @@ def test_choose_names_the_choices():
 def test_the_loader_needs_no_torch():
     import subprocess
 
-    code = "import sys, encoder, encoder.config, encoder.stage; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, encoder, encoder.runtime.config, encoder.runtime.stage; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

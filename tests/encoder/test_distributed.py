@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
-from encoder import distributed, losses
+from encoder.models import losses
+from encoder.runtime import distributed
 
 WORLD, ROWS, WIDTH = 2, 6, 5
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from encoder.evaluate import linear_probe, psnr, recall_at_1
-from encoder.optim import average_weights, build_adamw, update, warmup_cosine
-from encoder.options import OptimConfig, ViTShape
-from encoder.vit import ViTEncoder
+from encoder.metrics.probes import linear_probe, psnr, recall_at_1
+from encoder.models.shapes import ViTShape
+from encoder.models.vit import ViTEncoder
+from encoder.training.optim import average_weights, build_adamw, update, warmup_cosine
+from encoder.training.options import OptimConfig
 
 
 def test_psnr_of_a_known_error_and_clamping():

@@ -12,12 +12,12 @@ from diffusers import AutoencoderKL
 
 from encoder import load_encoder
 from encoder.adapters import FrozenTimm, FrozenTransformers
-from encoder.clip import Clip
 from encoder.frozen import FrozenEncoder
-from encoder.model import OpenVision3
-from encoder.options import ClipShape, DecoderShape, OpenVision3Shape, VaeShape, ViTShape
+from encoder.models.clip import Clip
+from encoder.models.openvision3 import OpenVision3
+from encoder.models.shapes import ClipShape, DecoderShape, OpenVision3Shape, VaeShape, ViTShape
 from encoder.release import export_release
-from encoder.train_vae import build_codec
+from encoder.training.train_vae import build_codec
 
 TOWER = {"width": 32, "layers": 2, "head_width": 16, "embed_dim": 16}
 

@@ -8,10 +8,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 import encoder.hf
 from encoder import load_encoder
-from encoder.checkpoint import load_tensors, save_tensors
-from encoder.clip import Clip
-from encoder.model import OpenVision3
-from encoder.options import (
+from encoder.models.clip import Clip
+from encoder.models.openvision3 import OpenVision3
+from encoder.models.shapes import (
     CaptionerShape,
     ClipShape,
     DecoderShape,
@@ -21,7 +20,8 @@ from encoder.options import (
     ViTShape,
 )
 from encoder.release import WEIGHTS, export_release
-from encoder.train_vae import build_codec
+from encoder.runtime.checkpoint import load_tensors, save_tensors
+from encoder.training.train_vae import build_codec
 
 TOWER = {"width": 32, "layers": 2, "head_width": 16, "embed_dim": 24}
 TEXT = TextShape(context_length=8, width=32, layers=1, head_width=16)

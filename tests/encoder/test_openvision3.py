@@ -3,18 +3,19 @@
 import pytest
 import torch
 
-from encoder.batch import Batch
-from encoder.clip import Clip
-from encoder.model import OpenVision3, add_noise, objective, understanding_terms
-from encoder.options import (
+from encoder.data.batch import Batch
+from encoder.models.clip import Clip
+from encoder.models.openvision3 import OpenVision3
+from encoder.models.shapes import (
     CaptionerShape,
     ClipShape,
     DecoderShape,
-    ObjectiveConfig,
     OpenVision3Shape,
     TextShape,
     ViTShape,
 )
+from encoder.training.objective import add_noise, objective, understanding_terms
+from encoder.training.options import ObjectiveConfig
 
 SHAPE = OpenVision3Shape(
     encoder=ViTShape(image_size=8, width=32, layers=2, head_width=16, embed_dim=24),

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from encoder import load_encoder
-from encoder.model import OpenVision3
-from encoder.options import DecoderShape, OpenVision3Shape, ViTShape
-from encoder.vae import load_vae
+from encoder.models.openvision3 import OpenVision3
+from encoder.models.shapes import DecoderShape, OpenVision3Shape, ViTShape
+from encoder.models.vae import load_vae
 
 SHAPE = OpenVision3Shape(
     encoder=ViTShape(

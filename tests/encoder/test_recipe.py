@@ -8,12 +8,14 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from torch.utils.flop_counter import FlopCounterMode
 
-from encoder import flops, plan, train, train_vae
-from encoder.clip import Clip
-from encoder.config import ROOT, load
-from encoder.model import OpenVision3
-from encoder.options import CaptionerShape, OpenVision3Shape, TextShape, TrainConfig, VaeShape
-from encoder.recipe import RecipeConfig
+from encoder import train
+from encoder.models.clip import Clip
+from encoder.models.openvision3 import OpenVision3
+from encoder.models.shapes import CaptionerShape, OpenVision3Shape, TextShape, VaeShape
+from encoder.runtime.config import ROOT, load
+from encoder.training import flops, plan, train_vae
+from encoder.training.options import TrainConfig
+from encoder.training.recipe import RecipeConfig
 
 RECIPES = ("paper_b", "paper_l", "paper_b_short")
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from encoder import load_encoder, release
-from encoder.clip import Clip
-from encoder.model import OpenVision3
-from encoder.options import ClipShape, DecoderShape, OpenVision3Shape, ViTShape
+from encoder.models.clip import Clip
+from encoder.models.openvision3 import OpenVision3
+from encoder.models.shapes import ClipShape, DecoderShape, OpenVision3Shape, ViTShape
+from encoder.models.vit import ViTEncoder
 from encoder.release import CONFIG, WEIGHTS, export_release, load_release
-from encoder.vit import ViTEncoder
 
 
 @pytest.fixture

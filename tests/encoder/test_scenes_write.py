@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encoder.config import ConfigError, load
+from encoder.data.options import ScenesConfig
 from encoder.data.scenes.objects import KINDS
 from encoder.data.scenes.render import make_scene, render
 from encoder.data.scenes.write import _mapper, run
 from encoder.data.shards import find_shards, load_images, read_samples
-from encoder.options import ScenesConfig
+from encoder.runtime.config import ConfigError, load
 
 CONFIG = ScenesConfig(
     image_size=64, num_train=25, num_val=5, num_test=10, num_llava_images=6, num_text=12,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from encoder import checkpoint, stage
+from encoder.runtime import checkpoint, stage
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,12 +16,12 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from encoder.config import load
 from encoder.data import stream
 from encoder.data.feed import Cut, StreamFeed, killed_readers_named, num_bad
 from encoder.data.options import StreamConfig
 from encoder.data.shards import TooManyBadSamples
-from encoder.tokenizer import Tokenizer
+from encoder.data.tokenizer import Tokenizer
+from encoder.runtime.config import load
 
 
 def write_shards(folder, num_shards=4, per_shard=6, bad=(), start=0):

@@ -5,14 +5,18 @@ import json
 import pytest
 import torch
 
-from encoder import held_out, synergy, train
-from encoder.config import ConfigError, dump, load
+from encoder import train
+from encoder.data.options import ScenesConfig
 from encoder.data.scenes import write
-from encoder.model import OpenVision3, reconstruction_terms, understanding_terms
-from encoder.options import ScenesConfig, SynergyConfig, TrainConfig, VaeShape
-from encoder.synergy import GradientPair
-from encoder.train_vae import build_codec
-from encoder.vae import load_vae
+from encoder.models.openvision3 import OpenVision3
+from encoder.models.shapes import VaeShape
+from encoder.models.vae import load_vae
+from encoder.runtime.config import ConfigError, dump, load
+from encoder.training import held_out, synergy
+from encoder.training.objective import reconstruction_terms, understanding_terms
+from encoder.training.options import SynergyConfig, TrainConfig
+from encoder.training.synergy import GradientPair
+from encoder.training.train_vae import build_codec
 
 TEXT = {"context_length": 12, "width": 32, "layers": 1, "head_width": 16}
 TOWER = {"image_size": 8, "width": 32, "layers": 2, "head_width": 16, "embed_dim": 16}

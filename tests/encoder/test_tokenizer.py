@@ -3,7 +3,7 @@
 import pytest
 from transformers import BertTokenizer
 
-from encoder.tokenizer import Tokenizer
+from encoder.data.tokenizer import Tokenizer
 
 WORDS = ["[PAD]", "[unused0]", "[unused1]", *(f"[unused{i}]" for i in range(2, 99)), "[UNK]", "[CLS]"]
 WORDS += ["[SEP]", "[MASK]", *"!.,'[]-?", *"abcdefghijklmnopqrstuvwxyz0123456789", "中", "the", "cafe", "cat"]

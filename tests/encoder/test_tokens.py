@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from encoder.checkpoint import load_tensors
-from encoder.clip import Clip
-from encoder.config import load
-from encoder.frozen import load_encoder
-from encoder.options import ClipShape, TokensConfig, ViTShape
+from encoder.load import load_encoder
+from encoder.models.clip import Clip
+from encoder.models.shapes import ClipShape, ViTShape
+from encoder.options import TokensConfig
+from encoder.runtime.checkpoint import load_tensors
+from encoder.runtime.config import load
 from encoder.tokens import TokenFile, run
 
 

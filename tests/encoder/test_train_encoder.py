@@ -8,11 +8,13 @@ import pytest
 import torch
 import yaml
 
-from encoder import checkpoint, held_out, load_encoder, optim, train_vae, trainer
-from encoder.config import load
-from encoder.options import TrainConfig, TrainVaeConfig
-from encoder.step import train_step
-from encoder.vae import load_vae
+from encoder import load_encoder
+from encoder.models.vae import load_vae
+from encoder.runtime import checkpoint
+from encoder.runtime.config import load
+from encoder.training import held_out, optim, train_vae, trainer
+from encoder.training.options import TrainConfig, TrainVaeConfig
+from encoder.training.step import train_step
 
 TEXT = {"context_length": 10, "width": 32, "layers": 1, "head_width": 16}
 TOWER = {"width": 32, "layers": 1, "head_width": 16, "embed_dim": 16}

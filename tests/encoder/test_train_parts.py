@@ -14,14 +14,17 @@ import torch
 import torch.multiprocessing as multiprocessing
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from encoder import cache, checkpoint, step, train_vae, trainer
-from encoder.batch import Batch
-from encoder.config import load
-from encoder.data.options import CacheConfig
+from encoder import cache
+from encoder.data.batch import Batch
+from encoder.data.options import CacheConfig, ScenesConfig
 from encoder.data.scenes import write
-from encoder.model import OpenVision3
-from encoder.options import ScenesConfig, TrainConfig, VaeShape
-from encoder.vae import load_vae
+from encoder.models.openvision3 import OpenVision3
+from encoder.models.shapes import VaeShape
+from encoder.models.vae import load_vae
+from encoder.runtime import checkpoint
+from encoder.runtime.config import load
+from encoder.training import step, train_vae, trainer
+from encoder.training.options import TrainConfig
 
 SMALL = {"width": 16, "layers": 1, "head_width": 16}
 TEXT = {"context_length": 8, **SMALL}

@@ -4,9 +4,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
-from encoder.options import VaeShape
-from encoder.train_vae import build_codec
-from encoder.vae import FLUX_SCALE, FLUX_SHIFT, FrozenVAE, load_vae
+from encoder.models.shapes import VaeShape
+from encoder.models.vae import FLUX_SCALE, FLUX_SHIFT, FrozenVAE, load_vae
+from encoder.training.train_vae import build_codec
 
 
 def codec(scale: float = FLUX_SCALE, shift: float = FLUX_SHIFT) -> AutoencoderKL:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from encoder.options import DecoderShape, ViTShape
-from encoder.vit import ViTDecoder, ViTEncoder, attend, sin_cos_positions
+from encoder.models.shapes import DecoderShape, ViTShape
+from encoder.models.vit import ViTDecoder, ViTEncoder, attend, sin_cos_positions
 
 
 def tower(**changes) -> ViTEncoder:

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from encoder.config import dump
-from harness import leaderboard
+from encoder.runtime.config import dump
 from harness.config import chosen_suites
-from harness.launch import Outcome, launch_facts
 from harness.metrics.config import Metric, ScoreConfig
-from harness.results import Identity, Part, Row, collect, merge_seeds
-from harness.stages import Graph, Stage
+from harness.running.launch import Outcome, launch_facts
+from harness.running.stages import Graph, Stage
+from harness.tables import leaderboard
+from harness.tables.results import Identity, Part, Row, collect, merge_seeds
 from llava_bridge.config import EvaluateConfig
 
 NUM_QUESTIONS = 6

@@ -4,14 +4,15 @@ import json
 
 import pytest
 
-from encoder.config import ConfigError, load, resolve
-from encoder.options import EncoderConfig, TrainConfig
+from encoder.options import EncoderConfig
+from encoder.runtime.config import ConfigError, load, resolve
+from encoder.training.options import TrainConfig
 from harness import trained
 from harness.cli import make_plans
 from harness.config import chosen_suites, merged, parse
-from harness.leaderboard import build
-from harness.stages import Graph
-from harness.tables import grids
+from harness.running.stages import Graph
+from harness.tables.leaderboard import build
+from harness.tables.render import grids
 
 
 @pytest.fixture(scope="module")

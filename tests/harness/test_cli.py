@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from encoder.config import ROOT, ConfigError
+from encoder.runtime.config import ROOT, ConfigError
 from harness.cli import main
 from harness.config import parse
 

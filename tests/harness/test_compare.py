@@ -5,10 +5,10 @@ import json
 import pytest
 from rich.console import Console
 
-from encoder.config import dump
+from encoder.runtime.config import dump
 from harness import verbs
-from harness.compare import compare, show
-from harness.saved import RUN_CONFIG
+from harness.tables.compare import compare, show
+from harness.tables.saved import RUN_CONFIG
 
 
 def text_of(pairs, a, b):

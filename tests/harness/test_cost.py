@@ -9,12 +9,12 @@ from rich.console import Console
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from encoder.config import ROOT
-from harness import cost
+from encoder.runtime.config import ROOT
 from harness.cli import make_plans
 from harness.config import parse
-from harness.plan import print_plan
-from harness.stages import Graph
+from harness.running import cost
+from harness.running.plan import print_plan
+from harness.running.stages import Graph
 from llava_bridge.config import LlamaShape
 from rae_bridge.decoder import PixelDecoder
 from rae_bridge.dit import build_dit
@@ -67,8 +67,8 @@ def test_a_pixel_decoders_flops_are_torchs():
 
 
 def test_a_llamas_flops_are_torchs():
-    from llava_bridge.tokenizer import build_tokenizer
-    from llava_bridge.train_llm import build_llama
+    from llava_bridge.demo_llm.tokenizer import build_tokenizer
+    from llava_bridge.demo_llm.train_llm import build_llama
 
     shape = LlamaShape(width=48, depth=2, num_heads=2, mlp_width=96)
     tokenizer = build_tokenizer(["a", "b"])
@@ -82,8 +82,8 @@ def test_the_texts_of_llavas_stages_are_as_long_as_counted(stage, template):
     from encoder.data.scenes.compose import make_scene
     from encoder.data.scenes.conversations import instruct_record, pretrain_record
     from encoder.data.scenes.text import VOCABULARY
+    from llava_bridge.demo_llm.tokenizer import build_tokenizer
     from llava_bridge.prompt import IMAGE, encode_conversations
-    from llava_bridge.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer(VOCABULARY)
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})

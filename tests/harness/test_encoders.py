@@ -3,7 +3,7 @@
 import pytest
 
 import harness.encoders as encoders
-from encoder.config import ROOT, ConfigError
+from encoder.runtime.config import ROOT, ConfigError
 from harness.encoders import resolve_encoder
 
 

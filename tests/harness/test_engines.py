@@ -15,19 +15,19 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from encoder.config import ConfigError, dump
-from harness import attach, engines
+from encoder.runtime.config import ConfigError, dump
 from harness.config import parse
-from harness.display import Display
-from harness.launch import Launcher
-from harness.lock import hold
-from harness.sources import module_file
-from harness.stages import Graph
+from harness.running import attach, engines
+from harness.running.display import Display
+from harness.running.launch import Launcher
+from harness.running.lock import hold
+from harness.running.sources import module_file
+from harness.running.stages import Graph
 
 LOCAL = {"cluster": "local", "timeout_min": 30}
 STAGE = '''"""A stage that writes a number."""
 import dataclasses, time
-from encoder.stage import main
+from encoder.runtime.stage import main
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -50,7 +50,7 @@ if __name__ == "__main__":
 '''
 RANKS = '''"""A stage for two processes: of the first two, the second is killed while the other waits."""
 import dataclasses, os, pathlib, signal, time
-from encoder.stage import main
+from encoder.runtime.stage import main
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from encoder import checkpoint
-from encoder.config import ROOT, dump
-from encoder.stage import main
+from encoder.runtime import checkpoint
+from encoder.runtime.config import ROOT, dump
+from encoder.runtime.stage import main
 from harness.metrics import score
 from harness.metrics.config import ScoreConfig
 from harness.own_data import OwnDataConfig, list_source, run

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from harness import figures
+from harness.tables import figures
 
 
 def solid(colour, num=5):

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
-from encoder import checkpoint, load_encoder, trainer
-from encoder.config import ConfigError
+from encoder import load_encoder
 from encoder.data.scenes import write
+from encoder.runtime import checkpoint
+from encoder.runtime.config import ConfigError
+from encoder.training import trainer
 from harness.cli import make_plans
 from harness.config import parse
-from harness.stages import Graph
+from harness.running.stages import Graph
 
 
 @pytest.fixture(scope="module")

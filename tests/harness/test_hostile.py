@@ -12,17 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
-from encoder.checkpoint import load_tensors, save_tensors
-from encoder.config import ROOT, ConfigError, load, read_yaml
 from encoder.data.shards import read_samples
-from encoder.frozen import load_encoder
+from encoder.load import load_encoder
 from encoder.options import EncoderConfig
+from encoder.runtime.checkpoint import load_tensors, save_tensors
+from encoder.runtime.config import ROOT, ConfigError, load, read_yaml
 from harness.config import Preset
 from harness.metrics.pictures import read_pictures
 from harness.own_data import OwnDataConfig, list_source, run
-from harness.saved import saved_suites
-from harness.stages import Graph
-from harness.verify import verify
+from harness.running.stages import Graph
+from harness.tables.saved import saved_suites
+from harness.tables.verify import verify
 from rae_bridge.latents import LatentStatistics
 
 NUM_MUTANTS = 150

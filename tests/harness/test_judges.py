@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from encoder.config import ConfigError
-from encoder.stage import sha256_file
+from encoder.runtime.config import ConfigError
+from encoder.runtime.stage import sha256_file
 from harness.cli import make_plans
 from harness.config import parse
 from harness.metrics import fid, numbers, reference, score, weights
@@ -23,7 +23,7 @@ from harness.metrics.config import PICTURES, Judge, ReferenceConfig, ScoreConfig
 from harness.metrics.inception import Inception
 from harness.metrics.lpips import Lpips
 from harness.metrics.seen import Seen
-from harness.stages import Graph
+from harness.running.stages import Graph
 
 
 def noise(num, size=64, seed=0):
@@ -188,8 +188,8 @@ def test_published_statistics_are_the_reference(tmp_path):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
+    from encoder.data.options import ScenesConfig
     from encoder.data.scenes.write import run
-    from encoder.options import ScenesConfig
 
     counts = ("num_train", "num_val", "num_llava_images", "num_text", "num_seed_questions", "num_pope_pairs")
     folder = tmp_path_factory.mktemp("scenes")

@@ -4,7 +4,7 @@ import json
 import re
 
 from harness.config import chosen_suites
-from harness.latex import escape, latex
+from harness.tables.latex import escape, latex
 
 
 def test_every_special_character_is_printed_as_it_is():

@@ -7,12 +7,13 @@ import json
 import pytest
 from rich.console import Console
 
-from harness import leaderboard, tables
 from harness.config import SuiteConfig, chosen_suites
-from harness.launch import Outcome, launch_facts
 from harness.metrics.config import Metric
-from harness.results import Identity, Part, Row, collect, merge_seeds, slug
-from harness.stages import Graph
+from harness.running.launch import Outcome, launch_facts
+from harness.running.stages import Graph
+from harness.tables import leaderboard
+from harness.tables import render as tables
+from harness.tables.results import Identity, Part, Row, collect, merge_seeds, slug
 
 SUITE = SuiteConfig(
     name="generation",
@@ -57,7 +58,7 @@ def metrics(psnr, distance, yes):
 def make_row(tmp_path, name, numbers, *, kind="measured", undefined=None):
     """A row over one complete stage (its folder written as the launcher and the stage write it)."""
     graph = Graph(tmp_path / "runs")
-    stage = graph.add("score", "encoder.config", NoConfig(hash(name) % 1000), label=f"score {name}")
+    stage = graph.add("score", "encoder.runtime.config", NoConfig(hash(name) % 1000), label=f"score {name}")
     stage.folder.mkdir(parents=True)
     result = {"metrics": {key: dataclasses.asdict(metric) for key, metric in numbers.items()}}
     (stage.folder / "DONE.json").write_text(json.dumps({"seconds": 2.5, "result": result}))

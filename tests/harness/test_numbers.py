@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from encoder.config import ConfigError
+from encoder.runtime.config import ConfigError
 from harness.metrics import numbers, reference, score
 from harness.metrics.config import PICTURES, ReferenceConfig, ScoreConfig, keys_of
 from harness.metrics.features import Features
@@ -67,8 +67,8 @@ def test_the_jackknife_error_of_the_kernel_distance_is_its_spread_over_fresh_set
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     """24 pictures of Scenes as WebDataset shards."""
+    from encoder.data.options import ScenesConfig
     from encoder.data.scenes.write import run
-    from encoder.options import ScenesConfig
 
     folder = tmp_path_factory.mktemp("scenes")
     run(

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encoder.config import ROOT
+from encoder.runtime.config import ROOT
 from harness.cli import make_plans
 from harness.config import parse
 from harness.own_captions import Captioned, OwnCaptionsConfig, run, twin_groups
 from harness.own_data import OwnDataConfig, list_source
 from harness.own_data import run as pack
-from harness.stages import Graph
+from harness.running.stages import Graph
 from llava_bridge.data import read_records
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200), "yellow": (200, 200, 40)}

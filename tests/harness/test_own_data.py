@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encoder.config import ConfigError
 from encoder.data.shards import read_samples
+from encoder.runtime.config import ConfigError
 from harness.cli import make_plans
 from harness.config import parse
 from harness.own_data import OwnDataConfig, list_source, run
-from harness.stages import Graph
+from harness.running.stages import Graph
 
 COLOURS = {"ant": (200, 40, 40), "bee": (40, 200, 40), "cow": (40, 40, 200)}
 

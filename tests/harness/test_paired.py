@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness import paired
-from harness.paired import Answers, compare
+from harness.tables import paired
+from harness.tables.paired import Answers, compare
 
 NUM_GROUPS = 40
 

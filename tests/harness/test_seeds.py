@@ -9,14 +9,14 @@ from rich.console import Console
 
 from harness import cli
 from harness.config import chosen_suites, parse
-from harness.results import Part, Row
-from harness.stages import Graph
+from harness.running.stages import Graph
 from harness.suites.request import SuitePlan
-from harness.verify import verify
+from harness.tables.results import Part, Row
+from harness.tables.verify import verify
 
 STAGE = '''"""A stage whose number is its seed."""
 import dataclasses
-from encoder.stage import main
+from encoder.runtime.stage import main
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:

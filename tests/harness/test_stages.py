@@ -13,17 +13,17 @@ import time
 import pytest
 from rich.console import Console
 
-from encoder.config import ConfigError
-from encoder.stage import DONE
-from harness.display import Display
-from harness.launch import Launcher, failure_reason
-from harness.lock import FolderBusyError, hold
-from harness.sources import source_version
-from harness.stages import Graph
+from encoder.runtime.config import ConfigError
+from encoder.runtime.stage import DONE
+from harness.running.display import Display
+from harness.running.launch import Launcher, failure_reason
+from harness.running.lock import FolderBusyError, hold
+from harness.running.sources import source_version
+from harness.running.stages import Graph
 
 STAGE = '''"""A stage that adds one to what it reads."""
 import dataclasses, pathlib, time
-from encoder.stage import main, progress
+from encoder.runtime.stage import main, progress
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -170,7 +170,7 @@ def test_a_fingerprint_follows_config_inputs_files_and_code_and_nothing_else(mod
 
 
 def test_the_code_version_ignores_words_and_follows_imports(tmp_path, monkeypatch):
-    import harness.sources as sources
+    import harness.running.sources as sources
 
     package = tmp_path / "encoder"
     package.mkdir()
@@ -211,7 +211,7 @@ def test_a_path_of_an_undeclared_input_is_refused(module, runs_dir):
 
 def test_the_lock_excludes_a_second_run_and_dies_with_its_holder(runs_dir):
     code = (
-        "import sys, time, pathlib\nfrom harness.lock import hold\n"
+        "import sys, time, pathlib\nfrom harness.running.lock import hold\n"
         "with hold(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(runs_dir)], stdout=subprocess.PIPE, text=True)

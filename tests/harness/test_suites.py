@@ -5,12 +5,12 @@ import re
 
 import pytest
 
-from encoder.config import ROOT
+from encoder.runtime.config import ROOT
 from harness.cli import make_plans
 from harness.config import chosen_suites, parse
-from harness.leaderboard import PUBLISHED_KEYS, published_rows
 from harness.metrics.config import ReferenceConfig, keys_of
-from harness.stages import Graph
+from harness.running.stages import Graph
+from harness.tables.leaderboard import PUBLISHED_KEYS, published_rows
 
 
 def planned(tmp_path, *words):

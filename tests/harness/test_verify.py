@@ -6,9 +6,9 @@ import shutil
 import pytest
 from rich.console import Console
 
-from encoder.config import ConfigError
+from encoder.runtime.config import ConfigError
 from harness import report, verbs
-from harness.verify import verify
+from harness.tables.verify import verify
 
 PSNR = "generation/values/ov3-demo/seed0/PSNR.json"
 

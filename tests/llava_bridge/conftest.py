@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 import llava_bridge.model
 import llava_bridge.tower
-from encoder.checkpoint import save_tensors
+from encoder.runtime.checkpoint import save_tensors
 from llava_bridge.config import LlamaShape, LlavaConfig
-from llava_bridge.tokenizer import build_tokenizer
-from llava_bridge.train_llm import build_llama
+from llava_bridge.demo_llm.tokenizer import build_tokenizer
+from llava_bridge.demo_llm.train_llm import build_llama
 
 WORDS = "what is this a red cat it is big two birds one more thing yes no"
 IMAGE_SIZE, NUM_TOKENS, WIDTH, NUM_PICTURES = 32, 4, 24, 12

@@ -3,8 +3,8 @@
 import pytest
 from lmms_eval.tasks.pope import utils as lmms_pope
 
-from encoder.config import ROOT
 from encoder.data.scenes.wording import DIMENSIONS
+from encoder.runtime.config import ROOT
 from harness.tasks import scenes_pope, scenes_seed
 from llava_bridge.answers import (
     accuracy,

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageFile
 from pyarrow import parquet
 
-from encoder.checkpoint import load_tensors
+from encoder.runtime.checkpoint import load_tensors
 from llava_bridge.data import (
     CachedPictures,
     LivePictures,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import llava_bridge.train as stage
-from encoder.checkpoint import load_tensors
+from encoder.runtime.checkpoint import load_tensors
 from llava_bridge.config import LlavaConfig
 from llava_bridge.trainer import OrderedTrainer
 

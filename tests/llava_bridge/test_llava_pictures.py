@@ -15,7 +15,7 @@ from datasets import Image as ImageFeature
 from PIL import Image, ImageFile
 
 import llava_bridge.train as stage
-from encoder.checkpoint import load_tensors
+from encoder.runtime.checkpoint import load_tensors
 from llava_bridge.config import LlavaConfig
 from llava_bridge.data import build_dataset, collate, read_records
 from llava_bridge.embedded import EmbeddedPictures

@@ -14,9 +14,9 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 import llava_bridge.model
 import llava_bridge.tower
 import llava_bridge.train as stage
-from encoder.checkpoint import load_tensors, save_tensors
-from encoder.config import ROOT, dump
-from encoder.frozen import load_encoder
+from encoder.load import load_encoder
+from encoder.runtime.checkpoint import load_tensors, save_tensors
+from encoder.runtime.config import ROOT, dump
 from llava_bridge.config import LlavaConfig
 from llava_bridge.model import build, save
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from encoder.config import ROOT, load
+from encoder.runtime.config import ROOT, load
 from llava_bridge.config import EvaluateConfig, LlavaConfig
 from llava_bridge.engine import read_deepspeed
 

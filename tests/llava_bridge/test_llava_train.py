@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import llava_bridge.train as stage
-from encoder.checkpoint import load_tensors
+from encoder.runtime.checkpoint import load_tensors
 from llava_bridge.lora import merge_lora
 from llava_bridge.model import build, save
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import llava_bridge.model
 import llava_bridge.tower
-from encoder.checkpoint import save_tensors
+from encoder.runtime.checkpoint import save_tensors
 from llava_bridge.model import LlavaOverTokens, build, check_token_count, load, save
 from llava_bridge.pictures import CachedPictures
 from llava_bridge.prompt import question_prompt

@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import llava_bridge.train_llm as stage
-from encoder.checkpoint import load_tensors
+import llava_bridge.demo_llm.train_llm as stage
 from encoder.data.scenes.wording import LETTER_PROMPT, WORD_PROMPT
-from encoder.options import OptimConfig
+from encoder.runtime.checkpoint import load_tensors
+from encoder.training.options import OptimConfig
 from llava_bridge.config import LlamaShape, TrainLlmConfig
-from llava_bridge.lessons import ask_for_words, build_lessons, draw_lessons
-from llava_bridge.tokenizer import build_tokenizer
+from llava_bridge.demo_llm.lessons import ask_for_words, build_lessons, draw_lessons
+from llava_bridge.demo_llm.tokenizer import build_tokenizer
 
 COLORS = ["red", "blue", "green", "white"]
 

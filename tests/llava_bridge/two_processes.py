@@ -10,7 +10,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 import llava_bridge.loss
 import llava_bridge.train as stage
-from encoder.config import load
+from encoder.runtime.config import load
 from llava_bridge.config import LlavaConfig
 
 LAST_STEP = 5

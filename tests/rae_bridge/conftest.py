@@ -12,7 +12,7 @@ from einops import rearrange
 from PIL import Image
 
 from encoder.frozen import FrozenEncoder
-from encoder.stage import write_json
+from encoder.runtime.stage import write_json
 from rae_bridge.codec import load_for_generation, origin_of
 from rae_bridge.config import DiTConfig
 from rae_bridge.dit import build_dit

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from encoder.checkpoint import save_tensors
+from encoder.runtime.checkpoint import save_tensors
 from rae_bridge.config import DecoderConfig, decoder_config
 from rae_bridge.decoder import PixelDecoder
 from rae_bridge.release import load_decoder

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from encoder import checkpoint
+from encoder.runtime import checkpoint
 from rae_bridge import train_decoder as stage
 from rae_bridge.config import AdversarialConfig, DecoderSize, TrainDecoderConfig
 from rae_bridge.discriminator import Adversary, FrozenFeatures, Heads, adaptive_weight, augment, hinge_loss

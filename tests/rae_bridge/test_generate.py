@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from encoder import checkpoint
 from encoder.data.shards import load_images
-from encoder.stage import write_json
+from encoder.runtime import checkpoint
+from encoder.runtime.stage import write_json
 from rae_bridge import generate as stage
 from rae_bridge import reconstruct
 from rae_bridge import sample as sampling

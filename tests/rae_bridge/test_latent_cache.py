@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from encoder.batch import to_pixels
+from encoder.data.batch import to_pixels
 from encoder.data.shards import load_images
 from rae_bridge import cache as stage
 from rae_bridge import train

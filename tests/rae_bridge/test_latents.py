@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from encoder.checkpoint import save_tensors
-from encoder.stage import write_json
+from encoder.runtime.checkpoint import save_tensors
+from encoder.runtime.stage import write_json
 from rae_bridge.latents import LatentStatistics, StreamingMoments, TokenCache, to_latents, to_tokens
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from encoder.checkpoint import save_tensors
+from encoder.runtime.checkpoint import save_tensors
 from rae_bridge.config import DiTConfig, dit_config
 from rae_bridge.dit import DiT, DiTDH, LightningDiT, build_dit
 from rae_bridge.release import load_dit

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from encoder import checkpoint
-from encoder.config import ROOT, dump
+from encoder.runtime import checkpoint
+from encoder.runtime.config import ROOT, dump
 from rae_bridge.cache import open_cache
 from rae_bridge.config import (
     AdversarialConfig,
@@ -34,7 +34,7 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from encoder.config import load
+from encoder.runtime.config import load
 from rae_bridge import cache, config, generate, train, train_decoder
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 stages = {

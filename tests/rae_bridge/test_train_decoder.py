@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 
-from encoder import checkpoint
-from encoder.options import OptimConfig
+from encoder.runtime import checkpoint
+from encoder.training.options import OptimConfig
 from rae_bridge import train_decoder as stage
 from rae_bridge.codec import load_codec
 from rae_bridge.config import DecoderSize, TrainDecoderConfig

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from encoder import checkpoint
-from encoder.optim import average_weights
-from encoder.stage import write_json
+from encoder.runtime import checkpoint
+from encoder.runtime.stage import write_json
+from encoder.training.optim import average_weights
 from rae_bridge import train as stage
 from rae_bridge.config import DiTOptimConfig, DiTSize, TrainDiTConfig
 from rae_bridge.dit import DiT

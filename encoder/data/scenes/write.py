@@ -22,15 +22,15 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from encoder.config import resolve
+from encoder.data.options import ScenesConfig
 from encoder.data.scenes.compose import SCENES_VERSION, Split, make_scene
 from encoder.data.scenes.conversations import instruct_record, pretrain_record, text_record
 from encoder.data.scenes.objects import KINDS
 from encoder.data.scenes.parquet import png, write_pope, write_seed
 from encoder.data.scenes.render import render
 from encoder.data.scenes.text import org_caption, re_caption
-from encoder.options import ScenesConfig
-from encoder.stage import main, progress, sha256_file, sha256_json, write_json
+from encoder.runtime.config import resolve
+from encoder.runtime.stage import main, progress, sha256_file, sha256_json, write_json
 
 SHEET_COLUMNS, SHEET_ROWS, SHEET_SIZE = 8, 5, 160
 TEXT_FIRST_INDEX = 5_000_000  # scenes of the text corpus: train split, never drawn

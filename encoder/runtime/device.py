@@ -1,0 +1,25 @@
+"""Where a stage computes, and in which numbers. No torch until a device is asked for: configs import it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+Device = Literal["auto", "cpu", "cuda"]  # auto: a GPU where there is one
+Precision = Literal["fp32", "bf16"]
+
+
+def require_device(device: str | torch.device) -> torch.device:
+    """The device by its name.
+
+    Raises: ValueError where it is a GPU and torch sees none.
+    """
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device}: torch sees no GPU here; use device=cpu")
+    return torch.device(device)

@@ -1,0 +1,142 @@
+"""A stage: `python -m <package>.<module> <config.yaml> <out_dir>`: resolved config in, a folder out.
+
+No torch here. Each stage module calls `main(ConfigClass, run)`; `run(config, out_dir)` does the work and
+returns its result, which is written as `DONE.json`, last.
+"""
+
+import hashlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from encoder.runtime.config import dump, load, read_yaml, resolve
+
+DONE = "DONE.json"
+PROGRESS = "progress.json"
+CONFIG = "config.yaml"
+BAD_INPUT = 2  # exit code: the caller is wrong; nothing was started
+INTERRUPTED = 130
+_SECONDS_BETWEEN_REPORTS = 0.5
+_last_report: dict[Path, float] = {}
+
+
+def main(config_class: type, run: Callable[[Any, Path], dict], argv: list[str] | None = None) -> None:
+    """Run a stage from the command line and exit: 0 done, 2 bad input (one line on stderr), 130 interrupted.
+
+    A folder whose `DONE.json` exists is left as it is: a stage that is complete is never run again.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if len(argv) < 2 or argv[0] in ("-h", "--help"):
+        print(f"usage: python -m {_module_name()} <config.yaml> <out_dir> [key=value ...]", file=sys.stderr)
+        sys.exit(0 if argv[:1] in (["-h"], ["--help"]) else BAD_INPUT)
+    out_dir = Path(argv[1])
+    if (out_dir / DONE).is_file():
+        print(f"{out_dir} is complete")
+        return
+    try:
+        config = load(config_class, Path(argv[0]), argv[2:])
+        make_writable(out_dir)
+        if os.environ.get("RANK", "0") == "0":  # of several processes, one looks and writes
+            refuse_other_config(config, out_dir)
+            dump(config, out_dir / CONFIG)
+        started = time.monotonic()
+        result = run(config, out_dir)
+    except (ValueError, OSError) as error:  # also a full disk
+        if os.environ.get("OV3_TRACEBACK"):
+            raise
+        print(f"error: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        print(f"interrupted; what {out_dir} holds is good, the same command goes on", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    write_json(
+        out_dir / DONE,
+        {
+            "stage": _module_name(),
+            "seconds": round(time.monotonic() - started, 2),
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "result": result,
+        },
+    )
+
+
+def refuse_other_config(config: Any, out_dir: Path) -> None:
+    """Raises: ValueError if the stage was begun in this folder with another value of some key, naming it.
+
+    Keys that the older config.yaml does not have are passed over.
+    """
+    path = out_dir / CONFIG
+    if (out_dir / PROGRESS).is_file() and path.is_file():
+        for key, before, now in _differences(read_yaml(path), resolve(config)):
+            raise ValueError(
+                f"{out_dir} was begun with {key}={before}, not {now}; choose another folder or delete it"
+            )
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Key, old and new value, for every key of both that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted(before.keys() & now.keys()):
+            yield from _differences(before[name], now[name], f"{key}.{name}" if key else name)
+    elif before != now:
+        yield key, before, now
+
+
+def progress(out_dir: Path, done: int, total: int, unit: str = "steps", **scalars: float) -> None:
+    """Say how far a stage is, at most twice a second; `scalars` go to `log.jsonl` every time."""
+    if scalars:
+        with (out_dir / "log.jsonl").open("a") as log:
+            log.write(json.dumps({unit: done, **scalars}) + "\n")
+    now = time.monotonic()
+    if now - _last_report.get(out_dir, 0.0) >= _SECONDS_BETWEEN_REPORTS or done >= total:
+        _last_report[out_dir] = now
+        write_json(out_dir / PROGRESS, {"done": done, "total": total, "unit": unit, **scalars}, sync=False)
+
+
+def make_writable(folder: Path) -> None:
+    """Create a folder and prove that it can be written to.
+
+    Raises:
+        PermissionError: it cannot be created or written, with the reason.
+    """
+    probe = folder / f".write-probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        message = f"folder not writable: {folder} ({error.strerror}); choose another or mend its rights"
+        raise PermissionError(message) from None
+
+
+def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
+    """Write JSON to a temporary name, then rename: a reader never sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=1, default=str)
+        file.write("\n")
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex sha256 of a plain value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _module_name() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else Path(sys.argv[0]).stem

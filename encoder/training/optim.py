@@ -1,0 +1,139 @@
+"""The optimiser of every trainer here: AdamW, warm-up and cosine, clipping, averaged weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from encoder.training.options import OptimConfig
+
+
+def build_adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW whose weight decay acts on kernels only (matrices of linear and convolution layers).
+
+    Embeddings, positions, class tokens, temperatures, biases and norms are not decayed.
+    Source: UCSC-VLAA/OpenVision@6c24e45 (optax mask on names ending in /kernel).
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    kernels = {id(layer.weight) for layer in layers}
+    bare = ("in_proj_weight", "proj")  # kernels that are parameters of their module, not of a layer in it
+    kernels |= {id(p) for name, p in module.named_parameters() if name.rsplit(".", 1)[-1] in bare}
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if id(p) in kernels], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if id(p) not in kernels], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+class MuonWithAdamW:
+    """Muon on the blocks' matrices, AdamW on the rest (embeddings, norms, head), as one optimiser.
+
+    Source: Jordan et al. 2024, "Muon"; torch.optim.Muon.
+    """
+
+    def __init__(self, matrices: list[Tensor], rest: list[Tensor], config: OptimConfig, muon_lr: float):
+        muon = torch.optim.Muon([{"params": matrices, "peak_lr": muon_lr}], lr=muon_lr, weight_decay=0.0)
+        adamw = torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, weight_decay=0.0, fused=True)
+        self.parts = (muon, adamw)
+
+    @property
+    def param_groups(self) -> list[dict]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=set_to_none)
+
+    def state_dict(self) -> dict:
+        return {str(i): part.state_dict() for i, part in enumerate(self.parts)}
+
+    def load_state_dict(self, state: dict) -> None:
+        for i, part in enumerate(self.parts):
+            part.load_state_dict(state[str(i)])
+
+
+def warmup_cosine(step: int, num_steps: int, warmup_steps: int) -> float:
+    """Factor on the peak learning rate at a step: linear warm-up times a cosine to 0.
+
+    The two are multiplied, as in OpenVision's optax chain; the first step has 1/warmup_steps of the rate,
+    not 0.
+    """
+    cosine = 0.5 * (1 + math.cos(math.pi * step / num_steps))
+    return cosine * min(1.0, (step + 1) / max(1, warmup_steps))
+
+
+def update(
+    optimiser: torch.optim.Optimizer,
+    loss: Tensor,
+    config: OptimConfig,
+    step: int,
+    num_steps: int,
+    probe: Collection[nn.Parameter] = (),
+) -> float:
+    """Backward, then `apply_gradients`.
+
+    Raises: ValueError if the loss or its gradient is not finite, naming the step; the weights are then those
+    before it.
+    """
+    if not torch.isfinite(loss):
+        raise ValueError(
+            f"loss is {loss.item()} at step {step}; lower optim.lr, or go on from the last checkpoint"
+        )
+    loss.backward()
+    return apply_gradients(optimiser, config, step, num_steps, probe)
+
+
+def apply_gradients(
+    optimiser: torch.optim.Optimizer,
+    config: OptimConfig,
+    step: int,
+    num_steps: int,
+    probe: Collection[nn.Parameter] = (),
+) -> float:
+    """Clip, step, zero the gradients; returns the norm of the gradient before clipping.
+
+    Parameters of a `probe` are clipped by a norm of their own, so that they cannot shorten the others' step;
+    the norm returned is the others'.
+    Raises: ValueError if the gradient is not finite, naming the step; the weights are then those before it.
+    """
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    apart = {id(parameter) for parameter in probe}
+    max_norm = config.clip_norm if config.clip_norm is not None else math.inf
+    norm = nn.utils.clip_grad_norm_([each for each in parameters if id(each) not in apart], max_norm)
+    if apart:
+        nn.utils.clip_grad_norm_([each for each in parameters if id(each) in apart], max_norm)
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded weights
+    if not math.isfinite(norm):
+        raise ValueError(
+            f"gradient norm is {norm.item()} at step {step}; lower optim.lr or go on from the last checkpoint"
+        )
+    for group in optimiser.param_groups:
+        group["lr"] = group.get("peak_lr", config.lr) * warmup_cosine(step, num_steps, config.warmup_steps)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return norm.item()
+
+
+@torch.no_grad()
+def average_weights(averaged: Iterable[Tensor], current: Iterable[Tensor], decay: float, step: int) -> None:
+    """averaged = d averaged + (1 - d) current, in place, with d = min(decay, (1 + step) / (10 + step)).
+
+    The smaller d of the first steps keeps the random initial weights from lingering.
+    """
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(averaged), [tensor.detach() for tensor in current], weight)
+
+
+def autocast(precision: str, device: str = "cpu") -> AbstractContextManager:
+    """bf16 mixed precision if `precision` is "bf16", else nothing."""
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")

@@ -1,0 +1,350 @@
+"""The trainer of OpenVision 3 and of the CLIP baseline: one process or many, in memory or streamed.
+
+Launched alone (`python -m encoder.train`), or by `accelerate launch` / `torchrun`: the processes share each
+batch. Everything a step draws comes from (seed, step), so a run that is killed and started again ends with
+the same weights; on a CPU to the last bit.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
+
+from encoder.data.batch import TrainingSet
+from encoder.data.feed import Cut, Feed, MemoryFeed, StreamFeed, num_bad
+from encoder.data.tokenizer import Tokenizer
+from encoder.models.clip import Clip
+from encoder.models.openvision3 import OpenVision3
+from encoder.models.perceptual import PerceptualLoss
+from encoder.models.vae import FrozenVAE, load_vae
+from encoder.models.vit import Block
+from encoder.runtime import checkpoint
+from encoder.runtime.card import write_card
+from encoder.runtime.config import ROOT
+from encoder.runtime.sharding import load_whole, shard, whole_optimiser, whole_weights
+from encoder.runtime.stage import progress
+from encoder.training.flops import model_flops_utilisation
+from encoder.training.held_out import cache_latents, evaluate, load_samples
+from encoder.training.optim import apply_gradients, average_weights, build_adamw
+from encoder.training.options import TrainConfig
+from encoder.training.step import Step, backward, probe_parameters, with_latents
+
+CHECKPOINT = "checkpoint.pt"
+SNAPSHOTS = "snapshots"  # folder of the towers as they were after config.snapshot_steps
+
+
+def cut_batch(config: TrainConfig, num_processes: int, process: int) -> Cut:
+    """This process's parts of each batch.
+
+    Raises: ValueError if the batch cannot be cut equally.
+    """
+    share, left = divmod(config.batch_size, num_processes)
+    rows = config.micro_batch or share
+    if left or share % rows:
+        raise ValueError(
+            f"batch_size {config.batch_size} must be a multiple of {num_processes} processes x "
+            f"micro_batch {rows}"
+        )
+    fraction = config.pixel_fraction if config.openvision3 is not None else 1.0
+    return Cut(
+        batch_size=config.batch_size,
+        num_parts=num_processes * (share // rows),
+        first=process * (share // rows),
+        count=share // rows,
+        num_pixels=max(1, round(fraction * rows)),
+        with_sentence=config.contrastive_texts == "alt_and_sentence",
+    )
+
+
+def build_model(config: TrainConfig) -> OpenVision3 | Clip:
+    """The towers, drawn from config.seed, or those of the run that `init` names.
+
+    Position tables are computed for the resolution at hand: nothing is interpolated, as in OpenVision.
+    Raises: FileNotFoundError, ValueError if `init` holds no checkpoint or one of other towers.
+    """
+    torch.manual_seed(config.seed)
+    model = OpenVision3(config.openvision3) if config.openvision3 else Clip(config.clip)
+    if config.init is not None:
+        saved = checkpoint.load(ROOT / config.init / CHECKPOINT)["model"]
+        saved["encoder.positional_embedding"] = model.encoder.positional_embedding
+        try:
+            model.load_state_dict(saved)
+        except RuntimeError as error:
+            reason = " ".join(line.strip() for line in str(error).splitlines()[1:3])
+            raise ValueError(f"init {config.init} holds other towers: {reason}") from None
+    return model
+
+
+def speed_up(model: nn.Module, config: TrainConfig) -> None:
+    """Checkpoint the activations of every block and compile it, as config says; in place, names kept."""
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    if config.compile:
+        for block in blocks:
+            block.compile()
+    if config.activation_checkpointing:
+        apply_activation_checkpointing(
+            model, checkpoint_wrapper_fn=checkpoint_wrapper, check_fn=lambda module: isinstance(module, Block)
+        )
+
+
+def distribute(step: Step, config: TrainConfig, accelerator: Accelerator) -> nn.Module:
+    """The step as every process runs it: alone, under DDP, or (in place) sharded by FSDP2."""
+    step.to(accelerator.device)
+    if config.sharding == "none":
+        return accelerator.prepare_model(step)
+    if accelerator.num_processes < 2:
+        raise ValueError("sharding: fsdp2 needs several processes; start with accelerate launch or torchrun")
+    return shard(step, step.model, Block)
+
+
+def build_feed(config: TrainConfig, cut: Cut, in_memory: Any) -> Feed:
+    if config.stream is None:
+        return MemoryFeed(in_memory, cut, config.seed)
+    shape = config.openvision3 or config.clip
+    return StreamFeed(
+        config.stream,
+        cut,
+        Tokenizer(shape.text.tokenizer),
+        text_length=shape.text.context_length,
+        caption_length=config.openvision3.captioner.context_length if config.openvision3 else None,
+        seed=config.seed,
+        keep_all_pixels=config.clip is not None or not config.stream.latents,
+    )
+
+
+@dataclass(slots=True)
+class Run:
+    """What a checkpoint holds: towers, optimiser, averaged weights, every process's generators, and the place
+    in the data. The schedule is a function of the step."""
+
+    config: TrainConfig
+    path: Path
+    model: OpenVision3 | Clip
+    optimiser: torch.optim.Optimizer
+    averaged: list[Tensor]  # empty without ema_decay
+    feed: Feed
+    accelerator: Accelerator
+
+    def save(self, step: int, seconds: float) -> None:
+        """Write the checkpoint, atomically, by one process for all."""
+        if self.config.sharding == "none":
+            towers, optimiser = self.model.state_dict(), self.optimiser.state_dict()
+        else:
+            towers, optimiser = whole_weights(self.model), whole_optimiser(self.model, self.optimiser)
+        places: dict[str, str] = {}
+        for place in gather_object([self.feed.state()]):
+            places |= place
+        state = {
+            "step": step, "seconds": seconds, "model": towers, "optimiser": optimiser,
+            "averaged": self.averaged, "generators": gather_object([_generator_states()]), "data": places,
+        }  # fmt: skip
+        if self.accelerator.is_main_process:
+            checkpoint.save(self.path, state)
+        self.accelerator.wait_for_everyone()
+
+    def keep_towers(self, step: int) -> None:
+        """Write the towers alone, as they are after `step` steps, into the folder of snapshots."""
+        towers = self.model.state_dict() if self.config.sharding == "none" else whole_weights(self.model)
+        if self.accelerator.is_main_process:
+            folder = self.path.parent / SNAPSHOTS
+            folder.mkdir(exist_ok=True)
+            checkpoint.save(folder / f"step_{step:08}.pt", {"step": step, "model": towers})
+
+    def resume(self) -> tuple[int, float]:
+        """Go on from the checkpoint, if there is one: the step to do next, and the seconds spent so far."""
+        if not self.path.is_file():
+            return 0, 0.0
+        state = checkpoint.load(self.path)
+        if self.config.sharding == "none":
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+        else:
+            load_whole(self.model, self.optimiser, state["model"], state["optimiser"])
+        for averaged, saved in zip(self.averaged, state.get("averaged", []), strict=True):
+            averaged.copy_(saved)
+        self.feed.load_state(state.get("data", {}))
+        generators = state.get("generators", [])
+        if self.accelerator.process_index < len(generators):
+            _load_generator_states(generators[self.accelerator.process_index])
+        return state["step"], state["seconds"]
+
+    def whole_model(self) -> OpenVision3 | Clip:
+        """The towers with all their weights in this process: themselves, or a copy of sharded ones."""
+        if self.config.sharding == "none":
+            return self.model
+        model = OpenVision3(self.config.openvision3) if self.config.openvision3 else Clip(self.config.clip)
+        model.load_state_dict(whole_weights(self.model))
+        return model.to(self.accelerator.device)
+
+
+def _generator_states() -> dict[str, Any]:
+    kind, keys, place, has_gauss, gauss = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), place, has_gauss, gauss),
+    }
+
+
+def _load_generator_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+
+
+def start_accelerator(config: TrainConfig, out_dir: Path) -> Accelerator:
+    """Processes, device and trackers.
+
+    Raises: ValueError for a GPU or a tracker that is not there.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda, but torch sees no GPU; choose auto or cpu")
+    for tracker in config.trackers:
+        if find_spec("tensorboard" if tracker == "tensorboard" else tracker) is None:
+            raise ValueError(f"tracker {tracker} is not installed: pip install {tracker}")
+    is_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    accelerator = Accelerator(
+        cpu=is_cpu, mixed_precision="no", log_with=config.trackers or None, project_dir=out_dir
+    )  # autocast is our own (`encoder.training.optim`), around each step
+    if config.trackers:
+        accelerator.init_trackers("openvision3", {"out_dir": str(out_dir), "seed": config.seed})
+    return accelerator
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What is held in memory: sets, each with its labels (N,), and the VAE that gave their latents."""
+
+    held_out: tuple[TrainingSet, Tensor]
+    fit: tuple[TrainingSet, Tensor] | None  # to train on; None: they are streamed
+    vae: FrozenVAE | None  # None: CLIP
+
+
+def load_data(config: TrainConfig, accelerator: Accelerator, out_dir: Path) -> Samples:
+    """Held-out samples (and those to train on, unless streamed) and their latents."""
+    held_out = load_samples(config, config.eval_split, config.eval_limit)
+    fit = load_samples(config, "train", config.train_limit) if config.stream is None else None
+    if config.openvision3 is None:
+        return Samples(held_out, fit, None)
+    vae = load_vae(config.vae, device=accelerator.device)
+    with accelerator.main_process_first():
+        if fit is not None:
+            fit[0].z_vae = cache_latents(vae, fit[0].images, out_dir, "train")
+        held_out[0].z_vae = cache_latents(vae, held_out[0].images, out_dir, config.eval_split)
+    return Samples(held_out, fit, vae)
+
+
+def build_run(
+    config: TrainConfig, samples: Samples, cut: Cut, accelerator: Accelerator, out_dir: Path
+) -> tuple[Run, nn.Module]:
+    """The run at its first step, and the step's module as this process calls it."""
+    feed = build_feed(config, cut, samples.fit and samples.fit[0])
+    model = build_model(config)
+    speed_up(model, config)
+    is_perceptual = config.openvision3 is not None and config.objective.perceptual_weight > 0
+    perceptual = PerceptualLoss(config.perceptual).to(accelerator.device) if is_perceptual else None
+    module = distribute(Step(model, config, samples.vae, perceptual), config, accelerator)
+    optimiser = build_adamw(model, config.optim)
+    averaged = [each.detach().clone() for each in model.parameters()] if config.ema_decay else []
+    return Run(config, out_dir / CHECKPOINT, model, optimiser, averaged, feed, accelerator), module
+
+
+def train(config: TrainConfig, out_dir: Path) -> dict:
+    # ---- setup
+    accelerator = start_accelerator(config, out_dir)
+    torch.set_flush_denormal(True)  # denormal numbers slow a CPU many times over
+    cut = cut_batch(config, accelerator.num_processes, accelerator.process_index)
+
+    # ---- data, model, optimiser
+    samples = load_data(config, accelerator, out_dir)
+    run, module = build_run(config, samples, cut, accelerator, out_dir)
+    probe = probe_parameters(run.model, config.branches)
+
+    # ---- resume
+    first_step, seconds = run.resume()
+    started = time.monotonic()
+
+    # ---- loop
+    for step in range(first_step, config.num_steps):
+        batches = [
+            with_latents(each.to(accelerator.device), config, samples.vae, cut.num_pixels)
+            for each in run.feed.parts(step)
+        ]
+        terms = backward(module, batches, config, step, cut.first, cut.num_parts)
+        grad_norm = apply_gradients(run.optimiser, config.optim, step, config.num_steps, probe)
+        if run.averaged:
+            average_weights(run.averaged, run.model.parameters(), config.ema_decay, step)
+        done, is_last = step + 1, step + 1 == config.num_steps
+        if done % config.log_steps == 0 or is_last:
+            rate = (done - first_step) * config.batch_size / (time.monotonic() - started)
+            _log(accelerator, out_dir, done, config, _scalars(terms, grad_norm, rate, run))
+        if done % config.eval_steps == 0 and not is_last:
+            scores = evaluate(run.whole_model(), samples.fit, samples.held_out, samples.vae)
+            _log(accelerator, out_dir, done, config, scores)
+        if done in config.snapshot_steps:
+            run.keep_towers(done)
+        if done % config.checkpoint_steps == 0 or is_last:
+            run.save(done, seconds + time.monotonic() - started)
+
+    # ---- evaluate, export
+    scores = export(run, samples, seconds + time.monotonic() - started, out_dir)
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.wait_for_everyone()
+    return scores
+
+
+def export(run: Run, samples: Samples, seconds: float, out_dir: Path) -> dict:
+    """Score the trained towers (averaged, where they are) and write them with their card; the scores."""
+    config, accelerator = run.config, run.accelerator
+    if run.averaged:
+        for parameter, average in zip(run.model.parameters(), run.averaged, strict=True):
+            parameter.data.copy_(average)
+    model = run.whole_model()
+    scores = evaluate(model, samples.fit, samples.held_out, samples.vae)
+    _log(accelerator, out_dir, config.num_steps, config, scores)
+    if accelerator.is_main_process:
+        model.save_pretrained(out_dir / "weights", dtype=torch.float16, text=False)
+        what = "OpenVision 3: encoder and decoder" if config.openvision3 else "CLIP baseline: vision tower"
+        about = {"what": what, "stage": "encoder.train", "config": config}
+        write_card(out_dir / "weights", **about, seconds=seconds, scores=scores)
+    return scores
+
+
+def _scalars(terms: dict[str, Tensor], grad_norm: float, rate: float, run: Run) -> dict[str, float]:
+    """What is logged: means over processes, tau over z_u's deviation (it has no fixed scale), the speed."""
+    config, accelerator = run.config, run.accelerator
+    means = accelerator.reduce(torch.stack([each.float() for each in terms.values()]), reduction="mean")
+    scalars = dict(zip(terms, means.tolist(), strict=True))
+    if config.openvision3 is not None:
+        scalars["tau_over_std"] = config.objective.tau / scalars["z_u_std"]
+    scalars |= {"grad_norm": grad_norm, "samples_per_second": rate}
+    scalars |= model_flops_utilisation(config, rate, accelerator)
+    if config.stream is not None:
+        scalars["bad_samples"] = sum(num_bad(each) for each in gather_object([run.feed.state()]))
+    return scalars
+
+
+def _log(
+    accelerator: Accelerator, out_dir: Path, done: int, config: TrainConfig, scalars: dict[str, float]
+) -> None:
+    accelerator.log(scalars, step=done)
+    if accelerator.is_main_process:
+        progress(out_dir, done, config.num_steps, **scalars)

@@ -1,0 +1,170 @@
+"""The graph of stages: what depends on what, where each one's output lies, and when it may be reused.
+
+A stage is `python -m <module> <config.yaml> <folder>`. Its folder is `runs/<name>/<fingerprint>`; the
+fingerprint hashes the config, the fingerprints of its inputs, the content of the files outside the runs
+folder that it reads, and the version of its code. `DONE.json` in the folder: complete, reuse. A folder
+without it: half-finished, run the same command again in the same folder.
+"""
+
+import functools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from encoder.runtime.config import ROOT, ConfigError, resolve
+from encoder.runtime.stage import DONE, sha256_file, sha256_json
+from harness.running.sources import source_version
+
+FINGERPRINT_LETTERS = 16
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Stage:
+    """One stage of a graph; `label` is for people, `name` is the folder under `runs/`."""
+
+    name: str
+    label: str
+    module: str
+    config: Any  # the stage's own config dataclass
+    inputs: tuple["Stage", ...] = ()
+    files: tuple[Path, ...] = ()  # read by the stage, written by no other: their content is fingerprinted
+    seconds: float = 0.0  # estimate for this preset
+    disk_mb: float | None = None  # likewise, of what it leaves; None: the preset says it, by `name`
+    runs_dir: Path
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        prefix = f"{self.runs_dir}/"
+        return sha256_json(
+            {
+                "module": self.module,
+                "config": _relative_to_runs(resolve(self.config), prefix),
+                "inputs": [stage.fingerprint for stage in self.inputs],
+                "files": {_short(path): digest for path, digest in hash_files(self.files).items()},
+                "source": source_version(self.module),
+            }
+        )[:FINGERPRINT_LETTERS]
+
+    @property
+    def folder(self) -> Path:
+        return self.runs_dir / self.name / self.fingerprint
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    def done(self) -> dict | None:
+        """The content of `DONE.json`, or None while the stage is not complete."""
+        try:
+            done = json.loads((self.folder / DONE).read_text())
+        except (FileNotFoundError, ValueError):  # damaged: no JSON, or no text
+            return None
+        return done if isinstance(done, dict) else None
+
+
+@dataclass
+class Graph:
+    """Stages in an order in which each comes after its inputs; equal stages are kept once."""
+
+    runs_dir: Path
+    stages: dict[Path, Stage] = field(default_factory=dict)
+    note: str = ""  # after the label of each stage that is added, such as which seed it is for
+
+    def add(
+        self,
+        name: str,
+        module: str,
+        config: Any,
+        *,
+        label: str = "",
+        inputs: Iterable[Stage] = (),
+        files: Iterable[Path] = (),
+        seconds: float = 0.0,
+        disk_mb: float | None = None,
+    ) -> Stage:
+        """Add a stage, or return the equal one that is there.
+
+        Raises:
+            ConfigError: `config` names a path under the runs folder that is no input's.
+        """
+        inputs = tuple(inputs)
+        stage = Stage(
+            name=name,
+            label=f"{label or name}{self.note}",
+            module=module,
+            config=config,
+            inputs=inputs,
+            files=tuple(files),
+            seconds=seconds,
+            disk_mb=disk_mb,
+            runs_dir=self.runs_dir,
+        )
+        for path in _paths_under(resolve(config), f"{self.runs_dir}/"):
+            if not any(f"{path}/".startswith(f"{source.folder}/") for source in inputs):
+                raise ConfigError(f"{stage.label}: {path} is the output of a stage that is not an input")
+        return self.stages.setdefault(stage.folder, stage)
+
+    def __iter__(self) -> Iterator[Stage]:
+        return iter(self.stages.values())
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+    def seconds_to_end(self, left: Mapping[Path, float]) -> dict[Path, float]:
+        """For each stage (by folder) the seconds of the longest chain from its start to the graph's end.
+
+        `left` holds each unfinished stage's own estimated seconds; a stage that is not in it counts nothing.
+        """
+        longest: dict[Path, float] = {}
+        for stage in reversed(list(self)):
+            longest[stage.folder] = left.get(stage.folder, 0.0) + longest.get(stage.folder, 0.0)
+            for source in stage.inputs:
+                longest[source.folder] = max(longest.get(source.folder, 0.0), longest[stage.folder])
+        return longest
+
+
+def hash_files(paths: Iterable[Path]) -> dict[Path, str]:
+    """sha256 of every file named or below a folder named; hidden files and caches are left out.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+    """
+    digests = {}
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"not found: {_short(path)}")
+        members = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for member in members:
+            parts = member.relative_to(path).parts
+            if member.is_file() and not any(part.startswith((".", "__pycache__")) for part in parts):
+                digests[member] = _sha256(member, member.stat().st_mtime_ns)
+    return digests
+
+
+@functools.cache
+def _sha256(path: Path, modified_ns: int) -> str:
+    return sha256_file(path)
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def _relative_to_runs(value: Any, prefix: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _relative_to_runs(item, prefix) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_relative_to_runs(item, prefix) for item in value]
+    return value.removeprefix(prefix) if isinstance(value, str) else value
+
+
+def _paths_under(value: Any, prefix: str) -> Iterator[str]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _paths_under(item, prefix)
+    elif isinstance(value, str) and value.startswith(prefix):
+        yield value

@@ -1,0 +1,83 @@
+"""Figures of trainings: the terms of the objective step by step, and the gradients' cosine layer by layer."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from harness.tables.figures import DPI, PALETTE, save
+
+_TERMS = {
+    "pixel_l1": "pixel l1",
+    "latent_l1": "latent l1",
+    "caption": "caption",
+    "contrastive": "contrastive",
+}
+_WHOLE = "encoder"  # encoder.synergy's row over all layers
+_SMOOTHING = 5  # lines of the log that one point averages
+
+
+def losses(path: Path, logs: Mapping[str, Sequence[Mapping]], *, title: str) -> Path:
+    """A panel per term and a line per variant; `logs` holds each variant's log lines ({"steps", terms}).
+
+    Thin: as logged; thick: the mean of the last few lines.
+    """
+    figure = Figure(figsize=(9, 5.6), dpi=DPI, layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True).ravel()
+    for panel, (term, name) in zip(panels, _TERMS.items(), strict=True):
+        for i, (label, log) in enumerate(logs.items()):
+            found = [line for line in log if term in line]
+            steps, values = [line["steps"] for line in found], [line[term] for line in found]
+            colour = PALETTE[i % len(PALETTE)]
+            panel.plot(steps, values, color=colour, linewidth=0.5, alpha=0.4)
+            panel.plot(steps, _running_mean(values), color=colour, linewidth=1.6, label=label)
+        panel.set_title(name, loc="left", fontsize=9)
+        panel.grid(color="#e5e5e5")
+        panel.set_axisbelow(True)
+    for panel in panels[2:]:
+        panel.set_xlabel("steps")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return save(figure, path)
+
+
+def cosines(path: Path, tables: Mapping[str, Path]) -> Path:
+    """The cosine between the two branches' gradients, from each variant's synergy.json: over the training
+    on the whole encoder (left), and layer by layer, a line a step, the last one solid (right)."""
+    figure = Figure(figsize=(4 + 3 * len(tables), 3.6), dpi=DPI, layout="constrained")
+    over_time, *panels = figure.subplots(1, 1 + len(tables), sharey=True)
+    for i, (label, table) in enumerate(tables.items()):
+        points, colour = json.loads(table.read_text())["points"], PALETTE[i % len(PALETTE)]
+        steps = [point["step"] for point in points]
+        over_time.plot(steps, [_cosines(point)[_WHOLE] for point in points], "o-", color=colour, label=label)
+        for age, point in enumerate(reversed(points)):
+            layers = {name: value for name, value in _cosines(point).items() if name != _WHOLE}
+            alpha, line = (1.0, "-") if not age else (max(0.2, 0.6 - 0.15 * age), ":")
+            panels[i].plot(
+                list(layers.values()), linestyle=line, marker="o", markersize=3, color=colour, alpha=alpha
+            )
+        panels[i].set_xticks(range(len(layers)))
+        panels[i].set_xticklabels([name.replace("_", " ") for name in layers], rotation=60, fontsize=7)
+        panels[i].set_title(f"{label}: by layer", loc="left", fontsize=9)
+    over_time.set(xlabel="steps", ylabel="cosine of summed gradients")
+    over_time.set_title("Whole encoder", loc="left", fontsize=9)
+    over_time.legend(fontsize=8, frameon=False)
+    for panel in (over_time, *panels):
+        panel.axhline(0, color="#888888", linestyle="--", linewidth=1)
+        panel.grid(axis="y", color="#e5e5e5")
+        panel.set_axisbelow(True)
+    figure.suptitle("Do both branches pull the encoder the same way?", x=0.01, ha="left", fontsize=11)
+    return save(figure, path)
+
+
+def _cosines(point: Mapping) -> dict[str, float]:
+    """Layer -> cosine (nan where a branch has no gradient) of one entry of synergy.json's points."""
+    return {row["layer"]: math.nan if row["cosine"] is None else row["cosine"] for row in point["rows"]}
+
+
+def _running_mean(values: Sequence[float]) -> list[float]:
+    windows = (values[max(0, i - _SMOOTHING + 1) : i + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
