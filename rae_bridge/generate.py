@@ -4,7 +4,7 @@
 rae_bridge.generate ...`) writes out_dir/samples.npz (ADM's layout: arr_0, uint8 M S S 3; and labels M), or
 tar shards of PNG files. Sample i has class i mod K and its noise from (seed, i) alone: the same picture
 whatever the batch size and the number of processes. Finished batches are kept, so an interrupted run goes on
-where it stopped, on any number of processes. `draw_pictures` streams the same pictures without any file.
+where it stopped, on any number of processes. `stream_samples` streams the same pictures without any file.
 
 Source of the protocol: RAE (src/sample_ddp.py at a4d18c4, `--label-sampling equal`).
 """
@@ -82,13 +82,13 @@ def make_guidance(config: GuidanceConfig | None, model: DiT, device: str) -> Gui
     return Guidance(kind=config.kind, scale=config.scale, interval=config.interval, model=weaker)
 
 
-def draw_noise(seed: int, indices: range, shape: tuple[int, ...]) -> Tensor:
+def noise_of_samples(seed: int, indices: range, shape: tuple[int, ...]) -> Tensor:
     """Standard normal noise (B, *shape), row by row from (seed, index)."""
     rows = [torch.randn(shape, generator=checkpoint.step_generator(seed, i, "sample")) for i in indices]
     return torch.stack(rows)
 
 
-def draw_images(
+def pictures_from_noise(
     flow: TrainedFlow,
     codec: Codec,
     noise: Tensor,
@@ -112,7 +112,7 @@ def batches(num_samples: int, batch_size: int, ranks: Ranks) -> list[range]:
     return [range(i, min(i + batch_size, num_samples)) for i in starts[ranks.rank :: ranks.world]]
 
 
-def draw_pictures(
+def stream_samples(
     flow: TrainedFlow, codec: Codec, config: GenerateConfig, guidance: Guidance | None, ranks: Ranks
 ) -> Iterator[tuple[range, Tensor]]:
     """This process's samples, batch by batch: their indices and uint8 images (B S S 3)."""
@@ -124,9 +124,9 @@ def draw_samples(
     flow: TrainedFlow, codec: Codec, config: GenerateConfig, guidance: Guidance | None, indices: range
 ) -> Tensor:
     """uint8 images (B S S 3) of some samples."""
-    noise = draw_noise(config.seed, indices, flow.latent_shape)
+    noise = noise_of_samples(config.seed, indices, flow.latent_shape)
     labels = torch.tensor(indices) % flow.model.num_classes
-    return draw_images(flow, codec, noise, labels, config, guidance)
+    return pictures_from_noise(flow, codec, noise, labels, config, guidance)
 
 
 def write_npz(path: Path, parts: list[Path], labels: Tensor) -> None:

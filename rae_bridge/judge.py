@@ -18,7 +18,7 @@ from rae_bridge.config import JudgeConfig
 from rae_bridge.ranks import Ranks
 
 
-class Judge:
+class FrechetJudge:
     """Shows pictures to a network and compares what it sees with a reference file.
 
     Raises:
@@ -40,13 +40,13 @@ class Judge:
             self.moments = self.moments or Moments.empty(features.shape[1])
             self.moments.update(features)
 
-    def again(self) -> "Judge":
+    def again(self) -> "FrechetJudge":
         """The same judge, having seen nothing."""
         fresh = copy.copy(self)
         fresh.moments = None
         return fresh
 
-    def merged(self, ranks: Ranks) -> "Judge":
+    def merged(self, ranks: Ranks) -> "FrechetJudge":
         """A judge that has seen what those of all processes have."""
         everyone = self.again()
         for moments in filter(None, ranks.gather(self.moments)):

@@ -1,7 +1,5 @@
 """From noise to latents along a learned velocity field, by Euler or Heun, with or without guidance.
 
-`python -m rae_bridge.sample --model DIR --classes 0 3 7 --out grid.png` draws a grid of pictures.
-
 t runs from 1 (noise) to 0 (data). A model is any callable (x_t, t, y) -> velocity; with class-free guidance
 it has `num_classes`, the index of its null class.
 
@@ -9,13 +7,9 @@ Source: RAE (stage2/transport and sample.py at a4d18c4). Deviations: the grid ma
 reaches; guidance costs a second forward only where it acts.
 """
 
-import argparse
 import itertools
-import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -112,59 +106,3 @@ def guided_velocity(
     else:
         stronger, weaker = model(x_t, times, y), guidance.model(x_t, times, y)
     return weaker + guidance.scale * (stronger - weaker)
-
-
-def draw_grid(arguments: argparse.Namespace) -> None:
-    """Write a PNG with one row of pictures a class."""
-    from einops import rearrange
-    from PIL import Image
-
-    from rae_bridge import codec, generate  # here: they build on this module
-
-    flow = generate.TrainedFlow.load(arguments.model.resolve())
-    encoder = arguments.encoder or json.loads((arguments.model / codec.TOKENS_FILE).read_text())["encoder"]
-    way_back = codec.load_codec(encoder, decoder=arguments.decoder)
-    codec.check_tokens(arguments.model, way_back.encoder)
-    guidance = None
-    if arguments.scale != 1:
-        weaker = str(arguments.weaker.resolve()) if arguments.weaker else None
-        kind = "autoguidance" if weaker else "cfg"
-        guidance = generate.GuidanceConfig(kind=kind, scale=arguments.scale, model=weaker)
-    y = torch.tensor(arguments.classes).repeat_interleave(arguments.columns)
-    if y.min() < 0 or y.max() >= flow.model.num_classes:
-        raise ValueError(f"classes must be from 0 to {flow.model.num_classes - 1}, got {arguments.classes}")
-    config = generate.GenerateConfig(
-        model=str(arguments.model), encoder=encoder, num_samples=len(y), num_steps=arguments.steps
-    )
-    noise = generate.draw_noise(arguments.seed, range(len(y)), flow.latent_shape)
-    guidance = generate.make_guidance(guidance, flow.model, config.device)
-    images = generate.draw_images(flow, way_back, noise, y, config, guidance)
-    grid = rearrange(images, "(row column) h w c -> (row h) (column w) c", column=arguments.columns)
-    Image.fromarray(grid.numpy()).save(arguments.out)
-
-
-def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """The command line of this module."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rae_bridge.sample", description="Draw pictures of classes."
-    )
-    parser.add_argument("--model", type=Path, required=True, help="weights folder by rae_bridge.train")
-    parser.add_argument("--classes", type=int, nargs="+", required=True, help="class indices, a row each")
-    parser.add_argument("--out", type=Path, required=True, help="PNG file")
-    parser.add_argument("--columns", type=int, default=8, help="pictures a class (8)")
-    parser.add_argument("--steps", type=int, default=50, help="model calls (50)")
-    parser.add_argument("--scale", type=float, default=1.0, help="guidance scale (1: none)")
-    parser.add_argument(
-        "--weaker", type=Path, help="weights folder of the weaker model: autoguidance, else cfg"
-    )
-    parser.add_argument("--encoder", help="the encoder it was trained on (the name that its weights give)")
-    parser.add_argument("--decoder", help="own, or a pixel decoder's folder (the encoder's config)")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(words)
-
-
-if __name__ == "__main__":
-    try:
-        draw_grid(parse_arguments())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -14,8 +14,8 @@ from encoder.runtime.config import ROOT
 from encoder.runtime.stage import main, progress, write_json
 from rae_bridge.codec import check_tokens, load_codec
 from rae_bridge.config import GenerateConfig, GuidanceConfig, SweepConfig
-from rae_bridge.generate import TrainedFlow, draw_pictures, make_guidance
-from rae_bridge.judge import Judge
+from rae_bridge.generate import TrainedFlow, make_guidance, stream_samples
+from rae_bridge.judge import FrechetJudge
 from rae_bridge.ranks import Ranks
 
 RESULT = "sweep.json"
@@ -99,14 +99,14 @@ def run(config: SweepConfig, out_dir: Path) -> dict:
     flow = TrainedFlow.load(config.model, config.device)
     codec = load_codec(config.encoder, decoder=config.decoder, device=config.device)
     check_tokens(ROOT / config.model, codec.encoder)
-    judge = Judge(config.judge, config.device)
+    judge = FrechetJudge(config.judge, config.device)
     path = out_dir / RESULT
     distances: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
     for key, settings in wanted.items():
         if key not in distances:
             fresh = judge.again()
             guidance = make_guidance(settings.guidance, flow.model, config.device)
-            for _, images in draw_pictures(flow, codec, settings, guidance, Ranks(0, 1, config.device)):
+            for _, images in stream_samples(flow, codec, settings, guidance, Ranks(0, 1, config.device)):
                 fresh.see(images)
             distances[key] = fresh.distance()
             write_json(path, distances)

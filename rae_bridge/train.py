@@ -31,8 +31,8 @@ from rae_bridge.codec import TOKENS_FILE, load_codec
 from rae_bridge.config import DiTOptimConfig, GenerateConfig, TrainDiTConfig
 from rae_bridge.dit import DiT, build_dit
 from rae_bridge.flow import flow_loss, interpolate, sample_time, shift_time, training_shift, velocity_target
-from rae_bridge.generate import TrainedFlow, draw_pictures
-from rae_bridge.judge import Judge
+from rae_bridge.generate import TrainedFlow, stream_samples
+from rae_bridge.judge import FrechetJudge
 from rae_bridge.latents import LatentStatistics
 from rae_bridge.ranks import Ranks, no_sync, unwrapped
 from rae_bridge.shapes import DiTConfig
@@ -55,7 +55,7 @@ class FlowBatch:
         return [FlowBatch(*part) for part in zip(*parts, strict=True)]
 
 
-def draw_noise(seed: int, step: int, rows: range, like: Tensor) -> Tensor:
+def noise_of_step(seed: int, step: int, rows: range, like: Tensor) -> Tensor:
     """Standard normal noise of `like`'s shape (B D h w): row i from (seed, step, i) alone."""
     noise, generator = torch.empty_like(like), torch.Generator(like.device)
     for row, i in zip(noise, rows, strict=True):
@@ -80,7 +80,7 @@ def draw_batch(
     t = shift_time(sample_time(size, draw, distribution=config.time_distribution), shift)
     is_dropped = torch.rand(size, generator=draw) < config.class_dropout_prob
     t, is_dropped = (value[rows.start : rows.stop].to(latents.device) for value in (t, is_dropped))
-    noise = draw_noise(config.seed, step, rows, latents)
+    noise = noise_of_step(config.seed, step, rows, latents)
     y = torch.where(is_dropped, config.num_classes, y)
     return FlowBatch(interpolate(latents, noise, t), t, y, velocity_target(latents, noise))
 
@@ -186,8 +186,8 @@ class OnlineScore:
 
     def measure(self, flow: TrainedFlow) -> float:
         """The distance of what `flow` draws."""
-        judge = Judge(self.config.judge, self.ranks.device)
-        for _, images in draw_pictures(flow, self.codec, self.generate, None, self.ranks):
+        judge = FrechetJudge(self.config.judge, self.ranks.device)
+        for _, images in stream_samples(flow, self.codec, self.generate, None, self.ranks):
             judge.see(images)
         return judge.merged(self.ranks).distance()
 

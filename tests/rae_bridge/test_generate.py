@@ -13,9 +13,8 @@ from PIL import Image
 from encoder.data.shards import load_images
 from encoder.runtime import checkpoint
 from encoder.runtime.stage import write_json
+from rae_bridge import draw, reconstruct
 from rae_bridge import generate as stage
-from rae_bridge import reconstruct
-from rae_bridge import sample as sampling
 from rae_bridge.codec import Codec, load_codec, load_for_generation, to_images
 from rae_bridge.config import GenerateConfig, GuidanceConfig, ReconstructConfig
 from rae_bridge.latents import to_latents
@@ -70,7 +69,7 @@ def test_more_samples_begin_with_the_same_ones_and_another_seed_gives_others(con
 
 def test_an_interrupted_run_goes_on_where_it_stopped(config, tmp_path, monkeypatch):
     _, whole, _ = run(config, tmp_path / "whole")
-    original, drawn = stage.draw_images, []
+    original, drawn = stage.pictures_from_noise, []
 
     def counted(flow, codec, noise, y, config, guidance):
         drawn.append(len(noise))
@@ -78,7 +77,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(config, tmp_path, monkeypat
             raise KeyboardInterrupt
         return original(flow, codec, noise, y, config, guidance)
 
-    monkeypatch.setattr(stage, "draw_images", counted)
+    monkeypatch.setattr(stage, "pictures_from_noise", counted)
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path / "cut")
     stage.run(config, tmp_path / "cut")
@@ -104,7 +103,8 @@ def test_samples_as_shards_and_as_a_stream_are_those_of_the_file(config, tmp_pat
     assert np.array_equal(np.stack([content for content, _ in found]), images)
     flow, codec = stage.TrainedFlow.load(config.model), load_codec(config.encoder)
     stream = [
-        dict(stage.draw_pictures(flow, codec, config, None, stage.Ranks(rank, 2, "cpu"))) for rank in range(2)
+        dict(stage.stream_samples(flow, codec, config, None, stage.Ranks(rank, 2, "cpu")))
+        for rank in range(2)
     ]
     assert sorted(part.start for some in stream for part in some) == [0, 3, 6]
     for part, content in (stream[0] | stream[1]).items():
@@ -178,12 +178,10 @@ def test_a_picture_in_one_command(config, tmp_path, invertible, capsys):
         "--encoder",
         invertible,
     ]
-    sampling.draw_grid(
-        sampling.parse_arguments([*words, "--out", str(tmp_path / "grid.png"), "--scale", "1.5"])
-    )
+    draw.draw_grid(draw.parse_arguments([*words, "--out", str(tmp_path / "grid.png"), "--scale", "1.5"]))
     assert Image.open(tmp_path / "grid.png").size == (5 * 8, 2 * 8)
     with pytest.raises(ValueError, match="classes must be from 0 to 2"):
-        sampling.draw_grid(sampling.parse_arguments([*words, "--classes", "3", "--out", "unused.png"]))
+        draw.draw_grid(draw.parse_arguments([*words, "--classes", "3", "--out", "unused.png"]))
 
 
 def test_codec_of_an_encoder_that_decodes_is_its_own(invertible):

@@ -11,7 +11,7 @@ from harness.metrics import fid
 from rae_bridge import judge as judging
 from rae_bridge import sweep as stage
 from rae_bridge.config import JudgeConfig, SweepConfig
-from rae_bridge.judge import Judge
+from rae_bridge.judge import FrechetJudge
 from rae_bridge.ranks import Ranks
 
 
@@ -36,7 +36,7 @@ def reference(tmp_path) -> JudgeConfig:
 
 def test_its_distance_is_the_harness_s_in_any_parts(reference):
     images = torch.randint(0, 256, (40, 8, 8, 3), dtype=torch.uint8)
-    whole, first, second = (Judge(reference) for _ in range(3))
+    whole, first, second = (FrechetJudge(reference) for _ in range(3))
     whole.see(images)
     first.see(images[:13], batch_size=5)
     second.see(images[13:])
@@ -51,7 +51,7 @@ def test_its_distance_is_the_harness_s_in_any_parts(reference):
 
 
 def test_a_gaussian_file_is_a_reference_and_other_files_are_not(reference, tmp_path):
-    mean, covariance = Judge(reference).reference
+    mean, covariance = FrechetJudge(reference).reference
     np.savez(tmp_path / "adm.npz", mu=mean, sigma=covariance)
     loaded = judging.load_reference(tmp_path / "adm.npz")
     assert np.allclose(loaded[1], covariance)
@@ -63,8 +63,8 @@ def test_a_gaussian_file_is_a_reference_and_other_files_are_not(reference, tmp_p
     with pytest.raises(ValueError, match="not an importable module:Class"):
         judging.find_network("harness.metrics.features:Lite9")
     with pytest.raises(ValueError, match="at least 2 pictures"):
-        Judge(reference).distance()
-    lonely = Judge(reference)
+        FrechetJudge(reference).distance()
+    lonely = FrechetJudge(reference)
     lonely.see(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match="at least 2 pictures, got 1"):
         lonely.merged(Ranks(0, 1, "cpu")).distance()
@@ -81,7 +81,7 @@ def config(tmp_path, invertible, reference, write_model) -> SweepConfig:
 def test_a_sweep_scores_each_point_once_draws_and_goes_on(config, tmp_path, monkeypatch):
     out_dir = tmp_path / "out"
     out_dir.mkdir()
-    original, drawn = stage.draw_pictures, []
+    original, drawn = stage.stream_samples, []
 
     def counted(flow, codec, settings, guidance, ranks):
         drawn.append((settings.num_steps, guidance and guidance.scale))
@@ -89,7 +89,7 @@ def test_a_sweep_scores_each_point_once_draws_and_goes_on(config, tmp_path, monk
             raise KeyboardInterrupt
         return original(flow, codec, settings, guidance, ranks)
 
-    monkeypatch.setattr(stage, "draw_pictures", counted)
+    monkeypatch.setattr(stage, "stream_samples", counted)
     with pytest.raises(KeyboardInterrupt):
         stage.run(config, out_dir)
     result = stage.run(config, out_dir)
