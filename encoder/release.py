@@ -9,7 +9,6 @@ Source: UCSC-VLAA/OpenVision@6c24e45, src/convert_upload/open_clip.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from encoder.models.pretrained import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGEN
 from encoder.models.shapes import ViTShape
 from encoder.models.vit import ViTEncoder
 from encoder.runtime.config import nearest
+from encoder.runtime.files import replacing
 from encoder.runtime.stage import write_json
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_pytorch_model.bin"
@@ -74,9 +74,8 @@ def export_release(
     first = ("class_embedding", "positional_embedding", "proj")  # the order in the released files
     ordered = {name: state[name] for name in (*first, *(name for name in state if name not in first))}
     tensors = {name: value.detach().float().cpu().contiguous() for name, value in ordered.items()}
-    temporary = folder / f".{WEIGHTS}.{os.getpid()}.tmp"
-    torch.save(tensors, temporary)
-    temporary.replace(folder / WEIGHTS)
+    with replacing(folder / WEIGHTS) as temporary, temporary.open("wb") as file:
+        torch.save(tensors, file)
     vision = {
         "image_size": shape.image_size, "patch_size": shape.patch_size, "in_channels": shape.in_channels,
         "layers": shape.layers, "width": shape.width, "head_width": shape.head_width,

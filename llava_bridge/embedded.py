@@ -9,7 +9,6 @@ content's hash, so a hash of the records covers the pictures.
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
+from encoder.runtime.files import replacing
 from encoder.runtime.stage import write_json
 
 _ROWS_AT_ONCE = 64
@@ -81,8 +81,7 @@ def _copy(path: Path, copy: Path) -> tuple[list[str | None], dict[str, tuple[int
     """Write the pictures, equal ones once; returns each row's name, and where each name's bytes are."""
     names, places, end = [], {}, 0
     by_content: dict[str, str] = {}
-    temporary = copy.with_name(f".{copy.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with replacing(copy) as temporary, temporary.open("wb") as file:
         for row, picture in enumerate(_pictures(path)):
             data = (picture or {}).get("bytes")
             name = (picture or {}).get("path") or None
@@ -93,9 +92,6 @@ def _copy(path: Path, copy: Path) -> tuple[list[str | None], dict[str, tuple[int
                     places[name] = (end, end + file.write(data))
                     end = places[name][1]
             names.append(name)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(copy)
     return names, places
 
 

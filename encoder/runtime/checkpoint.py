@@ -6,7 +6,6 @@ A trainer draws everything that step `s` needs from `step_generator(seed, s)` an
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,13 @@ from safetensors import safe_open
 from safetensors.torch import save as serialize_tensors
 from torch import Tensor
 
+from encoder.runtime.files import replacing
+
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write `state` (tensors, numbers, strings, dicts, lists) atomically: temporary name, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    """Write `state` (tensors, numbers, strings, dicts, lists) atomically."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
         torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -48,14 +45,10 @@ def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
 ) -> None:
     """Write named tensors as safetensors, atomically; `metadata` values are stored as JSON."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     data = serialize_tensors(contiguous, {key: json.dumps(value) for key, value in (metadata or {}).items()})
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

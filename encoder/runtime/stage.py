@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from encoder.runtime.config import dump, load, read_yaml, resolve
+from encoder.runtime.files import remove_leftovers, replacing
 
 DONE = "DONE.json"
 PROGRESS = "progress.json"
@@ -99,31 +100,28 @@ def progress(out_dir: Path, done: int, total: int, unit: str = "steps", **scalar
 
 
 def make_writable(folder: Path) -> None:
-    """Create a folder and prove that it can be written to.
+    """Create a folder, prove that it can be written to, and remove what a killed writer left in it.
 
     Raises:
         PermissionError: it cannot be created or written, with the reason.
     """
-    probe = folder / f".write-probe-{os.getpid()}"
+    probe = folder / ".write-probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
+        with replacing(probe, sync=False) as temporary:
+            temporary.write_text("")
+        probe.unlink(missing_ok=True)  # of several processes here at once, another may have been faster
+        remove_leftovers(folder)
     except OSError as error:
         message = f"folder not writable: {folder} ({error.strerror}); choose another or mend its rights"
         raise PermissionError(message) from None
 
 
 def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
-    """Write JSON to a temporary name, then rename: a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
+    """Write JSON so that a reader never sees half a file; `sync`: see `files.replacing`."""
+    with replacing(path, sync=sync) as temporary, temporary.open("w") as file:
         json.dump(value, file, indent=1, default=str)
         file.write("\n")
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def sha256_file(path: Path) -> str:

@@ -1,0 +1,65 @@
+"""Files that are whole or not there: a temporary name, everything on the disk, then the rename.
+
+No torch here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+# .<name>.<place>.<process id>.<random>.tmp: unique, whatever hosts, processes and threads share a disk
+_TEMPORARY = re.compile(r"\..+\.(?P<place>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{16}\.tmp")
+
+
+def _find_place() -> str:
+    """Where a process number means one process: the machine and, on Linux, the container."""
+    namespace = Path("/proc/self/ns/pid")
+    numbering = os.readlink(namespace) if namespace.is_symlink() else ""
+    return re.sub(r"[^A-Za-z0-9]+", "-", f"{socket.gethostname()[:48]} {numbering}").strip("-")
+
+
+_PLACE = _find_place()
+
+
+@contextmanager
+def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """A temporary name beside `path`: what the caller writes there takes `path`'s place when the block ends.
+
+    A reader sees the old file or the new one, never half of one, and of several writers at once the last
+    wins. If the block raises, `path` stays as it was and the temporary file is removed. `sync`: the bytes are
+    on the disk before the rename; leave it out only for what may be lost with the machine.
+    """
+    temporary = path.with_name(f".{path.name}.{_PLACE}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
+    try:
+        yield temporary
+        if sync:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files in `folder` of processes of this machine that live no more: what a kill in
+    the middle of a checkpoint leaves behind."""
+    for path in folder.glob(".*.tmp"):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and found["place"] == _PLACE and not _is_alive(int(found["pid"])):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    with suppress(PermissionError):  # another user's process
+        try:
+            os.kill(pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+    return True
