@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from encoder.data.batch import to_pixels
+from encoder.data.records import picture_names
 from encoder.data.shards import MAX_PIXELS, ShardReader, find_shards, in_order, num_threads
 from encoder.frozen import FrozenEncoder
 from encoder.load import load_encoder
@@ -29,29 +30,6 @@ DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 _SAFETENSORS = {torch.float16: "F16", torch.float32: "F32"}  # its names of them
 MAX_BAD_FRACTION = 0.01
 Picture = tuple[str, np.ndarray, int]  # key, uint8 H W 3, label
-
-
-def picture_names(records: list[str]) -> list[str]:
-    """Names of the pictures of LLaVA JSON (or JSON lines) files, each once, in order; relative to ROOT.
-
-    Raises: FileNotFoundError; ValueError if a file is not JSON.
-    """
-    names: dict[str, None] = {}
-    for path in (ROOT / record for record in records):
-        if not path.is_file():
-            raise FileNotFoundError(f"LLaVA records not found: {path}")
-        text = path.read_text()
-        try:
-            if path.suffix == ".jsonl":
-                rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-            else:
-                rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from None
-        for row in rows:
-            images = row.get("image") or []
-            names.update(dict.fromkeys([images] if isinstance(images, str) else images))
-    return list(names)
 
 
 def read_files(folder: Path, names: list[str], skipped: list[str]) -> Iterator[Picture]:
@@ -176,7 +154,7 @@ def run(config: TokensConfig, out_dir: Path) -> dict:
     skipped: list[str] = []
     reader = None
     if config.records:
-        names = picture_names(config.records)[: config.limit]
+        names = picture_names([ROOT / path for path in config.records])[: config.limit]
         pictures, total = read_files(ROOT / config.data, names, skipped), len(names)
     else:
         reader = ShardReader(find_shards(ROOT / config.data, config.split), max_bad_fraction=MAX_BAD_FRACTION)

@@ -1,93 +1,25 @@
 """LLaVA's training data: JSON records to samples, pictures to visual tokens, samples to batches.
 
-A record is LLaVA's {id, image?, conversations: [{from: human|gpt, value}]}; a row of plain text, {id,
-text}, is a caption without a question. Pictures: `pictures`.
+Records: `encoder.data.records`. Pictures: `pictures`.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
-from pyarrow import parquet
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from encoder.data.records import read_records as read_records  # part of this module's interface
 from encoder.runtime.stage import sha256_json
-from llava_bridge.embedded import EmbeddedPictures, holds_pictures
 from llava_bridge.order import training_order as training_order  # part of this module's interface
 from llava_bridge.pictures import CachedPictures, LivePictures
 from llava_bridge.prompt import IGNORE, IMAGE, Encoded, Template, encode_conversations
 
 _NAMED = 20  # so many missing or broken pictures are named in the result
-
-
-def read_records(paths: Sequence[Path], embedded: EmbeddedPictures | None = None) -> list[dict]:
-    """The records of LLaVA JSON (a list), JSONL (a record a line) or parquet (a record a row) files; a folder
-    stands for its parquet files, in the order of their names.
-
-    embedded: takes the pictures that a parquet file holds; its records then name them.
-
-    Raises:
-        FileNotFoundError: a file is missing, or a folder holds none.
-        ValueError: a file is not JSON, a record has neither conversations nor text, or a file holds pictures
-            and there is no `embedded`.
-    """
-    records: list[dict] = []
-    for path in _files(paths):
-        rows = _read_parquet(path, embedded) if path.suffix == ".parquet" else _read_json(path)
-        records += [_as_conversation(row, f"{path} row {i}") for i, row in enumerate(rows)]
-    return records
-
-
-def _files(paths: Sequence[Path]) -> Iterator[Path]:
-    for path in map(Path, paths):
-        found = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-        if not all(each.is_file() for each in found) or not found:
-            what = "no parquet file in the folder" if path.is_dir() else "training data not found:"
-            raise FileNotFoundError(f"{what} {path}")
-        yield from found
-
-
-def _read_json(path: Path) -> list[dict]:
-    try:
-        text = path.read_text()
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} must hold a list of records, got a {type(rows).__name__}")
-    return rows
-
-
-def _read_parquet(path: Path, embedded: EmbeddedPictures | None) -> list[dict]:
-    if not holds_pictures(path):
-        rows = parquet.read_table(path).to_pylist()
-    elif embedded is None:
-        raise ValueError(f"{path} holds the pictures, which only training on live pictures reads")
-    else:
-        columns = [name for name in parquet.read_schema(path).names if name != "image"]
-        rows = parquet.read_table(path, columns=columns).to_pylist()
-        rows = [row | {"image": name} for row, name in zip(rows, embedded.add(path), strict=True)]
-    return [{key: value for key, value in row.items() if value is not None} for row in rows]
-
-
-def _as_conversation(row: Mapping, place: str) -> dict:
-    if "conversations" in row:
-        return {"id": place, **row}
-    if "text" in row:
-        return {
-            "id": place,
-            **row,
-            "conversations": [{"from": "human", "value": ""}, {"from": "gpt", "value": row["text"]}],
-        }
-    raise ValueError(f"{place}: a record needs 'conversations' or 'text', got keys {sorted(row)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,22 +61,6 @@ class EmbeddedPictures:
         return found["names"]
 
 
-def holds_pictures(path: Path) -> bool:
-    """Whether a parquet file's `image` column holds the pictures' bytes.
-
-    Raises:
-        ValueError: the file is not parquet.
-    """
-    try:
-        schema = parquet.read_schema(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} is not parquet: {error}") from None
-    if "image" not in schema.names:
-        return False
-    kind = schema.field("image").type
-    return pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-
-
 def _copy(path: Path, copy: Path) -> tuple[list[str | None], dict[str, tuple[int, int]]]:
     """Write the pictures, equal ones once; returns each row's name, and where each name's bytes are."""
     names, places, end = [], {}, 0
