@@ -12,7 +12,7 @@ from encoder.runtime.config import load
 from encoder.training.flops import PEAK_FLOPS, memory_bytes, num_parameters, sample_flops
 from encoder.training.plan import PlanConfig, vae_shape
 from encoder.training.recipe import RecipeConfig
-from harness.cli import make_plans
+from harness.command_line import make_plans
 from harness.config import parse
 from harness.running.cost import stage_flops
 from harness.running.stages import Graph

@@ -16,7 +16,7 @@ from encoder.training.flops import PEAK_FLOPS, num_parameters, sample_flops
 from encoder.training.options import TrainConfig
 from encoder.training.plan import vae_shape
 from encoder.training.recipe import RecipeConfig
-from harness.cli import make_plans
+from harness.command_line import make_plans
 from harness.config import parse
 from harness.running.cost import stage_flops
 from harness.running.stages import Graph

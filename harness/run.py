@@ -1,7 +1,7 @@
 """`python harness/run.py suite=understanding|generation|all preset=demo ...`: from frozen encoders to
 leaderboards.
 
-This file only finds the repository and its environment; `harness/cli.py` is the command line.
+This file only finds the repository and its environment; `harness/command_line.py` is the command line.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ def main() -> int:
             print("error: the packages are not installed; run `make setup` first", file=sys.stderr)
             return 2
         os.execv(own, [str(own), *sys.argv])
-    from harness.cli import main as command_line
+    from harness.command_line import main as command_line
 
     return command_line(sys.argv[1:])
 

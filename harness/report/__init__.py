@@ -1,10 +1,12 @@
-"""The report: one HTML file per preset, self-contained, rendered from result files and leaderboards."""
+"""The report: one HTML file per preset, self-contained, rendered from result files and leaderboards.
+Imports `encoder` and `harness.tables`.
+"""
 
 from pathlib import Path
 
 from harness.report.board import published_tables, suite_tables
 from harness.report.page import page
-from harness.tables.saved import saved_suites
+from harness.tables.results_folder import saved_suites
 
 __all__ = ["REPORT", "page", "published_tables", "suite_tables", "write"]
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from encoder.runtime.config import ROOT, read_yaml
+from harness.report.inline_pictures import data_uri
 from harness.report.markup import Markup, element
-from harness.report.pictures import data_uri
-from harness.tables.saved import SavedSuite
+from harness.tables.results_folder import SavedSuite
 
 _STAGE = "llava_bridge.evaluate"
 _PER_PATTERN = 3

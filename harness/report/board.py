@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator, Mapping
 
 from harness.report.markup import Markup, element, join
-from harness.report.provenance import identity_of, popover
-from harness.tables.render import NOT_RUN, Grid, comparison_words, grids
-from harness.tables.saved import SavedSuite
+from harness.report.origin import identity_of, popover
+from harness.tables.grids import NOT_RUN, Grid, comparison_words, grids
+from harness.tables.results_folder import SavedSuite
 
 _ARROWS = {"↑": "higher is better", "↓": "lower is better"}
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5}(?:v\d+)?)")

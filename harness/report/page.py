@@ -11,13 +11,13 @@ from pathlib import Path
 
 from harness.report.answers import answers
 from harness.report.board import published_tables, suite_tables
+from harness.report.inline_pictures import figures
 from harness.report.markup import Markup, element, join
-from harness.report.pictures import figures
-from harness.report.provenance import hardware
+from harness.report.origin import hardware
 from harness.report.scatter import LEGEND as SCATTER_LEGEND
 from harness.report.scatter import Line, Point, scatter
-from harness.tables.render import LEGEND
-from harness.tables.saved import SavedSuite
+from harness.tables.grids import LEGEND
+from harness.tables.results_folder import SavedSuite
 
 _HERE = Path(__file__).parent
 # Which number stands for a suite in the scatter: the first that its leaderboard has.

@@ -1,3 +1,3 @@
-"""How a suite runs: the graph of stages, its engines and launchers, display, lock, provenance, plans, costs.
-Imports `encoder` and the bridges' configs; of the harness, its config alone.
+"""How a suite runs: the graph of stages, launching, display, lock, provenance, plans and their costs.
+Imports `encoder` and the bridges' configs; of the harness, `harness.config` alone.
 """

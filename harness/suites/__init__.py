@@ -1,4 +1,6 @@
-"""The suites: each turns encoders into stages and rows."""
+"""The suites: each turns encoders into stages of the graph and rows of the leaderboard.
+Imports everything below the command line; nothing imports a suite but the command line.
+"""
 
 import dataclasses
 

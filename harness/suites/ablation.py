@@ -23,7 +23,7 @@ from harness.suites.generation import RECONSTRUCTIONS, add_generation, add_recon
 from harness.suites.request import Request, SuitePlan
 from harness.suites.shared import add_scenes
 from harness.suites.understanding import add_answers
-from harness.tables.results import Part, Row
+from harness.tables.result_files import Part, Row
 from harness.trained import ENCODER_FILE, KEYS, TrainedConfig
 
 BRANCHES = "branches"  # the study whose variants' gradients are compared

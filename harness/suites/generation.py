@@ -25,7 +25,7 @@ from harness.metrics.config import (
 from harness.running.stages import Stage
 from harness.suites.request import Request, SuitePlan
 from harness.suites.shared import add_pictures, add_tokens, num_classes
-from harness.tables.results import Part, Row
+from harness.tables.result_files import Part, Row
 from rae_bridge.config import GenerateConfig, ReconstructConfig, TrainDiTConfig
 
 RECONSTRUCTIONS, SAMPLES = "reconstructions.npz", "samples.npz"

@@ -8,7 +8,7 @@ from harness.config import Preset, SuiteConfig
 from harness.encoders import Encoder
 from harness.running.stages import Graph
 from harness.suites.foundation import Foundation
-from harness.tables.results import Row
+from harness.tables.result_files import Row
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from encoder.options import TokensConfig
 from encoder.runtime.config import ConfigError, check_keys
 from harness.config import stage_config
 from harness.encoders import Encoder
-from harness.own_captions import OwnCaptionsConfig
 from harness.own_data import OwnDataConfig, list_source
+from harness.own_data.questions import OwnCaptionsConfig
 from harness.running.stages import Stage
 from harness.suites.request import Request
 
@@ -54,7 +54,7 @@ def add_captions(request: Request) -> Stage:
     config = OwnCaptionsConfig(data=str(pictures.folder))
     return request.graph.add(
         OWN_CAPTIONS,
-        "harness.own_captions",
+        "harness.own_data.questions",
         config,
         label="own captions",
         inputs=[pictures],

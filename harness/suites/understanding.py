@@ -16,7 +16,7 @@ from harness.encoders import Encoder
 from harness.running.stages import Stage
 from harness.suites.request import Request, SuitePlan
 from harness.suites.shared import OWN_CAPTIONS, add_captions, add_scenes, add_tokens
-from harness.tables.results import Part, Row
+from harness.tables.result_files import Part, Row
 from llava_bridge.config import EvaluateConfig, LlavaConfig
 
 CHANCE = 25.0  # % of Scenes-SEED's four options

@@ -1,3 +1,3 @@
-"""From result files to tables, figures and comparisons: no number is computed anew here.
+"""From result files to tables, figures and comparisons: every number shown was written by a stage.
 Imports `encoder`, `harness.config`, `harness.metrics` and `harness.running`.
 """

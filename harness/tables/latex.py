@@ -5,7 +5,7 @@ needs `\\usepackage{booktabs}`.
 from collections.abc import Iterator, Mapping
 
 from harness.config import SuiteConfig
-from harness.tables.render import Grid, grids, measured_at
+from harness.tables.grids import Grid, grids, measured_at
 
 _ESCAPES = str.maketrans(
     {

@@ -20,10 +20,9 @@ from encoder.runtime.config import ROOT, choose, read_yaml
 from encoder.runtime.stage import write_json
 from harness.config import SuiteConfig
 from harness.running import provenance
-from harness.tables import latex
-from harness.tables import render as tables
+from harness.tables import grids, latex
 
-COMPARISONS = "comparisons.json"  # of `paired`, beside the leaderboard
+COMPARISONS = "comparisons.json"  # of `against_baseline`, beside the leaderboard
 PUBLISHED = ROOT / "harness" / "published.yaml"
 # Unit and direction of the numbers that papers print; a measured number brings its own.
 PUBLISHED_KEYS = {
@@ -37,7 +36,7 @@ _FROM_FILE = ("value", "stderr", "unit", "higher_is_better", "num_samples")
 
 
 def build(suite: SuiteConfig, preset: str, rows: Iterable[Mapping], folder: Path) -> dict:
-    """The leaderboard of rows given by their result files (see `results.collect`), published rows last."""
+    """The leaderboard of rows that name their result files (`result_files.collect`), published rows last."""
     built, dates, commits = [], [], set()
     for row in rows:
         metrics = {}
@@ -104,7 +103,7 @@ def write(board: Mapping, suite: SuiteConfig, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"leaderboard.{ending}" for ending in ("json", "md", "csv", "tex")]
     write_json(files[0], board)
-    files[1].write_text(tables.markdown(board, suite))
+    files[1].write_text(grids.markdown(board, suite))
     files[2].write_text(comma_separated(board))
     files[3].write_text(latex.latex(board, suite))
     return files
@@ -114,7 +113,7 @@ def comma_separated(board: Mapping) -> str:
     """A line per row; a value, a standard error, a deviation over seeds and their number per key; `not run`
     where it was not.
     """
-    keys = tables.keys_of(board["rows"])
+    keys = grids.keys_of(board["rows"])
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     columns = [f"{key}{what}" for key in keys for what in ("", " stderr", " std", " seeds")]

@@ -1,1 +1,3 @@
-"""lmms-eval tasks of this project: a YAML each, and beside it what the YAML calls."""
+"""lmms-eval's tasks of this project: a YAML file each, and the Python functions that it names.
+Imports `encoder` and `llava_bridge` alone.
+"""

@@ -18,7 +18,7 @@ from harness.metrics.config import Metric, ScoreConfig
 from harness.running.launch import Outcome, launch_facts
 from harness.running.stages import Graph, Stage
 from harness.tables import leaderboard
-from harness.tables.results import Identity, Part, Row, collect, merge_seeds
+from harness.tables.result_files import Identity, Part, Row, collect, merge_seeds
 from llava_bridge.config import EvaluateConfig
 
 NUM_QUESTIONS = 6

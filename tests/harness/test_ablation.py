@@ -8,11 +8,11 @@ from encoder.options import EncoderConfig
 from encoder.runtime.config import ConfigError, load, resolve
 from encoder.training.options import TrainConfig
 from harness import trained
-from harness.cli import make_plans
+from harness.command_line import make_plans
 from harness.config import chosen_suites, merged, parse
 from harness.running.stages import Graph
+from harness.tables.grids import grids
 from harness.tables.leaderboard import build
-from harness.tables.render import grids
 
 
 @pytest.fixture(scope="module")

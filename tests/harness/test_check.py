@@ -14,7 +14,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from encoder.frozen import FrozenEncoder
 from examples.own_encoder import PatchColours
-from harness import check, verbs
+from harness import check, subcommands
 from harness.encoders import resolve_encoder
 from harness.retrieval import NoTextTowerError, find_embed_pairs
 
@@ -215,10 +215,10 @@ def test_the_verb_says_what_it_found_and_by_its_exit_code(capsys, monkeypatch):
     monkeypatch.setattr(check, "NUM_TEST", 30)
     console = Console(width=150)
     good = "encoders=[module:examples.own_encoder:PatchColours]"
-    assert verbs.run("check", [good], console) == 0
+    assert subcommands.run("check", [good], console) == 0
     assert "holds" in capsys.readouterr().out
     monkeypatch.setattr(check, "violations", lambda encoder, pixels: ["tokens are odd"])
-    assert verbs.run("check", [good], console) == 1
+    assert subcommands.run("check", [good], console) == 1
     assert "PatchColours: tokens are odd" in capsys.readouterr().err
     with pytest.raises(ValueError, match="unknown encoder 'ov3-dmo'"):
-        verbs.run("check", ["encoders=[ov3-dmo]"], console)
+        subcommands.run("check", ["encoders=[ov3-dmo]"], console)

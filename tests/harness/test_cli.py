@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from encoder.runtime.config import ROOT, ConfigError
-from harness.cli import main
+from harness.command_line import main
 from harness.config import parse
 
 WITHOUT_TORCH = """

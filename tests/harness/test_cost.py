@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from encoder.runtime.config import ROOT
-from harness.cli import make_plans
+from harness.command_line import make_plans
 from harness.config import parse
 from harness.running import cost
 from harness.running.plan import print_plan

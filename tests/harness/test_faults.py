@@ -54,7 +54,8 @@ def test_a_full_disk_ends_a_stage_in_one_line_and_the_next_run_goes_on(config, t
 
 
 def test_an_interrupt_says_that_the_same_command_goes_on(config, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("harness.own_data._split", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    interrupt = lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)  # noqa: E731
+    monkeypatch.setattr("harness.own_data.pack._split", interrupt)
     with pytest.raises(SystemExit) as ended:
         main(OwnDataConfig, run, [str(config), str(tmp_path / "out")])
     assert ended.value.code == 130

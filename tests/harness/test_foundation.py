@@ -8,7 +8,7 @@ from encoder.data.scenes import write
 from encoder.runtime import checkpoint
 from encoder.runtime.config import ConfigError
 from encoder.training import trainer
-from harness.cli import make_plans
+from harness.command_line import make_plans
 from harness.config import parse
 from harness.running.stages import Graph
 

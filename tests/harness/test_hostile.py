@@ -21,8 +21,8 @@ from harness.config import Preset
 from harness.metrics.pictures import read_pictures
 from harness.own_data import OwnDataConfig, list_source, run
 from harness.running.stages import Graph
-from harness.tables.saved import saved_suites
-from harness.tables.verify import verify
+from harness.tables.results_folder import saved_suites
+from harness.verify import verify
 from rae_bridge.latents import LatentStatistics
 
 NUM_MUTANTS = 150

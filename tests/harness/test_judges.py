@@ -16,7 +16,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from encoder.runtime.config import ConfigError
 from encoder.runtime.stage import sha256_file
-from harness.cli import make_plans
+from harness.command_line import make_plans
 from harness.config import parse
 from harness.metrics import fid, numbers, reference, score, weights
 from harness.metrics.config import PICTURES, Judge, ReferenceConfig, ScoreConfig, judge_of, keys_of

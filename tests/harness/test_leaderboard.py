@@ -11,9 +11,8 @@ from harness.config import SuiteConfig, chosen_suites
 from harness.metrics.config import Metric
 from harness.running.launch import Outcome, launch_facts
 from harness.running.stages import Graph
-from harness.tables import leaderboard
-from harness.tables import render as tables
-from harness.tables.results import Identity, Part, Row, collect, merge_seeds, slug
+from harness.tables import grids, leaderboard
+from harness.tables.result_files import Identity, Part, Row, collect, merge_seeds, slug
 
 SUITE = SuiteConfig(
     name="generation",
@@ -152,7 +151,7 @@ def test_the_same_stages_give_the_same_bytes_again(tmp_path):
 
 def test_arrows_and_bold_follow_the_direction_among_measured_rows(board):
     content, _ = board
-    text = tables.markdown(content, SUITE)
+    text = grids.markdown(content, SUITE)
     assert "| encoder | PSNR dB ↑ | rFD-lite0 ↓ | yes % |" in text
     assert (
         "| ov3-demo | **25.00 ± 0.25** | **3.0000** | 50.0 |" in text
@@ -165,7 +164,7 @@ def test_arrows_and_bold_follow_the_direction_among_measured_rows(board):
 def test_equal_values_win_nothing(tmp_path):
     distances = {"a": 1.0, "b": 2.0}
     rows = [make_row(tmp_path, name, metrics(25.0, distance, 50.0)) for name, distance in distances.items()]
-    text = tables.markdown(make_board(tmp_path, rows)[0], SUITE)
+    text = grids.markdown(make_board(tmp_path, rows)[0], SUITE)
     assert "| a | 25.00 ± 0.25 | **1.0000** | 50.0 |" in text
     assert "| b | 25.00 ± 0.25 | 2.0000 | 50.0 |" in text
 
@@ -181,8 +180,8 @@ def test_a_failed_stage_is_not_run_with_its_reason_and_never_a_number(tmp_path):
     )
     assert content["rows"][1]["metrics"] == {}
     assert content["rows"][1]["not_run"] == dict.fromkeys(("PSNR", "rFD-lite0", "yes"), "disk full")
-    assert "| bad | not run | not run | not run |" in tables.markdown(content, SUITE)
-    assert "**" not in tables.markdown(content, SUITE).split("## Published")[0]  # one row alone wins nothing
+    assert "| bad | not run | not run | not run |" in grids.markdown(content, SUITE)
+    assert "**" not in grids.markdown(content, SUITE).split("## Published")[0]  # one row alone wins nothing
     rows = list(csv.DictReader(leaderboard.comma_separated(content).splitlines()))
     assert (rows[0]["PSNR"], rows[0]["PSNR stderr"], rows[1]["PSNR"]) == ("1.0", "0.25", "not run")
 
@@ -190,7 +189,7 @@ def test_a_failed_stage_is_not_run_with_its_reason_and_never_a_number(tmp_path):
 def test_an_infinite_value_is_null_in_the_file_and_undefined_in_the_table(tmp_path):
     content, _ = make_board(tmp_path, [make_row(tmp_path, "a", metrics(float("inf"), 2.0, float("nan")))])
     assert content["rows"][0]["metrics"]["PSNR"]["value"] is None
-    assert "| a | undefined | 2.0000 | undefined |" in tables.markdown(content, SUITE)
+    assert "| a | undefined | 2.0000 | undefined |" in grids.markdown(content, SUITE)
 
 
 def test_another_fingerprint_rewrites_the_result_file(tmp_path):
@@ -213,7 +212,7 @@ def test_published_rows_are_cited_and_set_apart(suite):
     (config,) = chosen_suites(suite)
     content = {"suite": suite, "preset": "demo", "commit": None, "date": None, "rows": rows}
     console = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
-    tables.show(content, config, console)
+    grids.show(content, config, console)
     text = console.export_text()
     settings = {row["source"].rpartition(": ")[2] for row in rows}  # numbers of two do not compare
     assert text.count("published, not measured here: ") == len(settings) == 4
@@ -276,10 +275,10 @@ def test_stars_and_seeds_show_in_the_cells():
     about = {"baseline": "clip-demo", "confidence_percent": 95, "num_resamples": 2000}
     content = {"preset": "demo", "commit": None, "date": None, "rows": [row]}
     (config,) = chosen_suites("understanding")
-    text = tables.markdown(content | {"comparisons": {**about, "pairs": [pair, level]}}, config)
+    text = grids.markdown(content | {"comparisons": {**about, "pairs": [pair, level]}}, config)
     assert "| ov3-demo | 43.5\\* ± 1.5 | 43.5 ± 0.7 (n=2) |" in text
     assert "differs from clip-demo" in text
-    assert "\\*" not in tables.markdown(content, config)
+    assert "\\*" not in grids.markdown(content, config)
 
 
 def test_names_become_safe_paths():

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from encoder.runtime.config import ROOT
-from harness.cli import make_plans
+from harness.command_line import make_plans
 from harness.config import parse
-from harness.own_captions import Captioned, OwnCaptionsConfig, run, twin_groups
 from harness.own_data import OwnDataConfig, list_source
 from harness.own_data import run as pack
+from harness.own_data.questions import Captioned, OwnCaptionsConfig, run, twin_groups
 from harness.running.stages import Graph
 from llava_bridge.data import read_records
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from encoder.data.shards import read_samples
 from encoder.runtime.config import ConfigError
-from harness.cli import make_plans
+from harness.command_line import make_plans
 from harness.config import parse
 from harness.own_data import OwnDataConfig, list_source, run
 from harness.running.stages import Graph

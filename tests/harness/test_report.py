@@ -13,7 +13,7 @@ import pytest
 from harness import report
 from harness.report.markup import element, escape
 from harness.report.scatter import Point, front, scatter
-from harness.tables.verify import verify
+from harness.verify import verify
 
 EXPORTS = ("md", "csv", "tex")
 HOSTILE = "<img src=x onerror=alert(1)>\"'</script></style>&\u202e"

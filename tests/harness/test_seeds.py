@@ -7,12 +7,12 @@ import time
 
 from rich.console import Console
 
-from harness import cli
+from harness import command_line
 from harness.config import chosen_suites, parse
 from harness.running.stages import Graph
 from harness.suites.request import SuitePlan
-from harness.tables.results import Part, Row
-from harness.tables.verify import verify
+from harness.tables.result_files import Part, Row
+from harness.verify import verify
 
 STAGE = '''"""A stage whose number is its seed."""
 import dataclasses
@@ -57,7 +57,7 @@ def test_two_seeds_give_one_row_that_can_be_rebuilt(tmp_path, monkeypatch):
         row = Row(encoder="ov3-demo", kind="measured", source="", parts=parts, undefined={})
         plans.append(SuitePlan(suite=suite, rows=[row], draw=lambda folder, board: [], seed=seed))
     console = Console(record=True, width=160, file=open(os.devnull, "w"))  # noqa: SIM115
-    assert cli.run(graph, plans, options, preset, console) == 0
+    assert command_line.run(graph, plans, options, preset, console) == 0
     results = tmp_path / "results" / "demo"
     board = json.loads((results / "generation" / "leaderboard.json").read_text())
     row = board["rows"][0]

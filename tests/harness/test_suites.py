@@ -6,7 +6,7 @@ import re
 import pytest
 
 from encoder.runtime.config import ROOT
-from harness.cli import make_plans
+from harness.command_line import make_plans
 from harness.config import chosen_suites, parse
 from harness.metrics.config import ReferenceConfig, keys_of
 from harness.running.stages import Graph

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from encoder.runtime.config import ConfigError
-from harness import report, verbs
-from harness.tables.verify import verify
+from harness import report, subcommands
+from harness.verify import verify
 
 PSNR = "generation/values/ov3-demo/seed0/PSNR.json"
 
@@ -118,10 +118,10 @@ def test_a_result_file_outside_the_folder_is_not_read(made):
 
 def test_the_verb_exits_with_one_and_says_what_differs(made, capsys):
     console = Console(width=200)
-    assert verbs.run("verify", [str(made.results)], console) == 0
+    assert subcommands.run("verify", [str(made.results)], console) == 0
     assert "no differences" in capsys.readouterr().out
     change(made.results / PSNR, value=31.0)
-    assert verbs.run("verify", [str(made.results)], console) == 1
+    assert subcommands.run("verify", [str(made.results)], console) == 1
     assert "error: " in capsys.readouterr().err
 
 
@@ -135,4 +135,4 @@ def test_the_verb_exits_with_one_and_says_what_differs(made, capsys):
 )
 def test_wrong_words_are_one_clear_line(verb, words, error, message):
     with pytest.raises(error, match=message):
-        verbs.run(verb, words, Console())
+        subcommands.run(verb, words, Console())

@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 
 from encoder.runtime.config import dump
-from harness import verbs
-from harness.tables.compare import compare, show
-from harness.tables.saved import RUN_CONFIG
+from harness import subcommands
+from harness.tables.results_folder import RUN_CONFIG
+from harness.tables.side_by_side import compare, show
 
 
 def text_of(pairs, a, b):
@@ -26,7 +26,7 @@ def test_a_folder_equals_itself(make_results, capsys):
     pairs = compare(made.results, made.results)
     assert [pair.num_changed for pair in pairs] == [0, 0]
     assert all(pair.settings == pair.facts == [] for pair in pairs)
-    assert verbs.run("compare", [str(made.results)] * 2, Console(width=200)) == 0
+    assert subcommands.run("compare", [str(made.results)] * 2, Console(width=200)) == 0
     assert "generation: 0 of" in capsys.readouterr().out
 
 
@@ -42,7 +42,7 @@ def test_a_better_encoder_shows_with_its_difference_and_error(make_results, caps
     lines = [line for line in text_of([pair], a, b).splitlines() if "ov3-demo" in line]
     assert any("PSNR" in line and "+5.08 ± 0.14" in line and "better" in line for line in lines)
     assert any("gFD-lite0" in line and "-11.81" in line and "better" in line for line in lines)
-    assert verbs.run("compare", [str(a), str(b)], Console(width=200)) == 1
+    assert subcommands.run("compare", [str(a), str(b)], Console(width=200)) == 1
     assert "differ" in capsys.readouterr().out
 
 

@@ -17,14 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from encoder.runtime.config import ROOT, ConfigError
-from encoder.runtime.stage import main, progress, sha256_json, write_json
+from encoder.runtime.stage import progress, write_json
+from harness.own_data.listing import SPLITS, Listing, list_source
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SPLITS = ("train", "test")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _SHARD_SIZE = 1000
 _PROGRESS_EVERY = 100
 
@@ -43,57 +41,6 @@ class OwnDataConfig:
     def __post_init__(self) -> None:
         if not 0 < self.test_fraction < 1 or self.image_size < 1:
             raise ValueError(f"test_fraction {self.test_fraction} must lie in (0, 1), image_size above 0")
-
-
-@dataclasses.dataclass(frozen=True)
-class Listing:
-    """What a source holds, by name."""
-
-    files: dict[str, list[Path]]  # split (or "" for one that is yet to be split) -> pictures or shards
-    has_shards: bool
-    class_names: tuple[str, ...]  # of class folders, in order of their labels; empty for shards
-    digest: str
-    num_bytes: int = 0
-
-    @property
-    def num_pictures(self) -> int:
-        """Of a folder; 0 for shards, which do not say."""
-        return 0 if self.has_shards else sum(len(paths) for paths in self.files.values())
-
-
-def list_source(source: str) -> Listing:
-    """The pictures or shards of a folder.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ConfigError: it holds neither, or a test class that train has not.
-    """
-    folder = ROOT / source
-    if not folder.is_dir():
-        raise FileNotFoundError(f"own_data.source: no such folder: {folder}")
-    splits = SPLITS if all((folder / split).is_dir() for split in SPLITS) else ("",)
-    shards = {split: sorted((folder / split).glob("*.tar")) for split in splits}
-    has_shards = splits == SPLITS and all(shards.values())
-    pictures = {split: _pictures(folder / split) for split in splits}
-    files = shards if has_shards else pictures
-    if not all(files.values()):
-        raise ConfigError(
-            f"{folder} holds no pictures: expected <class>/<picture>, <train|test>/<class>/<picture> or "
-            f"<train|test>/*.tar; pictures end in {', '.join(SUFFIXES)}"
-        )
-    names = {split: {path.parent.name for path in paths} for split, paths in pictures.items()}
-    class_names = () if has_shards else tuple(sorted(names[splits[0]]))
-    if not has_shards and (extra := names[splits[-1]] - set(class_names)):
-        raise ConfigError(f"{folder}/test has a class that train has not: {sorted(extra)[0]}")
-    every = [path for paths in files.values() for path in paths]
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in every}
-    return Listing(
-        files=files,
-        has_shards=has_shards,
-        class_names=class_names,
-        digest=sha256_json(sizes),
-        num_bytes=sum(sizes.values()),
-    )
 
 
 def run(config: OwnDataConfig, out_dir: Path) -> dict:
@@ -124,11 +71,6 @@ def run(config: OwnDataConfig, out_dir: Path) -> dict:
     write_json(out_dir / "card.json", {"source": config.source, "counts": counts})
     totals = {split: sum(by_class.values()) for split, by_class in counts.items()}
     return {**totals, "num_classes": len(counts["train"]), "num_skipped": len(skipped)}
-
-
-def _pictures(folder: Path) -> list[Path]:
-    found = (path for path in folder.glob("*/*") if path.suffix.lower() in SUFFIXES)
-    return sorted(path for path in found if not path.name.startswith("."))
 
 
 def _samples(
@@ -235,7 +177,3 @@ class _Writer:
         tar, path = self.open.pop(split)
         tar.close()
         path.with_name(f"{path.name}.partial").replace(path)
-
-
-if __name__ == "__main__":
-    main(OwnDataConfig, run)

@@ -5,29 +5,29 @@ from pathlib import Path
 
 from encoder.runtime.stage import write_json
 from harness.running.launch import Outcome
-from harness.suites.request import SuitePlan
 from harness.tables.leaderboard import COMPARISONS
+from harness.tables.result_files import Row
 
 
 def write(
-    plans: Sequence[SuitePlan], outcomes: Mapping[Path, Outcome], baseline: str | None, folder: Path
+    seeds: Sequence[Sequence[Row]], outcomes: Mapping[Path, Outcome], baseline: str | None, folder: Path
 ) -> None:
     """Write `comparisons.json` into the suite's results folder, or remove it where nothing can be compared.
 
-    plans: the suite's plan for each seed.
+    seeds: the suite's rows, once for each seed.
     """
     path = folder / COMPARISONS
     samples: dict[str, list[Path]] = {}
     questions: dict[str, tuple[Path, ...]] = {}
-    for plan in plans:
-        for row in plan.rows:
+    for rows in seeds:
+        for row in rows:
             for part in row.parts:
                 if part.answers is not None and outcomes[part.stage.folder].is_complete:
                     samples.setdefault(row.encoder, []).append(part.answers)
                     questions[row.encoder] = part.data
     content = None
     if baseline in samples and len(samples) > 1:
-        from harness.tables.paired import (  # here: pyarrow and numpy would delay the command line
+        from harness.tables.bootstrap import (  # here: pyarrow and numpy would delay the command line
             Answers,
             compare,
         )

@@ -17,8 +17,8 @@ from encoder.runtime.config import ROOT, read_yaml
 from encoder.runtime.stage import DONE, sha256_json
 from harness.report import REPORT, published_tables, suite_tables
 from harness.tables import leaderboard
-from harness.tables.results import content_hash, finite
-from harness.tables.saved import LEADERBOARD, SavedSuite, result_files, saved_suites
+from harness.tables.result_files import content_hash, finite
+from harness.tables.results_folder import LEADERBOARD, SavedSuite, result_files, saved_suites
 
 _FROM_STAGE = ("value", "stderr", "unit", "higher_is_better", "num_samples")
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from encoder.runtime.config import read_yaml
-from harness.tables.saved import RUN_CONFIG, SavedSuite, saved_suites
+from harness.tables.results_folder import RUN_CONFIG, SavedSuite, saved_suites
 
 ABSENT = "absent"
 _FACTS = (

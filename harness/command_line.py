@@ -10,7 +10,7 @@ from rich.console import Console
 
 from encoder.runtime.config import dump
 from encoder.runtime.stage import BAD_INPUT, INTERRUPTED, make_writable
-from harness import report, verbs
+from harness import report, subcommands
 from harness.config import ABLATION, ALL, Options, Preset, SuiteConfig, chosen_suites, parse, written_preset
 from harness.encoders import resolve_encoder
 from harness.running import engines
@@ -22,10 +22,9 @@ from harness.running.stages import Graph
 from harness.suites import plan_suite
 from harness.suites.foundation import add_foundation
 from harness.suites.request import Request, SuitePlan
-from harness.tables import comparisons, leaderboard
-from harness.tables import render as tables
-from harness.tables.results import Identity, collect, merge_seeds
-from harness.tables.saved import RUN_CONFIG
+from harness.tables import against_baseline, grids, leaderboard
+from harness.tables.result_files import Identity, collect, merge_seeds
+from harness.tables.results_folder import RUN_CONFIG
 
 FAILED = 1
 USAGE = """\
@@ -61,8 +60,8 @@ def main(words: Sequence[str]) -> int:
         if {"--help", "-h"} & set(flags):
             print(USAGE, end="")
             return 0
-        if words and words[0] in verbs.VERBS:
-            return verbs.run(words[0], words[1:], console)
+        if words and words[0] in subcommands.SUBCOMMANDS:
+            return subcommands.run(words[0], words[1:], console)
         if unknown := [flag for flag in flags if flag not in ("--list", "--plan")]:
             raise ValueError(f"unknown flag '{unknown[0]}'; valid: --help, --list, --plan")
         options, preset = parse([word for word in words if word not in flags])
@@ -172,12 +171,12 @@ def _report(
         identity = Identity(suite=plan.suite.name, preset=options.preset, seed=each.seed)
         seeds.append([collect(row, outcomes, folder, identity) for row in each.rows])
     rows = [merge_seeds(runs) for runs in zip(*seeds, strict=True)]
-    comparisons.write(plans, outcomes, preset.baseline, folder)
+    against_baseline.write([each.rows for each in plans], outcomes, preset.baseline, folder)
     board = leaderboard.build(plan.suite, options.preset, rows, folder)
     files = leaderboard.write(board, plan.suite, folder) + plan.draw(folder, board)
     said = {"seeds": options.all_seeds, "device": options.device or preset.device, "preset": preset}
     dump({**said, "encoders": [row.encoder for row in plan.rows]}, folder / RUN_CONFIG)
-    tables.show(board, plan.suite, console)
+    grids.show(board, plan.suite, console)
     planned = zip(rows, plan.rows, strict=True)  # what a row cannot have by its nature is no failure
     is_complete = not any(set(row["not_run"]) - set(asked.undefined) for row, asked in planned)
     return _Report(files, is_complete=is_complete)

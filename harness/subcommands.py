@@ -1,5 +1,5 @@
-"""What the verbs do: `verify RESULTS` and `compare A B` read results folders, `check encoders=[...]` tries
-encoders out; none of them runs a stage.
+"""What the command line's subcommands do: `verify RESULTS` and `compare A B` read results folders,
+`check encoders=[...]` tries encoders out; none of them runs a stage.
 """
 
 import sys
@@ -13,29 +13,30 @@ from rich.table import Table
 from encoder.runtime.config import ConfigError, choose
 from harness.config import parse
 from harness.encoders import resolve_encoder
-from harness.tables import compare, verify
+from harness.tables import side_by_side
+from harness.verify import verify
 
 DIFFERENT = 1  # exit code, as diff's
 
 
-def run(verb: str, words: Sequence[str], console: Console) -> int:
-    """Do what a verb says; returns the exit code: 0, or 1 where something differs.
+def run(name: str, words: Sequence[str], console: Console) -> int:
+    """Do what a subcommand says; returns the exit code: 0, or 1 where something differs.
 
     Raises:
-        ConfigError: not the folders that the verb takes.
+        ConfigError: not the folders that it takes.
         FileNotFoundError: a folder without a leaderboard.
         ValueError: a leaderboard that cannot be read.
     """
-    names, act = choose(VERBS, verb, "verb")
-    if not names:
+    takes, act = choose(SUBCOMMANDS, name, "subcommand")
+    if not takes:
         return act(words, console)
-    if len(words) != len(names):
-        raise ConfigError(f"{verb} takes {' and '.join(names)}, got {' '.join(words) or 'nothing'}")
+    if len(words) != len(takes):
+        raise ConfigError(f"{name} takes {' and '.join(takes)}, got {' '.join(words) or 'nothing'}")
     return act(*map(Path, words), console)
 
 
 def _verify(results: Path, console: Console) -> int:
-    verdict = verify.verify(results)
+    verdict = verify(results)
     for fault in verdict.faults:
         print(f"error: {fault}", file=sys.stderr)
     for place in sorted(verdict.gone):
@@ -45,8 +46,8 @@ def _verify(results: Path, console: Console) -> int:
 
 
 def _compare(a: Path, b: Path, console: Console) -> int:
-    pairs = compare.compare(a, b)
-    compare.show(pairs, a, b, console)
+    pairs = side_by_side.compare(a, b)
+    side_by_side.show(pairs, a, b, console)
     return DIFFERENT if any(pair.num_changed for pair in pairs) else 0
 
 
@@ -55,7 +56,7 @@ def _check(words: Sequence[str], console: Console) -> int:
     options, preset = parse(words)
     names = list(dict.fromkeys(options.encoders or preset.encoders))
     encoders = [resolve_encoder(name) for name in names]
-    from harness import check  # here: torch would delay the other verbs
+    from harness import check  # here: torch would delay the other subcommands
 
     table = Table("encoder", "tokens", "contract", title="check", title_justify="left")
     for heading in ("linear probe %", "retrieval R@1 %", "PSNR dB"):
@@ -80,7 +81,7 @@ def _check(words: Sequence[str], console: Console) -> int:
     return DIFFERENT if any(report.faults for report in reports) else 0
 
 
-VERBS: dict[str, tuple[tuple[str, ...], Callable[..., int]]] = {
+SUBCOMMANDS: dict[str, tuple[tuple[str, ...], Callable[..., int]]] = {
     "verify": (("a results folder such as results/demo",), _verify),
     "compare": (("one results folder", "another"), _compare),
     "check": ((), _check),  # key=value words, as a run takes them

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 
 from harness.report.markup import Markup, element, join
-from harness.tables.saved import SavedSuite, result_files
+from harness.tables.results_folder import SavedSuite, result_files
 
 _DIRECTIONS = {True: "higher is better", False: "lower is better", None: "neither way is better"}
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness.tables import paired
-from harness.tables.paired import Answers, compare
+from harness.tables import bootstrap
+from harness.tables.bootstrap import Answers, compare
 
 NUM_GROUPS = 40
 
@@ -64,7 +64,7 @@ def test_clearly_better_answers_differ_and_equal_ones_do_not(tmp_path, questions
 
 
 def test_the_interval_is_the_one_of_a_loop_over_groups(tmp_path, questions, monkeypatch):
-    monkeypatch.setattr(paired, "NUM_RESAMPLES", 4000)
+    monkeypatch.setattr(bootstrap, "NUM_RESAMPLES", 4000)
     files = [write(tmp_path, "a", 0.7, seed=1), write(tmp_path, "b", 0.6, seed=2)]
     answers = [Answers(encoder=n, samples=[p], questions=questions) for n, p in zip("ab", files, strict=True)]
     got = pairs(compare(answers, "b"))["Scenes-SEED"]

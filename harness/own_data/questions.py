@@ -1,6 +1,6 @@
 """Stage: the captions of one's own pictures as LLaVA's training data and as questions.
 
-`python -m harness.own_captions <config.yaml> <out_dir>` reads what `harness.own_data` wrote: the train
+`python -m harness.own_data.questions <config.yaml> <out_dir>` reads what `harness.own_data` wrote: the train
 pictures become records for both stages (out_dir/llava: images/, pretrain.json, instruct.json), the test
 pictures questions (out_dir/lmms/own_captions.parquet): which of four captions is this picture's?
 

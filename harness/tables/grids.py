@@ -39,7 +39,7 @@ def grids(board: Mapping, suite: SuiteConfig, *, with_appendix: bool) -> Iterato
     """The suite's tables: the headline has a line per encoder; the longer ones turn that round."""
     own = [row for row in board["rows"] if row["kind"] != "published"]
     asked = keys_of(own)  # a suite's file names what every judge and task can give
-    better = better_than_baseline(board)
+    better = different_from_baseline(board)
     for name, study in suite.studies.items():
         rows = [row | {"encoder": row["groups"][name]} for row in own if name in row.get("groups", {})]
         keys = keys_of(rows)
@@ -128,7 +128,7 @@ def keys_of(rows: Sequence[Mapping]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in (*row["metrics"], *row["not_run"])))
 
 
-def better_than_baseline(board: Mapping) -> set[tuple[str, str]]:
+def different_from_baseline(board: Mapping) -> set[tuple[str, str]]:
     """(encoder, key) of the numbers whose 95 % interval of the difference from the baseline leaves out 0."""
     return {
         (each["encoder"], each["key"])

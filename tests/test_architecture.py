@@ -1,0 +1,154 @@
+"""The one way of imports: which package and which wing may import which, and that no two files import each
+other."""
+
+import ast
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from encoder.runtime.config import ROOT
+
+# What a package may import besides itself. The bridges never import each other.
+PACKAGES = {
+    "encoder": (),
+    "llava_bridge": ("encoder",),
+    "rae_bridge": ("encoder",),
+    "harness": ("encoder", "llava_bridge", "rae_bridge"),
+}
+
+# What a wing may import of its own package besides itself: other wings, or single files.
+WINGS = {
+    "encoder.runtime": (),
+    "encoder.data": ("encoder.runtime",),
+    "encoder.metrics": ("encoder.runtime",),
+    "encoder.models": ("encoder.runtime", "encoder.data.tokenizer"),
+    "encoder.training": ("encoder.runtime", "encoder.data", "encoder.metrics", "encoder.models"),
+    "harness.metrics": (),
+    "harness.own_data": (),
+    "harness.tasks": (),
+    "harness.running": ("harness.config",),
+    "harness.tables": ("harness.config", "harness.metrics", "harness.running"),
+    "harness.report": ("harness.tables",),
+    "harness.suites": (
+        "harness.config",
+        "harness.encoders",
+        "harness.metrics",
+        "harness.own_data",
+        "harness.running",
+        "harness.tables",
+        "harness.trained",
+    ),
+}
+UNORDERED = {"llava_bridge.demo_llm"}  # wings that may import all of their package
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the four packages by its dotted name."""
+    paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in paths
+    }
+
+
+@cache
+def import_graph() -> dict[str, frozenset[str]]:
+    """Module -> the modules of this repository that it imports anywhere, also in functions and for types."""
+    return {module: imports(module, path.read_text(), modules()) for module, path in modules().items()}
+
+
+def imports(module: str, code: str, known: Mapping[str, object]) -> frozenset[str]:
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: a relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in known else node.module for name in names}
+    return frozenset(found & known.keys())
+
+
+def is_in(module: str, place: str) -> bool:
+    return module == place or module.startswith(f"{place}.")
+
+
+def against_the_order(graph: Mapping[str, frozenset[str]]) -> list[str]:
+    """Each import that runs against the order of packages, or of the wings within one."""
+    found = []
+    for module, imported in graph.items():
+        package = module.split(".")[0]
+        wing = next((wing for wing in WINGS if is_in(module, wing)), None)
+        for each in sorted(imported):
+            if each.split(".")[0] != package:
+                is_allowed = each.split(".")[0] in PACKAGES[package]
+            else:
+                is_allowed = wing is None or any(is_in(each, place) for place in (wing, *WINGS[wing]))
+            if not is_allowed:
+                found.append(f"{module} must not import {each}")
+    return found
+
+
+def circle(graph: Mapping[str, frozenset[str]]) -> tuple[str, ...]:
+    """Modules each of which imports the next one, the last the first; () where there are none."""
+    finished: set[str] = set()
+
+    def follow(module: str, above: tuple[str, ...]) -> tuple[str, ...]:
+        if module in above:
+            return above[above.index(module) :]
+        if module in finished:
+            return ()
+        found = next(filter(None, (follow(each, (*above, module)) for each in sorted(graph[module]))), ())
+        finished.add(module)
+        return found
+
+    return next(filter(None, (follow(module, ()) for module in sorted(graph))), ())
+
+
+def test_packages_and_wings_import_one_way():
+    assert against_the_order(import_graph()) == []
+    for wing in WINGS:
+        assert wing in modules(), f"{wing} is gone: take it out of WINGS"
+
+
+def test_no_two_files_import_each_other():
+    assert circle(import_graph()) == ()
+
+
+@pytest.mark.parametrize(
+    "module, code",
+    [
+        ("encoder.frozen", "import llava_bridge.tower"),  # a package above
+        ("rae_bridge.flow", "from llava_bridge import tower"),  # the other bridge
+        ("encoder.runtime.stage", "from encoder.data.shards import read_samples"),  # a wing above
+        ("encoder.models.vae", "def late():\n    from encoder.frozen import FrozenEncoder"),  # the floor
+        ("harness.tables.latex", "from harness import report"),
+        ("harness.metrics.fid", "import harness.config"),
+    ],
+)
+def test_an_import_against_the_order_is_found(module, code):
+    planted = import_graph() | {module: imports(module, code, modules())}
+    assert [each for each in against_the_order(planted) if each.startswith(f"{module} ")]
+
+
+def test_a_circle_is_found():
+    code = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from encoder.load import load_encoder"
+    planted = import_graph() | {"encoder.frozen": imports("encoder.frozen", code, modules())}
+    assert "encoder.frozen" in circle(planted)
+    assert circle({"a": frozenset("b"), "b": frozenset("c"), "c": frozenset("a")}) == ("a", "b", "c")
+    assert circle({"a": frozenset("bc"), "b": frozenset("c"), "c": frozenset()}) == ()
+
+
+def test_every_wing_is_ordered_and_says_what_lives_there():
+    folders = {module: path for module, path in modules().items() if path.name == "__init__.py"}
+    for package in PACKAGES:
+        assert package in folders
+    for module, path in folders.items():
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        assert text, f"{path} does not say what lives there"
+        if module.count(".") == 1:
+            assert module in {*WINGS, *UNORDERED}, f"{module}: say in WINGS what it may import"
+            assert "Imports" in text, f"{path} does not say what it may import"
