@@ -19,6 +19,7 @@ from encoder.data.batch import Batch, to_pixels
 from encoder.data.scenes.render import make_scene, render
 from encoder.models.openvision3 import OpenVision3
 from encoder.models.shapes import (
+    VAE_DOWNSAMPLE,
     CaptionerShape,
     DecoderShape,
     OpenVision3Shape,
@@ -71,7 +72,7 @@ def build_step(sizes: Sizes, folder: Path) -> tuple[OpenVision3, FrozenVAE, Batc
     (folder / "vocab.txt").write_text("\n".join(vocab))
     model = OpenVision3(
         OpenVision3Shape(
-            encoder=ViTShape(image_size=sizes.step_px // 8),
+            encoder=ViTShape(image_size=sizes.step_px // VAE_DOWNSAMPLE),
             decoder=DecoderShape(),
             text=TextShape(tokenizer=str(folder)),
             captioner=CaptionerShape(),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from encoder.models.losses import contrastive
-from encoder.models.shapes import ViTShape
+from encoder.models.shapes import VAE_DOWNSAMPLE, ViTShape
 from encoder.models.vit import ViTEncoder
 
 TOWERS = {"base": {}, "large": {"width": 1024, "layers": 24}}
@@ -63,8 +63,14 @@ def forward_rows(sizes: Sizes) -> list[Row]:
 
 def memory_rows(sizes: Sizes) -> list[Row]:
     """Activations of a ViT-B step with and without checkpointing; the contrastive loss at 8192 x 768."""
-    encoder = ViTEncoder(ViTShape(image_size=sizes.step_px // 8)).to(sizes.device)
-    z_vae = torch.randn(2 * sizes.step_batch, 16, sizes.step_px // 8, sizes.step_px // 8, device=sizes.device)
+    encoder = ViTEncoder(ViTShape(image_size=sizes.step_px // VAE_DOWNSAMPLE)).to(sizes.device)
+    z_vae = torch.randn(
+        2 * sizes.step_batch,
+        16,
+        sizes.step_px // VAE_DOWNSAMPLE,
+        sizes.step_px // VAE_DOWNSAMPLE,
+        device=sizes.device,
+    )
 
     def tokens(block: Callable[[nn.Module, Tensor], Tensor]) -> Callable[[], None]:
         def work() -> None:

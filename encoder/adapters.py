@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from encoder.frozen import FrozenEncoder
 from encoder.models.clip import Clip
 from encoder.models.openvision3 import OpenVision3
-from encoder.models.pretrained import CLIP_MEAN, CLIP_STD, VAE_DOWNSAMPLE, read_config
+from encoder.models.pretrained import CLIP_MEAN, CLIP_STD, read_config
+from encoder.models.shapes import VAE_DOWNSAMPLE
 from encoder.models.vit import ViTDecoder, ViTEncoder
 from encoder.release import CONFIG as RELEASE_CONFIG
 from encoder.release import WEIGHTS as RELEASE_WEIGHTS

@@ -26,6 +26,7 @@ from encoder.data.options import CacheConfig, SourceConfig, StreamConfig
 from encoder.data.shards import UNUSABLE, TooManyBadSamples
 from encoder.data.stream import LATENTS, OpenShard, Row, decode, expand_shards
 from encoder.models.vae import FrozenVAE, load_vae
+from encoder.runtime.device import require_device
 from encoder.runtime.stage import main, progress
 
 SUFFIX = {"png": "PNG", "jpeg": "JPEG"}
@@ -86,8 +87,7 @@ def cache(config: CacheConfig, out_dir: Path) -> dict:
 
     Raises: ValueError if a picture cannot be encoded at this size; TooManyBadSamples; FileNotFoundError.
     """
-    is_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    vae = load_vae(config.vae, device="cuda" if is_gpu else "cpu")
+    vae = load_vae(config.vae, device=require_device(config.device))
     if config.image_size % vae.downsample:
         raise ValueError(f"image_size {config.image_size} must be a multiple of the VAE's {vae.downsample}")
     folder = out_dir / config.split

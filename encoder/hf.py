@@ -23,8 +23,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from encoder.frozen import resize_square
 from encoder.models.clip import Clip
 from encoder.models.openvision3 import OpenVision3
-from encoder.models.pretrained import HF_TYPES, VAE_DOWNSAMPLE
-from encoder.models.shapes import ClipShape, OpenVision3Shape, ViTShape
+from encoder.models.pretrained import HF_TYPES
+from encoder.models.shapes import VAE_DOWNSAMPLE, ClipShape, OpenVision3Shape, ViTShape
 from encoder.models.vae import FrozenVAE, load_vae
 from encoder.models.vit import ViTEncoder
 from encoder.release import load_release, read_normalisation

@@ -47,7 +47,7 @@ def load_encoder(
         line.
     """
     source = str(source)
-    require_device(device)
+    device = require_device(device)
     config = encoder_config(source)
     encoder = _build(config.source, config.vae if vae is None else vae, features, config.image_size)
     if config_file(source):

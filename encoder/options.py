@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from encoder.blind import BLIND, blind_side
+from encoder.runtime.device import Device
 
 Features = Literal["last", "penultimate", "last_norm"]
 
@@ -51,4 +52,4 @@ class TokensConfig:
     limit: int | None = None
     dtype: Literal["fp16", "fp32"] = "fp16"
     batch_size: int = 64
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = "cpu"

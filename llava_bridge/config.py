@@ -6,7 +6,7 @@ Relative paths are relative to the repository root.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from encoder.runtime.device import Precision
+from encoder.runtime.device import Device, Precision
 from encoder.training.options import OptimConfig
 
 Template = Literal["plain", "vicuna_v1", "chat"]  # see `prompt`
@@ -54,7 +54,7 @@ class TrainLlmConfig:
     # Peak rate of Muon on the blocks' matrices; None: AdamW alone, which learns to read far more slowly
     muon_lr: float | None = None
     text_weight: float = 1.0  # of the loss on all tokens, beside the loss on answers
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = "cpu"
     num_held_out: int = 1000  # last rows of the corpus: scored, not trained on
     seed: int = 0
     log_steps: int = 50
@@ -163,7 +163,7 @@ class EvaluateConfig:
     batch_size: int = 64
     max_new_tokens: int = 16
     precision: Precision = "fp32"
-    device: str = "cpu"
+    device: Device = "cpu"
     attention: Attention = "sdpa"
     limit: int | None = None  # questions per task; None: all
     seed: int = 0  # of the bootstrap behind the standard errors

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from encoder.runtime.config import ROOT
+from encoder.runtime.device import require_device
 from encoder.runtime.stage import main, progress, write_json
 from llava_bridge.config import EvaluateConfig
 
@@ -185,7 +186,7 @@ def load_answerer(config: EvaluateConfig, out_dir: Path) -> "LlavaLmms":
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.precision]
     model, processor = load(model_dir, config.attention, dtype)
     return LlavaLmms(
-        model.to(config.device),
+        model.to(require_device(config.device)),
         processor,
         batch_size=config.batch_size,
         max_new_tokens=config.max_new_tokens,

@@ -130,7 +130,7 @@ def encode_shard(
         parts = []
         for batch in images.split(config.batch_size):
             batch = batch.flip(2) if name == "flipped" else batch
-            tokens = encoder.encode(to_pixels(batch.to(config.device))).half().cpu()
+            tokens = encoder.encode(to_pixels(batch.to(encoder.device))).half().cpu()
             if not torch.isfinite(tokens).all():
                 raise ValueError(f"tokens of {encoder.name} overflow fp16; choose other features")
             moments.update(to_latents(tokens, encoder.grid[0]))

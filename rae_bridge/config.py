@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from encoder.options import Features
-from encoder.runtime.device import Precision
+from encoder.runtime.device import Device, Precision
 from encoder.training.options import OptimConfig
 from rae_bridge.shapes import (
     DIT_SIZES,
@@ -84,7 +84,7 @@ class TrainDiTConfig:
     precision: Precision = "fp32"
     compile: bool = False  # the loss by torch.compile
     online: OnlineConfig | None = None  # scores of the averaged weights on the way
-    device: str = "cpu"
+    device: Device = "cpu"
     seed: int = 0
     log_steps: int = 20
     checkpoint_steps: int = 500
@@ -140,7 +140,7 @@ class TrainDecoderConfig:
     adversarial: AdversarialConfig | None = None  # RAE's third term
     ema_decay: float = 0.9978  # RAE's
     precision: Precision = "fp32"
-    device: str = "cpu"
+    device: Device = "cpu"
     train_limit: int | None = None  # pictures held in memory; None: all
     eval_split: Literal["val", "test"] = "val"
     eval_limit: int = 1000
@@ -184,7 +184,7 @@ class GenerateConfig:
     output: Literal["npz", "shards"] = "npz"  # samples.npz of ADM's layout, or a PNG tar every shard_size
     shard_size: int = 1000
     precision: Precision = "fp32"
-    device: str = "cpu"
+    device: Device = "cpu"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -203,7 +203,7 @@ class ReconstructConfig:
     limit: int | None = None
     rounding: Literal["round", "truncate"] = "round"  # of x 255 to uint8; RAE truncates
     batch_size: int = 100
-    device: str = "cpu"
+    device: Device = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,7 +218,7 @@ class CacheConfig:
     limit: int | None = None
     shard_size: int = 1024  # pictures
     batch_size: int = 64
-    device: str = "cpu"
+    device: Device = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +240,7 @@ class SweepConfig:
     num_samples: int = 500
     batch_size: int = 100
     precision: Precision = "fp32"
-    device: str = "cpu"
+    device: Device = "cpu"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -180,7 +180,7 @@ def run(config: GenerateConfig, out_dir: Path) -> dict:
     ranks.wait()
 
     if ranks.is_main:
-        everyone = batches(config.num_samples, config.batch_size, Ranks(0, 1, config.device))
+        everyone = batches(config.num_samples, config.batch_size, Ranks(0, 1, ranks.device))
         paths = [parts / f"{indices.start:08d}.safetensors" for indices in everyone]
         labels = torch.arange(config.num_samples) % flow.model.num_classes
         if config.output == "npz":

@@ -14,6 +14,8 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from encoder.runtime.device import Device, require_device
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
@@ -24,11 +26,14 @@ class Ranks:
     device: str
 
     @staticmethod
-    def start(device: str) -> "Ranks":
-        """Join the processes of this launch: one alone unless WORLD_SIZE says more."""
+    def start(device: Device) -> "Ranks":
+        """Join the processes of this launch: one alone unless WORLD_SIZE says more.
+
+        Raises: ValueError where the device is a GPU and torch sees none.
+        """
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-            return Ranks(0, 1, device)
-        state = PartialState(cpu=device == "cpu")
+            return Ranks(0, 1, str(require_device(device)))
+        state = PartialState(cpu=require_device(device).type == "cpu")
         return Ranks(state.process_index, state.num_processes, str(state.device))
 
     @property

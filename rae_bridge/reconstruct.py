@@ -11,6 +11,7 @@ import torch
 
 from encoder.data.shards import load_images
 from encoder.runtime.config import ROOT
+from encoder.runtime.device import require_device
 from encoder.runtime.stage import main, progress
 from rae_bridge.codec import load_codec, to_images
 from rae_bridge.config import ReconstructConfig
@@ -19,14 +20,15 @@ from rae_bridge.config import ReconstructConfig
 def run(config: ReconstructConfig, out_dir: Path) -> dict:
     """Reconstruct and write; see the module's docstring."""
     torch.set_flush_denormal(True)
-    codec = load_codec(config.encoder, decoder=config.decoder, device=config.device)
+    device = str(require_device(config.device))
+    codec = load_codec(config.encoder, decoder=config.decoder, device=device)
     originals, records = load_images(
         ROOT / config.data, config.split, config.limit, image_size=codec.image_size
     )
     images = []
     for start in range(0, len(originals), config.batch_size):
         batch = torch.from_numpy(originals[start : start + config.batch_size])
-        images.append(to_images(codec.reconstruct(batch, config.device), config.rounding))
+        images.append(to_images(codec.reconstruct(batch, device), config.rounding))
         progress(out_dir, start + len(batch), len(originals), "pictures")
     labels = np.array([record.get("label", -1) for record in records])
     np.savez(out_dir / "reconstructions.npz", arr_0=torch.cat(images).numpy(), labels=labels)

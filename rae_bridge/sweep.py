@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from encoder.runtime.config import ROOT
+from encoder.runtime.device import require_device
 from encoder.runtime.stage import main, progress, write_json
 from rae_bridge.codec import check_tokens, load_codec
 from rae_bridge.config import GenerateConfig, GuidanceConfig, SweepConfig
@@ -96,17 +97,18 @@ def run(config: SweepConfig, out_dir: Path) -> dict:
     torch.set_flush_denormal(True)
     along_scale, along_steps = points(config)
     wanted = {point.key: generate_config(config, point) for point in (*along_scale, *along_steps)}
-    flow = TrainedFlow.load(config.model, config.device)
-    codec = load_codec(config.encoder, decoder=config.decoder, device=config.device)
+    ranks = Ranks(0, 1, str(require_device(config.device)))
+    flow = TrainedFlow.load(config.model, ranks.device)
+    codec = load_codec(config.encoder, decoder=config.decoder, device=ranks.device)
     check_tokens(ROOT / config.model, codec.encoder)
-    judge = FrechetJudge(config.judge, config.device)
+    judge = FrechetJudge(config.judge, ranks.device)
     path = out_dir / RESULT
     distances: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
     for key, settings in wanted.items():
         if key not in distances:
             fresh = judge.again()
-            guidance = make_guidance(settings.guidance, flow.model, config.device)
-            for _, images in stream_samples(flow, codec, settings, guidance, Ranks(0, 1, config.device)):
+            guidance = make_guidance(settings.guidance, flow.model, ranks.device)
+            for _, images in stream_samples(flow, codec, settings, guidance, ranks):
                 fresh.see(images)
             distances[key] = fresh.distance()
             write_json(path, distances)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from encoder.runtime.device import Device
+
 Crop = Literal["squash", "centre", "random"]
 
 
@@ -66,7 +68,7 @@ class CacheConfig:
     # The picture as the VAE saw it, for the pixel and perceptual terms: png is exact
     picture: Literal["png", "jpeg"] = "png"
     batch_size: int = 64
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     max_bad_fraction: float = 0.01
     max_pixels: int = 64_000_000
     split: str = field(default="train")  # the folder in out_dir that the shards go to

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from encoder.data.tokenizer import Tokenizer
-from encoder.models.pretrained import VAE_DOWNSAMPLE, load_pretrained, write_pretrained, write_processor
-from encoder.models.shapes import OpenVision3Shape
+from encoder.models.pretrained import load_pretrained, write_pretrained, write_processor
+from encoder.models.shapes import VAE_DOWNSAMPLE, OpenVision3Shape
 from encoder.models.text import Captioner, ParallelCaptioner, TextEncoder
 from encoder.models.vit import ViTDecoder, ViTEncoder
 

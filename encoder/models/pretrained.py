@@ -21,7 +21,6 @@ Model = TypeVar("Model", bound=nn.Module)
 CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
 # transformers' `model_type` of our models that it can load
 HF_TYPES = {"openvision3": "openvision3", "clip": "openvision3_clip", "encoder": "openvision_encoder"}
-VAE_DOWNSAMPLE = 8  # of FLUX's VAE, where none is named to ask
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # `clip.normalise`: [0, 1] -> [-1, 1]
 

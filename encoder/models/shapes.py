@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+VAE_DOWNSAMPLE = 8  # of FLUX's VAE: pixels to a latent, on a side, where no VAE is named to ask
 SHIFTED = "+shift"  # end of a VAE's folder or hub id whose shift_factor is to be subtracted
 
 
@@ -26,6 +27,11 @@ class VaeShape:
             raise ValueError(
                 f"block_out_channels {odd} must be multiples of norm_num_groups {self.norm_num_groups}"
             )
+
+    @property
+    def downsample(self) -> int:
+        """Pixels to a latent, on a side."""
+        return 2 ** (len(self.block_out_channels) - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -115,8 +115,9 @@ def sample_flops(config: TrainConfig, vae: VaeShape = FLUX_VAE) -> dict[str, flo
     if config.openvision3 is None:
         return parts
     tokens = towers.encoder.grid**2
-    side = 8 * towers.encoder.image_size
-    cropped = side if config.pixel_crop is None else min(side, 8 * config.pixel_crop)
+    downsample = 1 if config.vae == "pixels" else vae.downsample
+    side = downsample * towers.encoder.image_size
+    cropped = side if config.pixel_crop is None else min(side, downsample * config.pixel_crop)
     parts["decoder"] = 3 * decoder_flops(towers.decoder, tokens)
     parts["captioner"] = 3 * captioner_flops(towers, vocabulary_size(towers.text.tokenizer))
     if config.vae != "pixels":
@@ -172,7 +173,7 @@ def memory_bytes(config: TrainConfig, num_processes: int, vae: VaeShape = FLUX_V
         words = towers.captioner
         stacks += [(tokens, towers.decoder.width, towers.decoder.layers)]
         stacks += [(tokens + words.context_length, words.width, words.layers)]
-        side = 8 * min(towers.encoder.image_size, config.pixel_crop or towers.encoder.image_size)
+        side = vae.downsample * min(towers.encoder.image_size, config.pixel_crop or towers.encoder.image_size)
         widths = reversed(vae.block_out_channels)
         sizes = [
             side // 2 ** (len(vae.block_out_channels) - 1 - i) for i in range(len(vae.block_out_channels))

@@ -82,7 +82,7 @@ class TrainConfig:
     contrastive_chunk: int | None = None  # rows of similarities held at a time; None: all
     precision: Precision = "fp32"
     micro_batch: int | None = None  # rows of a process at once; None: its whole share of batch_size
-    device: Device = "auto"  # auto: a GPU where there is one
+    device: Device = "auto"
     compile: bool = False  # torch.compile on each block
     activation_checkpointing: bool = False  # keep each block's input only, compute the rest again
     sharding: Literal["none", "fsdp2"] = "none"  # of weights, gradients and optimiser over processes
@@ -130,7 +130,7 @@ class SynergyConfig:
     num_batches: int = 16  # at each step looked at
     batch_size: int = 64
     seed: int = 0  # of the noise and the sentences
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = "cpu"
 
     def __post_init__(self):
         if self.num_batches < 1 or self.batch_size < 2:
@@ -147,7 +147,7 @@ class TrainVaeConfig:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-3, warmup_steps=200))
     shape: VaeShape = field(default_factory=VaeShape)
     init: str | None = None  # folder of a trained VAE to go on from, in its own shape
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = "cpu"
     pixel_loss: Literal["l1", "l2"] = "l1"  # in [-1, 1]
     kl_weight: float = 1e-5  # on the mean over latent values
     perceptual: Literal["lite1", "lpips"] = "lite1"

@@ -49,7 +49,9 @@ def plan_lines(name: str, config: TrainConfig, plan: PlanConfig) -> tuple[list[s
     each = ", ".join(f"{part} {value / 1e6:.1f} M" for part, value in parameters.items() if value > 1)
     held = ", ".join(f"{part} {value / 2**30:.1f}" for part, value in memory.items())
     towers = config.openvision3 or config.clip
-    side = towers.encoder.image_size * (8 if config.openvision3 and config.vae != "pixels" else 1)
+    side = towers.encoder.image_size * (
+        shape.downsample if config.openvision3 and config.vae != "pixels" else 1
+    )
     rows = max(1, config.batch_size // plan.num_gpus)
     optim = config.optim
     return [

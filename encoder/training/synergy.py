@@ -125,14 +125,14 @@ def load_batches(config: SynergyConfig, trained: TrainConfig, vae: FrozenVAE) ->
     samples, _ = load_samples(trained, config.split, limit)
     if len(samples) < limit:
         raise ValueError(f"{trained.data}/{config.split} has {len(samples)} samples, {limit} were asked for")
-    batches = []
+    batches, device = [], require_device(config.device)
     for index, rows in enumerate(torch.arange(limit).split(config.batch_size)):
         batch = samples.batch(
             rows,
             checkpoint.step_generator(config.seed, index, "sentence"),
             num_pixels=config.batch_size,
             with_sentence=trained.contrastive_texts == "alt_and_sentence",
-        ).to(config.device)
+        ).to(device)
         batches.append(replace(batch, z_vae=vae.encode(batch.pixels)))
     return batches
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from encoder.runtime.config import ROOT, ConfigError
+from encoder.runtime.device import Device
 from encoder.runtime.stage import sha256_file
 from harness.metrics import weights
 
@@ -29,7 +30,7 @@ class ReferenceConfig:
     extractor: str = LITE0  # lite0, inception, or encoder:<what load_encoder takes>
     weights: str | None = None  # inception's file; None: torch.hub's place; `download`
     statistics: str | None = None  # published npz of mu, sigma (mu_s, sigma_s, arr_0), as ADM's
-    device: str = "cpu"
+    device: Device = "cpu"
     batch_size: int = 16
 
     def __post_init__(self) -> None:
@@ -53,7 +54,7 @@ class ScoreConfig:
     kernel_subset_size: int = 1000
     lpips: str | None = None  # trunk weights of LPIPS: a path or `download`; None: no LPIPS
     lpips_net: Literal["alex", "vgg", "squeeze"] = "alex"  # its authors' choice for judging
-    device: str = "cpu"
+    device: Device = "cpu"
     batch_size: int = 16
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from encoder.data.shards import load_images
 from encoder.runtime.config import ROOT, ConfigError, load, resolve
+from encoder.runtime.device import require_device
 from encoder.runtime.stage import main, progress, sha256_file, write_json
 from harness.metrics import fid
 from harness.metrics.config import (
@@ -41,7 +42,8 @@ def run(config: ReferenceConfig, out_dir: Path) -> dict:
         ConfigError: the split holds too few pictures.
         FileNotFoundError, ValueError: weights or statistics are missing, damaged or unsafe.
     """
-    network = load_extractor(config, config.device)
+    device = str(require_device(config.device))
+    network = load_extractor(config, device)
     judge = judge_of(config)
     if isinstance(network, EncoderJudge):
         judge = dataclasses.replace(judge, sha256=network.encoder.fingerprint)
@@ -61,7 +63,7 @@ def run(config: ReferenceConfig, out_dir: Path) -> dict:
             network,
             part,
             batch_size=config.batch_size,
-            device=config.device,
+            device=device,
             report=lambda done: progress(out_dir, first + done, num_sets * num, "pictures"),
         )
 
@@ -75,9 +77,7 @@ def run(config: ReferenceConfig, out_dir: Path) -> dict:
     if config.statistics:
         if "arr_0" in arrays_in(ROOT / config.statistics):
             shown = read_pictures(ROOT / config.statistics)
-            extract(network, shown, batch_size=config.batch_size, device=config.device).save(
-                out_dir / MANIFOLD
-            )
+            extract(network, shown, batch_size=config.batch_size, device=device).save(out_dir / MANIFOLD)
         floor, against = seen, published(out_dir, config.statistics)
     else:
         floor, against = see(pictures[num:], num), Against.of(seen)

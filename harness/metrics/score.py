@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from encoder.runtime.device import require_device
 from encoder.runtime.stage import main, progress
 from harness.metrics.config import FEATURES, PICTURES, ScoreConfig, lpips_judge
 from harness.metrics.features import Features, extract, load_extractor
@@ -33,11 +34,12 @@ def run(config: ScoreConfig, out_dir: Path) -> dict:
         counts = f"{config.pictures} holds {len(pictures)} pictures, the reference {len(real)}"
         raise ValueError(f"{counts}; both must be as many")
     pictures = resized(pictures, real.shape[1:3])
+    device = str(require_device(config.device))
     seen = extract(
-        load_extractor(reference, config.device),
+        load_extractor(reference, device),
         pictures,
         batch_size=config.batch_size,
-        device=config.device,
+        device=device,
         report=lambda done: progress(out_dir, done, len(pictures), "pictures"),
     )
     seen_real = Features.load(folder / FEATURES)
@@ -47,7 +49,7 @@ def run(config: ScoreConfig, out_dir: Path) -> dict:
     metrics = reconstruction_metrics(pictures, real, seen, seen_real, judge)
     if config.lpips is not None:
         network = Lpips(config.lpips_net, config.lpips)
-        sizes = {"device": config.device, "batch_size": config.batch_size}
+        sizes = {"device": device, "batch_size": config.batch_size}
         metrics |= lpips_metric(network, lpips_judge(config), pictures, real, **sizes)
     return {"metrics": metrics}
 

@@ -131,8 +131,13 @@ def _encode(stage: Stage) -> float:
     if made is None:
         return 0.0
     shape, vae = _vit(made), _above(made, "encoder.train_vae")
-    latents = vae_flops(vae.config.shape, 8 * shape.image_size)[0] if vae is not None else 0.0
+    latents = 0.0 if vae is None else vae_flops(vae.config.shape, _side(vae, shape))[0]
     return FP32 * (encoder_flops(shape) + latents)
+
+
+def _side(vae: Stage, tower: ViTShape) -> int:
+    """Pixels on a side of the pictures that the tower sees through this VAE."""
+    return vae.config.shape.downsample * tower.image_size
 
 
 def _decode(stage: Stage) -> float:
@@ -140,7 +145,7 @@ def _decode(stage: Stage) -> float:
     made, tokens = _made(stage), _num_tokens(stage)
     if made.config.openvision3 is not None:
         towers, vae = made.config.openvision3, _above(made, "encoder.train_vae")
-        pixels = vae_flops(vae.config.shape, 8 * towers.encoder.image_size)[1] if vae is not None else 0.0
+        pixels = 0.0 if vae is None else vae_flops(vae.config.shape, _side(vae, towers.encoder))[1]
         return FP32 * (decoder_flops(towers.decoder, tokens) + pixels)
     decoder = _needed(stage, "rae_bridge.train_decoder").config
     return FP32 * pixel_decoder_flops(decoder.size, tokens, _vit(made).width)
@@ -152,7 +157,7 @@ def _train_encoder(stage: Stage) -> float:
     each, once = sample_flops(config), 0.0
     if vae is not None:
         each = sample_flops(config, vae.config.shape)
-        latents = FP32 * vae_flops(vae.config.shape, 8 * towers.encoder.image_size)[0]
+        latents = FP32 * vae_flops(vae.config.shape, _side(vae, towers.encoder))[0]
         once = latents * min(config.train_limit or _scenes(stage).num_train, _scenes(stage).num_train)
     again = 0.0  # features first, without a graph: encoder.training.step.contrast_by_parts
     if config.micro_batch is not None and config.micro_batch < config.batch_size:
