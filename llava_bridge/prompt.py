@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from encoder.data.records import IMAGE
 from encoder.runtime.config import choose
 from llava_bridge.config import Template
 
-IMAGE = "<image>"
 IGNORE = -100  # label of a token without loss
 _RECORDS_AT_ONCE = 1000  # character spans of many texts take much memory
 SYSTEM = (
