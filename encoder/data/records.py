@@ -3,7 +3,8 @@
 A record comes out as LLaVA's {id, image?, conversations: [{from: human|gpt|system, value}]}, its picture a
 name. It is also read as `messages` of {role: user|assistant|system, content}, `content` a text or a list of
 parts ({type: text, text} or {type: image}); as `image` or `images` holding one name in a list; and as a row
-of plain text, {id, text}, which is a caption without a question. What cannot be read is refused by name.
+of plain text, {id, text}, which is a caption without a question and keeps its `text`.
+What cannot be read is refused by name.
 """
 
 from __future__ import annotations
@@ -172,7 +173,12 @@ def _read_record(row: object, place: str) -> dict:
         raise ValueError(f"names {len(pictures)} pictures; samples with several pictures cannot be used")
     name, turns = row.get("id"), [_read_turn(turn, i) for i, turn in enumerate(_turns(row))]
     picture = {"image": pictures[0]} if pictures else {}
-    return {"id": name if _is_name(name) else place, **picture, "conversations": turns}
+    text = {"text": row["text"]} if _is_plain(row) else {}
+    return {"id": name if _is_name(name) else place, **text, **picture, "conversations": turns}
+
+
+def _is_plain(row: Mapping) -> bool:
+    return "text" in row and _first(row, "conversations", "messages") is None
 
 
 def _turns(row: Mapping) -> list:
@@ -181,7 +187,7 @@ def _turns(row: Mapping) -> list:
             if not isinstance(row[key], list):
                 raise ValueError(f"'{key}' must be a list of turns, got {_show(row[key])}")
             return row[key]
-    if "text" in row:
+    if _is_plain(row):
         return [{"from": "human", "value": ""}, {"from": "gpt", "value": row["text"]}]
     keys = ", ".join(map(str, row))
     raise ValueError(f"a record needs 'conversations', 'messages' or 'text', got keys {_show(keys)}")

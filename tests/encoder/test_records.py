@@ -64,7 +64,8 @@ def test_parquet_rows_are_read_alike(tmp_path):
 def test_lines_end_at_a_line_feed_alone(tmp_path, separator):
     row = {"id": 1, "text": f"a{separator}cat"}
     path = written(tmp_path, [row, row], "records.jsonl")
-    assert [r["conversations"][1]["value"] for r in read_records([path])] == [row["text"]] * 2
+    turns = [{"from": "human", "value": ""}, {"from": "gpt", "value": row["text"]}]
+    assert read_records([path]) == [{**row, "conversations": turns}] * 2
 
 
 @pytest.mark.parametrize("name", ["records.json", "records.jsonl"])
