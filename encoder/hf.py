@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedCo
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from encoder.data.pictures import as_rgb
 from encoder.frozen import resize_square
 from encoder.models.clip import Clip
 from encoder.models.openvision3 import OpenVision3
@@ -163,7 +164,7 @@ class OpenVisionImageProcessor(BaseImageProcessor):
 
     def _to_pixels(self, image: Any) -> Tensor:
         picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
-        pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
+        pixels = torch.from_numpy(np.array(as_rgb(picture))).permute(2, 0, 1)[None].float() / 255
         return resize_square(pixels, self.image_size)
 
 

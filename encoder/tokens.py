@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from encoder.data.batch import to_pixels
+from encoder.data.pictures import decode_picture
 from encoder.data.records import picture_names
-from encoder.data.shards import MAX_PIXELS, ShardReader, find_shards, in_order, num_threads
+from encoder.data.shards import ShardReader, find_shards, in_order, num_threads
 from encoder.frozen import FrozenEncoder
 from encoder.load import load_encoder
 from encoder.options import TokensConfig
@@ -50,11 +50,8 @@ def read_files(folder: Path, names: list[str], skipped: list[str]) -> Iterator[P
 def _read_file(folder: Path, name: str) -> tuple[str, np.ndarray | Exception]:
     """A picture's name and pixels, or why it cannot be read."""
     try:
-        with Image.open(folder / name) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(f"{picture.width}x{picture.height} pixels")
-            return name, np.array(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return name, np.array(decode_picture(folder / name))
+    except (OSError, ValueError) as error:
         return name, error
 
 

@@ -6,7 +6,6 @@ parquet files laid out as on the hub, or simply all of them in that folder. Prom
 aggregation are lmms-eval's own; each task runs alone, so that one that fails costs no other its score.
 """
 
-import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -154,11 +153,11 @@ def mean_of_scores(results):
 
 def gqa_visual(doc: dict) -> list:
     """A GQA question's picture, RGB, from its own row or from the files of pictures."""
-    from PIL import Image
+    from encoder.data.pictures import as_rgb, decode_picture
 
     if doc.get("image") is not None:
-        return [doc["image"].convert("RGB")]
-    return [Image.open(io.BytesIO(_gqa_images(os.environ[GQA_IMAGES])[doc["imageId"]])).convert("RGB")]
+        return [as_rgb(doc["image"])]
+    return [decode_picture(_gqa_images(os.environ[GQA_IMAGES])[doc["imageId"]])]
 
 
 @cache

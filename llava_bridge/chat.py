@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from encoder.data.pictures import decode_picture
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,9 +43,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _open(path: Path) -> Image.Image:
     try:
-        return Image.open(path).convert("RGB")
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is not a picture") from None
+        return decode_picture(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _load(options: argparse.Namespace):

@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
+from encoder.data.pictures import as_rgb
 from llava_bridge.tower import FrozenTower, FrozenTowerConfig
 
 
@@ -45,7 +46,7 @@ class UnitImageProcessor(BaseImageProcessor):
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
     def _to_pixels(self, image: Image.Image) -> torch.Tensor:
-        image = _SQUARES[self.aspect](image.convert("RGB"), self.fill)
+        image = _SQUARES[self.aspect](as_rgb(image), self.fill)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
         size = (self.image_size, self.image_size)
         if pixels.shape[-2:] == size:

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from encoder.data.pictures import as_rgb
 from llava_bridge.config import Template
 from llava_bridge.prompt import IGNORE, Encoded, Segment, answer_text, question_prompt, tokenise
 
@@ -156,7 +157,7 @@ class LlavaLmms(lmms):
         return question_prompt(question, num_images, self.template, self.tokenizer)
 
     def _visuals(self, doc_to_visual: Callable, doc_id: int, task: str, split: str) -> list[Image]:
-        return list(doc_to_visual(self.task_dict[task][split][doc_id]))
+        return [as_rgb(picture) for picture in doc_to_visual(self.task_dict[task][split][doc_id])]
 
     def _tokenise(
         self, segments: Sequence[Sequence[Segment]], features: Sequence[Sequence[Tensor]]

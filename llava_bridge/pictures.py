@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from encoder.data.shards import MAX_PIXELS
+from encoder.data.pictures import check_size, decode_picture
 from encoder.runtime.checkpoint import load_tensors
 from encoder.runtime.config import ROOT
 from encoder.runtime.stage import write_json
@@ -156,10 +156,9 @@ class LivePictures:
             return _black()
         try:
             with self.open(name) as file:
-                return Image.open(file).convert("RGB")
-        except Exception as error:  # of any kind: PIL's readers raise whatever the bytes make them
-            reason = str(error).splitlines() or [type(error).__name__]
-        self.broken.add(name, reason[0])
+                return decode_picture(file)
+        except (OSError, ValueError) as error:
+            self.broken.add(name, str(error))
         return _black()
 
 
@@ -192,8 +191,7 @@ def check_picture(file: BinaryIO) -> None:
         Exception: of any kind, where it is no picture, has more than MAX_PIXELS, or is cut off.
     """
     with Image.open(file) as picture:
-        if picture.width * picture.height > MAX_PIXELS:
-            raise ValueError(f"{picture.width}x{picture.height} pixels are more than {MAX_PIXELS}")
+        check_size(picture)
         mark = END_MARKS.get(picture.format, b"")
         place = file.tell()
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))

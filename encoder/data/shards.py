@@ -7,7 +7,6 @@ it, reading stops.
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -23,12 +22,13 @@ import numpy as np
 import webdataset as wds
 from PIL import Image
 
+from encoder.data.pictures import MAX_PIXELS, decode_picture
+
 PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
-MAX_PIXELS = 64_000_000  # of one picture; beyond it, decoding would be an attack on memory
 _PATIENCE = 1000  # the bad fraction is judged on at least this many samples, until the end
 _FIRST_ROOM = 64  # pictures that `load_images` makes room for before it knows of more
 # What a broken sample raises while it is decoded
-UNUSABLE = (ValueError, OSError, SyntaxError, Image.DecompressionBombError)
+UNUSABLE = (ValueError,)
 _log = logging.getLogger(__name__)
 Item, Done = TypeVar("Item"), TypeVar("Done")
 
@@ -171,10 +171,7 @@ def open_picture(raw: dict[str, Any], max_pixels: int = MAX_PIXELS) -> Image.Ima
     suffix = next((suffix for suffix in PICTURE_SUFFIXES if suffix in raw), None)
     if suffix is None:
         raise ValueError(f"no picture ({', '.join(PICTURE_SUFFIXES)})")
-    picture = Image.open(io.BytesIO(raw[suffix]))
-    if picture.width * picture.height > max_pixels:
-        raise ValueError(f"{picture.width}x{picture.height} pixels are more than {max_pixels}")
-    return picture.convert("RGB")
+    return decode_picture(raw[suffix], max_pixels=max_pixels)
 
 
 def read_record(raw: dict[str, Any]) -> dict[str, Any]:

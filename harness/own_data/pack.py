@@ -79,7 +79,8 @@ def _samples(
     """(split, key, picture, record) of everything that can be read."""
     from PIL import Image  # here: the command line asks this module for a folder's classes only
 
-    from encoder.data.shards import MAX_PIXELS, ShardReader
+    from encoder.data.pictures import decode_picture
+    from encoder.data.shards import ShardReader
 
     for split, paths in listing.files.items():
         if listing.has_shards:
@@ -97,11 +98,8 @@ def _samples(
         for index, path in enumerate(paths):
             try:
                 content = path.read_bytes()
-                with Image.open(io.BytesIO(content)) as opened:
-                    if opened.width * opened.height > MAX_PIXELS:
-                        raise ValueError(f"{opened.width}x{opened.height} pixels are more than {MAX_PIXELS}")
-                    picture = opened.convert("RGB")
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                picture = decode_picture(content)
+            except (OSError, ValueError) as error:
                 skipped.append(f"{path}: {error}")
                 continue
             name = path.parent.name

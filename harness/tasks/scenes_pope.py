@@ -2,6 +2,7 @@
 
 from PIL.Image import Image
 
+from encoder.data.pictures import as_rgb
 from llava_bridge.answers import (
     YES_NO_PARSERS,
     Item,
@@ -29,7 +30,7 @@ RATES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 
 def doc_to_visual(doc: dict) -> list[Image]:
     """The question's picture, RGB."""
-    return [doc["image"].convert("RGB")]
+    return [as_rgb(doc["image"])]
 
 
 def doc_to_text(doc: dict) -> str:

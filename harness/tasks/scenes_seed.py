@@ -7,6 +7,7 @@ parameters does not have, and not what is measured here. The likelihood is the m
 
 from PIL.Image import Image
 
+from encoder.data.pictures import as_rgb
 from encoder.data.scenes.wording import DIMENSIONS, LETTERS, WORD_PROMPT
 from llava_bridge.answers import Item, accuracy, likeliest
 
@@ -15,7 +16,7 @@ __all__ = ["accuracy", "doc_to_choice", "doc_to_target", "doc_to_text", "doc_to_
 
 def doc_to_visual(doc: dict) -> list[Image]:
     """The question's pictures, RGB."""
-    return [image.convert("RGB") for image in doc["image"]]
+    return [as_rgb(image) for image in doc["image"]]
 
 
 def doc_to_text(doc: dict) -> str:
