@@ -7,6 +7,7 @@ Relative paths are relative to the repository root.
 from dataclasses import dataclass, field
 from typing import Literal
 
+from encoder.metrics.networks import LITE0, check_weights
 from encoder.options import Features
 from encoder.runtime.device import Device, Precision
 from encoder.training.options import OptimConfig
@@ -46,10 +47,15 @@ class DiTOptimConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeConfig:
-    """A Frechet distance to real pictures. The network is named: this package imports no metric."""
+    """A Frechet distance to real pictures, in the features of one network."""
 
-    reference: str  # npz with the real pictures' features (`pooled` N D), as harness.metrics.reference writes
-    network: str = "harness.metrics.features:Lite0"  # module:Class; uint8 N 3 H W -> an object with `pooled`
+    # npz of the real pictures' features (`pooled` N D), as harness.metrics.reference writes, or of a Gaussian
+    reference: str  # (`mu`, `sigma`), as ADM publishes; of the same network
+    network: str = LITE0  # lite0, inception, or module:Class; uint8 N 3 H W -> an object with `pooled`
+    weights: str | None = None  # inception's file; None: torch.hub's place; `download`
+
+    def __post_init__(self) -> None:
+        check_weights(self.network, self.weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from encoder.data.batch import to_pixels
 from encoder.data.shards import load_images
 from encoder.frozen import FrozenEncoder
-from encoder.metrics.probes import psnr
+from encoder.metrics.psnr import psnr
 from encoder.models.losses import pixel_l1
 from encoder.models.perceptual import PerceptualLoss
 from encoder.runtime import checkpoint
@@ -124,8 +124,9 @@ def evaluate(decoder: PixelDecoder, tokens: Tensor, images: Tensor) -> dict[str,
     """PSNR in dB and pixel l1 in [-1, 1], means over images (M H W 3 uint8), from tokens without noise."""
     batches = zip(tokens.split(EVAL_BATCH), images.split(EVAL_BATCH), strict=True)
     pairs = [(to_pixels(some), decoder(each.float()).clamp(0, 1)) for each, some in batches]
+    decibels = [psnr(pixels, pixels_hat, highest=120) for pixels, pixels_hat in pairs]
     return {
-        "psnr": torch.cat([psnr(pixels, pixels_hat) for pixels, pixels_hat in pairs]).mean().item(),
+        "psnr": torch.cat(decibels).mean().item(),
         "pixel_l1": sum(pixel_l1(hat, pixels).item() * len(hat) for pixels, hat in pairs) / len(images),
         "num_samples": len(images),
     }

@@ -13,6 +13,8 @@ from scipy.linalg.blas import dsyrk, dtrmm
 from scipy.linalg.lapack import dpotrf
 from torch import Tensor
 
+from encoder.metrics.checks import check_features, check_gaussian
+
 _ROWS = 1024  # features that are held in float64 at a time
 
 
@@ -32,7 +34,13 @@ class Moments:
         return cls(0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64))
 
     def update(self, features: Tensor) -> None:
-        """Add a batch (N D)."""
+        """Add a batch (N D).
+
+        Raises:
+            ValueError: it is of another width, or a row is not finite (rows are counted over all batches).
+        """
+        check_features(features, first=self.num_samples)
+        self._check_width(features.shape[1])
         for part in features.detach().split(_ROWS):
             rows = part.cpu().double()
             self.num_samples += len(rows)
@@ -42,10 +50,19 @@ class Moments:
             dsyrk(1.0, rows.numpy().T, beta=1.0, c=self.outer.numpy().T, lower=1, overwrite_c=1)
 
     def merge(self, other: "Moments") -> None:
-        """Add what another process saw."""
+        """Add what another process saw.
+
+        Raises:
+            ValueError: it is of another width.
+        """
+        self._check_width(len(other.total))
         self.num_samples += other.num_samples
         self.total += other.total
         self.outer += other.outer
+
+    def _check_width(self, width: int) -> None:
+        if width != len(self.total):
+            raise ValueError(f"features of width {width} cannot be added to those of width {len(self.total)}")
 
     def mean(self) -> Tensor:
         """Mean, D."""
@@ -75,14 +92,30 @@ class Moments:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Moments":
-        """From what `arrays` gave."""
-        total, outer = (torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in ("total", "outer"))
+        """From what `arrays` gave.
+
+        Raises:
+            ValueError: a sum is missing, is of another shape, or is not finite.
+        """
+        missing = {"num_samples", "total", "outer"} - set(arrays)
+        if missing:
+            raise ValueError(f"moments without {sorted(missing)}")
+        total, outer = (np.ascontiguousarray(arrays[name], np.float64) for name in ("total", "outer"))
+        if total.ndim != 1 or outer.shape != (len(total), len(total)):
+            raise ValueError(f"moments of shapes {total.shape} and {outer.shape}, expected (D,) and (D, D)")
+        if not (np.isfinite(total).all() and np.isfinite(outer).all()):
+            raise ValueError("moments that are not finite; the features they are of were not")
+        total, outer = torch.from_numpy(total), torch.from_numpy(outer)
         return cls(int(arrays["num_samples"]), total, outer)
 
 
 def moments_of(features: Tensor) -> Moments:
-    """Moments of features (N D) that are in memory."""
-    moments = Moments.empty(features.shape[1])
+    """Moments of features (N D) that are in memory.
+
+    Raises:
+        ValueError: they are no rows of features, or one is not finite.
+    """
+    moments = Moments.empty(features.shape[-1])
     moments.update(features)
     return moments
 
@@ -94,11 +127,19 @@ def frechet_distance(
     covariances D D).
 
     overwrite_first: `cov_1` may be used as working space, if it is a float64 array.
+
+    Raises:
+        ValueError: a mean or covariance is not finite, is of another shape, or is no covariance.
+
     Source: Heusel et al., arXiv:1706.08500v6, Eq. 6; equal to
     torch_fidelity.metric_fid.fid_statistics_to_metric.
     """
     mean_1, mean_2, cov_2 = (np.asarray(each, np.float64) for each in (mean_1, mean_2, cov_2))
     cov_1 = (np.asarray if overwrite_first else np.array)(cov_1, np.float64)
+    check_gaussian(mean_1, cov_1, "the first set's mean and covariance")
+    check_gaussian(mean_2, cov_2, "the second set's mean and covariance")
+    if len(mean_1) != len(mean_2):
+        raise ValueError(f"Gaussians over {len(mean_1)} and {len(mean_2)} features cannot be compared")
     difference = mean_1 - mean_2
     traces = np.trace(cov_1) + np.trace(cov_2)
     return float(difference @ difference + traces - 2.0 * _trace_of_root(cov_1, cov_2))

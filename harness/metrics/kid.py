@@ -7,6 +7,8 @@ import dataclasses
 import numpy as np
 from torch import Tensor
 
+from encoder.metrics.checks import check_features, check_widths
+
 _GRAM_LIMIT = (
     12_000  # pictures of both sets up to which the kernels of all pairs are kept (float64, under 1.2 GB)
 )
@@ -38,10 +40,18 @@ def kernel_distance(
     pictures.
 
     Raises:
-        ValueError: a set holds fewer than `subset_size` pictures.
+        ValueError: a set holds fewer than `subset_size` pictures, a row is not finite, the widths differ, or
+            there are not at least one subset of two pictures.
 
     Source: Binkowski et al., arXiv:1801.01401v5, Sec. 4; torch_fidelity.metric_kid.kid_features_to_metric.
     """
+    check_features(features_1, "kernel distance, first set")
+    check_features(features_2, "kernel distance, second set")
+    check_widths(features_1, features_2)
+    if subset_size < 2 or num_subsets < 1:
+        raise ValueError(
+            f"kernel distance: at least 1 subset of 2 pictures, got {num_subsets} of {subset_size}"
+        )
     x, y = features_1.double().cpu().numpy(), features_2.double().cpu().numpy()
     if min(len(x), len(y)) < subset_size:
         raise ValueError(

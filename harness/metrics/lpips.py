@@ -6,7 +6,8 @@ import lpips
 import torch
 from torch import Tensor, nn
 
-from harness.metrics import weights
+from encoder.metrics import weights
+from encoder.metrics.checks import check_pictures
 
 
 class Lpips(nn.Module):
@@ -29,5 +30,10 @@ class Lpips(nn.Module):
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor, pixels_hat: Tensor) -> Tensor:
-        """Distance of each picture (B,); pixels B 3 H W in [0, 1]."""
+        """Distance of each picture (B,); pixels B 3 H W in [0, 1].
+
+        Raises:
+            ValueError: the shapes differ, or a picture is not finite.
+        """
+        check_pictures(pixels, pixels_hat)
         return self.distance(pixels, pixels_hat, normalize=True).flatten()

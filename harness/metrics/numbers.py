@@ -15,12 +15,14 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from encoder.metrics.networks import LITE0
 from harness.metrics import fid, psnr_ssim
-from harness.metrics.config import LITE0, Judge, Metric
+from harness.metrics.config import Judge, Metric
 from harness.metrics.features import Features
 from harness.metrics.inception_score import inception_score
 from harness.metrics.kid import kernel_distance
 from harness.metrics.lpips import Lpips
+from harness.metrics.picture_sets import check_sets
 from harness.metrics.precision_recall import precision_recall
 
 _BATCH_SIZE = 100  # pictures that PSNR and SSIM hold in float64 at a time
@@ -78,7 +80,12 @@ def reconstruction_metrics(
     judge: Judge = LITE0_JUDGE,
 ) -> dict[str, dict]:
     """How reconstructions compare with their originals (both N H W 3 uint8, in one order), as plain values
-    by key."""
+    by key.
+
+    Raises:
+        ValueError: the sets are not of one shape, or a feature is not finite.
+    """
+    check_sets(real, pictures)
     psnrs, ssims = [], []
     for start in range(0, len(pictures), _BATCH_SIZE):
         pixels, pixels_hat = (_pixels(part[start : start + _BATCH_SIZE]) for part in (real, pictures))
@@ -97,6 +104,7 @@ def lpips_metric(
     network: Lpips, judge: Judge, pictures: np.ndarray, real: np.ndarray, *, device: str, batch_size: int
 ) -> dict[str, dict]:
     """LPIPS of reconstructions (both N H W 3 uint8, in one order), as plain values by key."""
+    check_sets(real, pictures)
     network, values = network.to(device), []
     for start in range(0, len(pictures), batch_size):
         part = slice(start, start + batch_size)
@@ -113,8 +121,14 @@ def _plain(
 
 
 def _mean(values: Tensor, unit: str, *, higher_is_better: bool) -> Metric:
-    """Mean of a value per picture, with its standard error; undefined where a picture's value is infinite."""
+    """Mean of a value per picture, with its standard error; undefined where a picture's value is infinite.
+
+    Raises:
+        ValueError: a picture's value is not a number.
+    """
     num = len(values)
+    if bool(values.isnan().any()):
+        raise ValueError(f"the value of picture {int(values.isnan().nonzero()[0])} is not a number")
     if not bool(values.isfinite().all()):
         return Metric(value=None, unit=unit, higher_is_better=higher_is_better, num_samples=num)
     stderr = float(values.std()) / math.sqrt(num) if num > 1 else None

@@ -7,6 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from encoder.metrics.checks import check_features, check_widths
+
 _TILE_BYTES = 64_000_000  # of distances at a time
 
 
@@ -27,17 +29,23 @@ def precision_recall(
     Distances are made `tile` rows at a time (None: as many as fill 64 MB): memory is tile x N, not N x N.
 
     Raises:
-        ValueError: a set holds too few pictures for `neighbours`.
+        ValueError: a set holds too few pictures for `neighbours`, a row is not finite (in float32), or the
+            widths differ.
 
     Source: Kynkaanniemi et al., arXiv:1904.06991v3, Sec. 2, Eq. 1-2; equal to torch_fidelity's
     prc_features_to_metric.
     """
+    generated, real = generated.float(), real.float()
+    check_features(generated, "precision and recall, generated pictures")
+    check_features(real, "precision and recall, real pictures")
+    check_widths(generated, real)
+    if neighbours < 1:
+        raise ValueError(f"neighbours {neighbours} must be at least 1")
     if min(len(generated), len(real)) <= neighbours:
         raise ValueError(
             f"precision and recall need more than {neighbours} pictures, got {len(generated)} and {len(real)}"
         )
     tile = tile or max(1, _TILE_BYTES // (4 * max(len(generated), len(real))))
-    generated, real = generated.float(), real.float()
     return PrecisionRecall(
         precision=_share_inside(generated, real, _radii(real, neighbours, tile), tile),
         recall=_share_inside(real, generated, _radii(generated, neighbours, tile), tile),

@@ -4,16 +4,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from encoder.metrics.checks import check_pictures
+from encoder.metrics.psnr import psnr
+
+__all__ = ["psnr", "ssim"]
+
 _WINDOW, _SIGMA = 11, 1.5  # Wang et al. 2004, Sec. III-C
 _K1, _K2 = 0.01, 0.03
-
-
-def psnr(pixels: Tensor, pixels_hat: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture in dB (B,), pixels (B 3 H W) in [0, 1]; infinite where
-    nothing differs.
-    """
-    error = (pixels.double() - pixels_hat.double()).square().mean(dim=(1, 2, 3))
-    return -10.0 * error.log10()
 
 
 def ssim(pixels: Tensor, pixels_hat: Tensor) -> Tensor:
@@ -21,10 +18,11 @@ def ssim(pixels: Tensor, pixels_hat: Tensor) -> Tensor:
     the places where the 11 x 11 Gaussian window (sigma 1.5) lies inside the picture.
 
     Raises:
-        ValueError: a side is shorter than the window.
+        ValueError: a side is shorter than the window, the shapes differ, or a picture is not finite.
 
     Source: Wang et al., IEEE TIP 13(4), 2004, Eq. 13; K1 = 0.01, K2 = 0.03, unweighted colours.
     """
+    check_pictures(pixels, pixels_hat)
     if min(pixels.shape[-2:]) < _WINDOW:
         raise ValueError(
             f"SSIM needs pictures of at least {_WINDOW} x {_WINDOW} pixels, got {tuple(pixels.shape[-2:])}"

@@ -32,7 +32,7 @@ from harness.metrics.config import (
 )
 from harness.metrics.features import EncoderJudge, Features, extract, load_extractor
 from harness.metrics.numbers import Against, generation_metrics
-from harness.metrics.pictures import read_pictures
+from harness.metrics.picture_sets import read_pictures
 
 
 def run(config: ReferenceConfig, out_dir: Path) -> dict:
@@ -67,6 +67,11 @@ def run(config: ReferenceConfig, out_dir: Path) -> dict:
             report=lambda done: progress(out_dir, first + done, num_sets * num, "pictures"),
         )
 
+    if config.statistics:
+        if "arr_0" in arrays_in(ROOT / config.statistics):
+            shown = read_pictures(ROOT / config.statistics)
+            extract(network, shown, batch_size=config.batch_size, device=device).save(out_dir / MANIFOLD)
+        against = published(out_dir, config.statistics)
     seen = see(pictures[:num], 0)
     labels = [record.get("label", -1) for record in records[:num]]
     names = {record.get("label", -1): record.get("class_name", "") for record in records}
@@ -74,12 +79,8 @@ def run(config: ReferenceConfig, out_dir: Path) -> dict:
     np.savez(out_dir / PICTURES, arr_0=pictures[:num], labels=labels, **named)
     seen.save(out_dir / FEATURES)
     write_json(out_dir / JUDGE, {"config": resolve(config), "judge": dataclasses.asdict(judge)})
-    if config.statistics:
-        if "arr_0" in arrays_in(ROOT / config.statistics):
-            shown = read_pictures(ROOT / config.statistics)
-            extract(network, shown, batch_size=config.batch_size, device=device).save(out_dir / MANIFOLD)
-        floor, against = seen, published(out_dir, config.statistics)
-    else:
+    floor = seen
+    if not config.statistics:
         floor, against = see(pictures[num:], num), Against.of(seen)
     return {"metrics": generation_metrics(floor, against, config.kernel_subset_size, judge)}
 

@@ -16,7 +16,7 @@ from harness.metrics.config import FEATURES, PICTURES, ScoreConfig, lpips_judge
 from harness.metrics.features import Features, extract, load_extractor
 from harness.metrics.lpips import Lpips
 from harness.metrics.numbers import Against, generation_metrics, lpips_metric, reconstruction_metrics
-from harness.metrics.pictures import read_pictures
+from harness.metrics.picture_sets import read_pictures
 from harness.metrics.reference import published, read_reference
 
 

@@ -182,7 +182,7 @@ def _draw(
 ) -> list[Path]:
     """For each study the curves of all terms; reconstructions by the study of branches; the cosines."""
     from harness.metrics.config import PICTURES
-    from harness.metrics.pictures import read_pictures
+    from harness.metrics.picture_sets import read_pictures
     from harness.tables import curves, figures  # here: matplotlib and numpy would delay the command line
     from harness.trained import read_log
 

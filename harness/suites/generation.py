@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from encoder.metrics import weights
 from encoder.runtime.config import ROOT, ConfigError
 from harness.config import stage_config
 from harness.encoders import Encoder, resolve_encoder
-from harness.metrics import weights
 from harness.metrics.config import (
     ENCODER,
     INCEPTION,
@@ -214,7 +214,7 @@ def _draw(
     folder: Path, reference: Stage, reconstructed: Mapping[str, Stage], generated: Mapping[str, Stage]
 ) -> list[Path]:
     """Figures of what is there: an encoder whose stage did not complete is left out."""
-    from harness.metrics.pictures import read_class_names, read_labels, read_pictures
+    from harness.metrics.picture_sets import read_class_names, read_labels, read_pictures
     from harness.tables import figures  # here: matplotlib and numpy would delay the command line
 
     if reference.done() is None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from encoder.metrics.probes import linear_probe, psnr, recall_at_1
+from encoder.metrics.probes import linear_probe, recall_at_1
+from encoder.metrics.psnr import psnr
 from encoder.models.shapes import ViTShape
 from encoder.models.vit import ViTEncoder
 from encoder.training.optim import average_weights, build_adamw, update, warmup_cosine
@@ -17,7 +18,9 @@ def test_psnr_of_a_known_error_and_clamping():
     pixels = torch.full((2, 3, 4, 4), 0.5)
     off = pixels + 0.1
     assert psnr(pixels, off).tolist() == pytest.approx([20.0, 20.0], abs=1e-5)
-    assert psnr(torch.ones(1, 3, 2, 2), torch.full((1, 3, 2, 2), 7.0)).item() == pytest.approx(120)
+    same = torch.ones(1, 3, 2, 2), torch.full((1, 3, 2, 2), 7.0)
+    assert psnr(*same).item() == math.inf
+    assert psnr(*same, highest=120).item() == 120
 
 
 def test_recall_counts_own_rows_both_ways():

@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional
 from torch.testing import assert_close
 
-from harness.metrics.features import WIDTH, Lite0, extract
+from encoder.metrics.lite0 import WIDTH, Lite0
+from harness.metrics.features import extract
 from harness.metrics.fid import distance, moments_of
 
 

@@ -18,7 +18,7 @@ from encoder.options import EncoderConfig
 from encoder.runtime.checkpoint import load_tensors, save_tensors
 from encoder.runtime.config import ROOT, ConfigError, load, read_yaml
 from harness.config import Preset
-from harness.metrics.pictures import read_pictures
+from harness.metrics.picture_sets import read_pictures
 from harness.own_data import OwnDataConfig, list_source, run
 from harness.running.stages import Graph
 from harness.tables.results_folder import saved_suites

@@ -14,16 +14,19 @@ from torch import nn
 from torch.nn import functional
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from encoder.metrics import weights
+from encoder.metrics.inception import Inception
+from encoder.metrics.seen import Seen
 from encoder.runtime.config import ConfigError
 from encoder.runtime.stage import sha256_file
 from harness.command_line import make_plans
 from harness.config import parse
-from harness.metrics import fid, numbers, reference, score, weights
+from harness.metrics import fid, numbers, reference, score
 from harness.metrics.config import PICTURES, Judge, ReferenceConfig, ScoreConfig, judge_of, keys_of
-from harness.metrics.inception import Inception
 from harness.metrics.lpips import Lpips
-from harness.metrics.seen import Seen
 from harness.running.stages import Graph
+from rae_bridge.config import JudgeConfig
+from rae_bridge.judge import FrechetJudge
 
 
 def noise(num, size=64, seed=0):
@@ -79,6 +82,17 @@ def test_inception_by_path_sees_what_torch_fidelity_sees(inception_file, tmp_pat
     save_file(torch.load(inception_file, weights_only=True), tensors)
     read = weights.read(weights.INCEPTION, str(tensors))
     assert all(torch.equal(value, read[name]) for name, value in ours.network.state_dict().items())
+
+
+def test_the_judge_of_trainings_and_sweeps_may_be_inception(inception_file, tmp_path):
+    np.savez(tmp_path / "features.npz", pooled=np.zeros((2, 2048), np.float32))
+    config = JudgeConfig(
+        reference=str(tmp_path / "features.npz"), network="inception", weights=str(inception_file)
+    )
+    judge, pictures = FrechetJudge(config), torch.from_numpy(noise(2))
+    judge.see(pictures)
+    seen = Inception.load(str(inception_file))(pictures.permute(0, 3, 1, 2)).pooled
+    torch.testing.assert_close(judge.moments.mean().float(), seen.mean(dim=0))
 
 
 def test_only_the_published_file_bears_the_reserved_names(inception_file, monkeypatch):

@@ -11,7 +11,7 @@ from harness.metrics import numbers, reference, score
 from harness.metrics.config import PICTURES, ReferenceConfig, ScoreConfig, keys_of
 from harness.metrics.features import Features
 from harness.metrics.kid import kernel_distance
-from harness.metrics.pictures import read_class_names, read_labels, read_pictures
+from harness.metrics.picture_sets import read_class_names, read_labels, read_pictures
 
 
 def features(seed, num=40):

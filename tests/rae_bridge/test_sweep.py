@@ -1,6 +1,7 @@
 """The judge against the harness's own distance, and the sweep over guidance scale and steps."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,6 @@ import torch
 from PIL import Image
 
 from harness.metrics import fid
-from rae_bridge import judge as judging
 from rae_bridge import sweep as stage
 from rae_bridge.config import JudgeConfig, SweepConfig
 from rae_bridge.judge import FrechetJudge
@@ -46,28 +46,41 @@ def test_its_distance_is_the_harness_s_in_any_parts(reference):
     assert whole.distance() == pytest.approx(expected, rel=1e-6)
     first.moments.merge(second.moments)
     assert first.merged(Ranks(0, 1, "cpu")).distance() == pytest.approx(expected, rel=1e-6)
-    mean, covariance = (torch.as_tensor(part) for part in first.reference)
-    assert fid.frechet_distance(mean, covariance, *first.reference) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_gaussian_file_is_a_reference_and_other_files_are_not(reference, tmp_path):
-    mean, covariance = FrechetJudge(reference).reference
-    np.savez(tmp_path / "adm.npz", mu=mean, sigma=covariance)
-    loaded = judging.load_reference(tmp_path / "adm.npz")
-    assert np.allclose(loaded[1], covariance)
-    np.savez(tmp_path / "other.npz", arr_0=mean)
-    with pytest.raises(ValueError, match="expected `pooled`"):
-        judging.load_reference(tmp_path / "other.npz")
+    real = np.load(reference.reference)["pooled"].astype(np.float64)
+    held = FrechetJudge(reference).reference
+    assert np.allclose(held.mean, real.mean(axis=0)) and np.allclose(held.cov, np.cov(real.T))
+    np.savez(tmp_path / "adm.npz", mu=held.mean, sigma=held.cov)
+    loaded = FrechetJudge(replace(reference, reference=str(tmp_path / "adm.npz"))).reference
+    assert np.array_equal(loaded.mean, held.mean) and np.array_equal(loaded.cov, held.cov)
+    np.savez(tmp_path / "other.npz", arr_0=held.mean)
+    with pytest.raises(ValueError, match="expected `pooled`, or `mu` and `sigma`; got"):
+        FrechetJudge(replace(reference, reference=str(tmp_path / "other.npz")))
     with pytest.raises(FileNotFoundError, match=r"harness\.metrics\.reference writes one"):
-        judging.load_reference(tmp_path / "missing.npz")
-    with pytest.raises(ValueError, match="not an importable module:Class"):
-        judging.find_network("harness.metrics.features:Lite9")
+        FrechetJudge(replace(reference, reference=str(tmp_path / "missing.npz")))
+    np.savez(tmp_path / "narrow.npz", pooled=real[:, :4])
+    narrow = FrechetJudge(replace(reference, reference=str(tmp_path / "narrow.npz")))
+    with pytest.raises(ValueError, match="features of width 6 cannot be added to those of width 4"):
+        narrow.see(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match="at least 2 pictures"):
         FrechetJudge(reference).distance()
     lonely = FrechetJudge(reference)
     lonely.see(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match="at least 2 pictures, got 1"):
         lonely.merged(Ranks(0, 1, "cpu")).distance()
+
+
+def test_any_network_judges_by_name_and_wrong_names_are_refused(reference):
+    for old in ("harness.metrics.features:Lite0", "encoder.metrics.inception:Inception", "lite9"):
+        with pytest.raises(ValueError, match="is not lite0, inception, or an importable module:Class"):
+            FrechetJudge(replace(reference, network=old))
+    with pytest.raises(FileNotFoundError, match="2015 Inception weights not found"):
+        FrechetJudge(replace(reference, network="inception", weights="nowhere/inception.pth"))
+    with pytest.raises(ValueError, match="weights are for inception, not for lite0"):
+        JudgeConfig(reference="x", weights="inception.pth")
+    assert JudgeConfig(reference="x").network == "lite0"
 
 
 @pytest.fixture

@@ -11,6 +11,23 @@ import numpy as np
 _LOCAL_HEADER = 30  # bytes before a zip member's name, whose lengths stand in the last four
 
 
+def check_sets(*sets: np.ndarray) -> None:
+    """Sets of pictures (N H W 3, uint8), at least one picture, all of one shape.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for pictures in sets:
+        is_set = pictures.dtype == np.uint8 and pictures.ndim == 4 and pictures.shape[-1] == 3
+        if not is_set or len(pictures) == 0:
+            raise ValueError(
+                f"expected uint8 pictures (N, H, W, 3), got {pictures.dtype} of shape {pictures.shape}"
+            )
+    if len({pictures.shape for pictures in sets}) > 1:
+        shapes = " and ".join(str(pictures.shape) for pictures in sets)
+        raise ValueError(f"sets of pictures of shapes {shapes} cannot be compared picture by picture")
+
+
 def read_pictures(path: Path) -> np.ndarray:
     """Pictures (N H W 3, uint8) of a file.
 

@@ -7,10 +7,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from harness.metrics import weights
-from harness.metrics.seen import Seen
+from encoder.metrics import weights
+from encoder.metrics.seen import Seen
 
-WIDTH = 2048
 _MAPS = 7  # of the 192 maps of mixed_6's first branch, as ADM takes them: 17 x 17 x 7 = 2023
 
 
