@@ -15,8 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # before this folder, whose scripts bear the packages' names
 
 from encoder.runtime.stage import write_json  # noqa: E402
 from harness.running.provenance import git_commit, hardware  # noqa: E402

@@ -48,7 +48,7 @@ def two_ranks(free_port):
         worker.start()
     got = [results.get() for _ in range(3 * WORLD)]
     for worker in workers:
-        worker.join(60)
+        worker.join()
         assert worker.exitcode == 0
     return got
 

@@ -22,9 +22,10 @@ def test_equal_process_ids_and_threads_never_share_a_temporary_name(tmp_path, mo
                 with files.replacing(path) as temporary:
                     names.add(temporary.name)
                     temporary.write_text("{}")
-                    together.wait(timeout=30)  # everyone holds a temporary file before anyone renames it
+                    together.wait()  # everyone holds a temporary file before anyone renames it
         except (OSError, threading.BrokenBarrierError) as error:
             failed.append(error)
+            together.abort()
 
     threads = [threading.Thread(target=write) for _ in range(8)]
     for each in threads:

@@ -178,11 +178,11 @@ def test_a_run_on_shards_from_http_killed_twice_equals_an_undisturbed_one_to_the
         child = in_child(train_and_die, chosen, whole, None)
         for at in (3, 9):
             one = in_child(train_and_die, chosen, killed, at)
-            one.join(120)
+            one.join()
             assert one.exitcode == -signal.SIGKILL
         last = in_child(train_and_die, chosen, killed, None)
         for each in (child, last):
-            each.join(120)
+            each.join()
             assert each.exitcode == 0
         server.shutdown()
     assert curve(whole) == curve(killed) and len(curve(whole)) == 14
@@ -204,9 +204,9 @@ def test_two_processes_train_as_one_with_two_micro_batches(root, tmp_path, shard
         port = probe.getsockname()[1]
     chosen = config(root, sharding=sharding, activation_checkpointing=sharding == "fsdp2")
     ranks = [in_child(train_rank, chosen, two, rank, 2, port) for rank in range(2)]
-    in_child(train_and_die, config(root, micro_batch=4), one, None).join(120)
+    in_child(train_and_die, config(root, micro_batch=4), one, None).join()
     for each in ranks:
-        each.join(120)
+        each.join()
         assert each.exitcode == 0
     rows = zip(curve(one).values(), curve(two).values(), strict=True)
     for alone, together in rows:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import subprocess
 import sys
 
@@ -53,9 +52,8 @@ def run_script(*words, cwd=ROOT):
         (["--plan", "suite=generation", "encoders=[ov3-demo]"], ["ov3-demo: generate"]),
     ],
 )
-def test_answers_come_in_two_seconds_without_torch(words, parts, tmp_path):
+def test_answers_come_without_torch(words, parts, tmp_path):
     places = [f"runs_dir={tmp_path}/runs", f"results_dir={tmp_path}/results"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     run = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, *words, *places],
         cwd=ROOT,
@@ -63,12 +61,9 @@ def test_answers_come_in_two_seconds_without_torch(words, parts, tmp_path):
         text=True,
         check=False,
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert run.returncode == 0, run.stderr
     for part in parts:
         assert part in run.stdout
-    # processor time: the wall clock of a busy machine says nothing
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
     assert not (tmp_path / "runs").exists()
 
 

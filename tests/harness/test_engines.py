@@ -66,7 +66,7 @@ def run(config, out_dir):
             os.kill(os.getpid(), signal.SIGKILL)
         (out_dir / "complete").write_text("kept")
         other.touch()
-        time.sleep(60)
+        time.sleep(600)
     return {"kept": (out_dir / "complete").read_text(), "processes": os.environ["WORLD_SIZE"]}
 
 if __name__ == "__main__":
@@ -143,9 +143,9 @@ def test_jobs_run_in_order_and_a_failed_one_says_why(graph, monkeypatch):
 
 
 def submit_slow(graph):
-    """A stage of a minute, and its job."""
+    """A stage that ends only when it is stopped, or started again; and its job."""
     pytest.importorskip("submitit")
-    stage = graph.add("slow", next(iter(graph)).module, StageConfig(seconds=60.0))
+    stage = graph.add("slow", next(iter(graph)).module, StageConfig(seconds=3600.0))
     stage.folder.mkdir(parents=True)
     dump(stage.config, stage.folder / "config.yaml")
     (stage.folder / engines.LAUNCH).write_text('{"hardware": {}}')
@@ -156,7 +156,7 @@ def test_an_interrupt_takes_the_jobs_out_of_the_queue(graph):
     stage, job = submit_slow(graph)
     assert job.poll() is None
     engines.end(job, signal.SIGINT)
-    assert job.wait(timeout=200) != 0
+    assert job.wait() != 0
     assert stage.done() is None
 
 
@@ -166,15 +166,13 @@ def test_a_job_that_is_preempted_is_put_back_and_goes_on(graph):
     controller = job.job.job_id
     (task,) = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
     os.kill(int(task), signal.SIGUSR2)  # what a cluster sends when it wants the node, or the time is up
-    assert job.wait(timeout=200) == 0
+    assert job.wait() == 0
     assert stage.done()["result"] == {"number": 1}
     assert (stage.folder / "starts").read_text() == "xx"
 
 
 def wait_for(path):
-    deadline = time.monotonic() + 200
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} never came"
+    while not path.exists():  # however long a busy machine takes; what never comes ends at pytest's timeout
         time.sleep(0.05)
 
 
@@ -195,7 +193,7 @@ def test_a_killed_process_of_several_is_named_and_the_next_run_goes_on_on_two_ma
 
 
 def test_what_was_attached_ends_with_whoever_started_it(tmp_path):
-    child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(3600)"
     words = [sys.executable, attach.__file__, attach.PARENT, "-c", child]
     starter = f"import subprocess; subprocess.run({words!r}, start_new_session=True)"  # as torchrun does
     parent = subprocess.Popen([sys.executable, "-c", starter])
@@ -204,9 +202,7 @@ def test_what_was_attached_ends_with_whoever_started_it(tmp_path):
         time.sleep(0.05)
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 20
     while is_running(pid):
-        assert time.monotonic() < deadline, "the orphan goes on"
         time.sleep(0.05)
 
 

@@ -80,7 +80,6 @@ def assert_same_weights(folder: Path, expected: Path) -> None:
         torch.testing.assert_close(other[name], tensor, atol=2e-3, rtol=1e-2, msg=name)
 
 
-@pytest.mark.timeout(900)  # two processes of 12 seconds of imports each, on a machine that may be busy
 def test_two_processes_under_zero3_give_the_weights_of_one_under_zero2(blind, tmp_path):
     """Also by LoRA, where two processes begin what one ends, and with one that offloads."""
     lora = replace(blind, lora_rank=2, lora_alpha=4.0, lora_dropout=0.0)
