@@ -9,10 +9,12 @@ weights. No torch here until the training starts.
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 from encoder.runtime.config import dump, read_yaml
-from encoder.runtime.stage import DONE, main, make_writable, write_json
+from encoder.runtime.resume import CONFIG, DONE
+from encoder.runtime.stage import is_first_process, main, make_writable, write_done
 from encoder.training.options import TrainConfig
 from encoder.training.plan import main as print_plan
 from encoder.training.recipe import RecipeConfig
@@ -30,15 +32,19 @@ def train(config: TrainConfig, out_dir: Path) -> dict:
 def train_phases(recipe: RecipeConfig, out_dir: Path) -> dict[str, dict]:
     """Train the phases that are not done yet, in order; returns the scores of each trained now."""
     scores = {}
-    for name, config in recipe.configs(out_dir).items():
-        folder = out_dir / name
-        if (folder / DONE).is_file():
-            continue
+    left = {folder: config for folder, config in recipe.runs(out_dir).items() if not _is_done(folder)}
+    for folder, config in left.items():
         make_writable(folder)
-        dump(config, folder / "config.yaml")
-        scores[name] = train(config, folder)
-        write_json(folder / DONE, {"stage": "encoder.train", "result": scores[name]})
+        if is_first_process():
+            dump(config, folder / CONFIG)
+        started = time.monotonic()
+        scores[folder.name] = train(config, folder)
+        write_done(folder, "encoder.train", scores[folder.name], time.monotonic() - started)
     return scores
+
+
+def _is_done(folder: Path) -> bool:
+    return (folder / DONE).is_file()
 
 
 def run(argv: list[str]) -> None:
@@ -48,7 +54,7 @@ def run(argv: list[str]) -> None:
     if "--plan" in argv:
         print_plan([word for word in argv if word != "--plan"])
     elif is_recipe:
-        main(RecipeConfig, train_phases, argv)
+        main(RecipeConfig, train_phases, argv, parts=RecipeConfig.runs)
     else:
         main(TrainConfig, train, argv)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from encoder.runtime.device import Device
 
@@ -30,6 +30,8 @@ class StreamConfig:
     A lane is one reader of its own part of every source's shards; each step takes equally many samples from
     every lane. Lanes are dealt to processes and their workers, so neither count changes what a step sees.
     """
+
+    MAY_CHANGE: ClassVar = ("num_workers", "max_bad_fraction", "retries", "retry_seconds")
 
     sources: list[SourceConfig]
     image_size: int  # px

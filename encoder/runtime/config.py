@@ -16,6 +16,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from encoder.runtime.files import replacing
+
 ROOT = Path(__file__).resolve().parent.parent.parent  # relative paths in configs are relative to this folder
 Config = TypeVar("Config")
 # Of these, zero or less can nowhere be meant
@@ -51,11 +53,33 @@ def load(
         name = str(source)
     try:
         words = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+        words = _onto_lists(values, words, name)
         merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.create(words))
         values = OmegaConf.to_container(merged, resolve=True)
+    except ConfigError:
+        raise
     except (OmegaConfBaseException, ValueError, YAMLError) as error:
         raise ConfigError(f"{name}: {' '.join(str(error).split()) or type(error).__name__}") from None
     return _build(cls, values, name)
+
+
+def _onto_lists(values: Any, words: Any, path: str) -> Any:
+    """The words `key.0.b=value` as whole lists: `values`' own, with item 0 changed."""
+    if isinstance(values, Mapping) and isinstance(words, Mapping):
+        return {key: _onto_lists(values.get(key), each, f"{path}: {key}") for key, each in words.items()}
+    if not (isinstance(values, list | tuple) and isinstance(words, Mapping)):
+        return words
+    items = list(values)
+    for key, word in words.items():
+        if not key.isdigit() or int(key) >= len(items):
+            places = f"0 to {len(items) - 1}" if items else "none"
+            raise ConfigError(f"{path}: no item '{key}' in this list; there are {places}")
+        change = _onto_lists(items[int(key)], word, f"{path}.{key}")
+        is_joined = isinstance(items[int(key)], Mapping) and isinstance(change, Mapping)
+        old = {"item": items[int(key)]} if is_joined else {}
+        merged = OmegaConf.merge(OmegaConf.create(old), OmegaConf.create({"item": change}))
+        items[int(key)] = OmegaConf.to_container(merged)["item"]
+    return items
 
 
 def read_yaml(path: Path | str) -> dict:
@@ -85,7 +109,8 @@ def resolve(config: Any) -> Any:
 
 def dump(config: Any, path: Path) -> None:
     """Write a resolved config as YAML; `load(type(config), path)` gives an equal one."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(resolve(config))))
+    with replacing(path) as temporary:
+        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(resolve(config))))
 
 
 def choose(mapping: Mapping[str, Config], key: str, what: str) -> Config:

@@ -10,40 +10,59 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from encoder.runtime.config import dump, load, read_yaml, resolve
+from encoder.runtime.config import dump, load
 from encoder.runtime.files import remove_leftovers, replacing
+from encoder.runtime.resume import (
+    CONFIG,
+    DONE,
+    PROGRESS,
+    note_changes,
+    refuse_other_run,
+)
 
-DONE = "DONE.json"
-PROGRESS = "progress.json"
-CONFIG = "config.yaml"
 BAD_INPUT = 2  # exit code: the caller is wrong; nothing was started
 INTERRUPTED = 130
 _SECONDS_BETWEEN_REPORTS = 0.5
 _last_report: dict[Path, float] = {}
 
 
-def main(config_class: type, run: Callable[[Any, Path], dict], argv: list[str] | None = None) -> None:
+def main(
+    config_class: type,
+    run: Callable[[Any, Path], dict],
+    argv: list[str] | None = None,
+    *,
+    parts: Callable[[Any, Path], dict[Path, Any]] | None = None,
+) -> None:
     """Run a stage from the command line and exit: 0 done, 2 bad input (one line on stderr), 130 interrupted.
 
-    A folder whose `DONE.json` exists is left as it is: a stage that is complete is never run again.
+    A finished folder (`DONE.json`) is left as it is if it was made with these very settings, and refused
+    otherwise; a folder that was begun goes on if only keys differ that may (`encoder.runtime.resume`). A
+    stage that writes several runs gives them as `parts`: their folders and configs. Of several processes,
+    all look and the first one writes.
     """
     argv = sys.argv[1:] if argv is None else argv
     if len(argv) < 2 or argv[0] in ("-h", "--help"):
         print(f"usage: python -m {_module_name()} <config.yaml> <out_dir> [key=value ...]", file=sys.stderr)
         sys.exit(0 if argv[:1] in (["-h"], ["--help"]) else BAD_INPUT)
     out_dir = Path(argv[1])
-    if (out_dir / DONE).is_file():
-        print(f"{out_dir} is complete")
-        return
     try:
         config = load(config_class, Path(argv[0]), argv[2:])
+        runs = parts(config, out_dir) if parts else {out_dir: config}
+        if all((folder / DONE).is_file() for folder in (out_dir, *runs)):
+            for folder, each in runs.items():
+                refuse_other_run(each, folder, is_whole=parts is None)
+            print(f"{out_dir} is complete")
+            return
         make_writable(out_dir)
-        if os.environ.get("RANK", "0") == "0":  # of several processes, one looks and writes
-            refuse_other_config(config, out_dir)
+        for folder, each in runs.items():
+            refuse_other_run(each, folder)
+        if is_first_process():
+            for folder, each in runs.items():
+                note_changes(each, folder)
             dump(config, out_dir / CONFIG)
         started = time.monotonic()
         result = run(config, out_dir)
@@ -55,37 +74,20 @@ def main(config_class: type, run: Callable[[Any, Path], dict], argv: list[str] |
     except KeyboardInterrupt:
         print(f"interrupted; what {out_dir} holds is good, the same command goes on", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    write_json(
-        out_dir / DONE,
-        {
-            "stage": _module_name(),
-            "seconds": round(time.monotonic() - started, 2),
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            "result": result,
-        },
-    )
+    write_done(out_dir, _module_name(), result, time.monotonic() - started)
 
 
-def refuse_other_config(config: Any, out_dir: Path) -> None:
-    """Raises: ValueError if the stage was begun in this folder with another value of some key, naming it.
-
-    Keys that the older config.yaml does not have are passed over.
-    """
-    path = out_dir / CONFIG
-    if (out_dir / PROGRESS).is_file() and path.is_file():
-        for key, before, now in _differences(read_yaml(path), resolve(config)):
-            raise ValueError(
-                f"{out_dir} was begun with {key}={before}, not {now}; choose another folder or delete it"
-            )
+def is_first_process() -> bool:
+    """Whether this is the process of a launch (or the only one) that writes what there is once."""
+    return os.environ.get("RANK", "0") == "0"
 
 
-def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Key, old and new value, for every key of both that differs."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in sorted(before.keys() & now.keys()):
-            yield from _differences(before[name], now[name], f"{key}.{name}" if key else name)
-    elif before != now:
-        yield key, before, now
+def write_done(folder: Path, stage: str, result: Any, seconds: float) -> None:
+    """Write DONE.json, last of all, by the first process for all."""
+    if is_first_process():
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        done = {"stage": stage, "seconds": round(seconds, 2), "peak_memory_mb": peak, "result": result}
+        write_json(folder / DONE, done)
 
 
 def progress(out_dir: Path, done: int, total: int, unit: str = "steps", **scalars: float) -> None:

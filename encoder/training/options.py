@@ -6,7 +6,7 @@ Relative paths are relative to the repository root.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from encoder.data.options import StreamConfig
 from encoder.models.shapes import ClipShape, OpenVision3Shape, VaeShape
@@ -19,6 +19,8 @@ Branch = Literal["understanding", "reconstruction"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimConfig:
     """AdamW with linear warm-up and a cosine to 0."""
+
+    MAY_CHANGE: ClassVar = ("lr", "warmup_steps", "clip_norm")
 
     lr: float  # peak
     warmup_steps: int
@@ -52,6 +54,12 @@ class ObjectiveConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """Stage `encoder.train`: OpenVision 3, or the CLIP baseline on equal terms: same samples, same order."""
+
+    MAY_CHANGE: ClassVar = (
+        "micro_batch", "contrastive_chunk", "precision", "device", "compile", "activation_checkpointing",
+        "trackers", "eval_steps", "log_steps", "checkpoint_steps", "snapshot_steps",
+    )  # fmt: skip
+    MAY_GROW: ClassVar = ("num_steps",)
 
     data: str  # folder with {train,val,test}/*.tar; with `stream`, only eval_split is read
     num_steps: int
@@ -140,6 +148,9 @@ class SynergyConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainVaeConfig:
     """Stage `encoder.train_vae`: train the demo's VAE from scratch on a folder of shards."""
+
+    MAY_CHANGE: ClassVar = ("precision", "channels_last", "device", "log_steps", "checkpoint_steps")
+    MAY_GROW: ClassVar = ("num_steps",)
 
     data: str  # folder with {train,test}/*.tar
     num_steps: int
