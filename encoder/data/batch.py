@@ -57,6 +57,11 @@ def cut_padding(caption_ids: Tensor, pad_id: int) -> Tensor:
     return caption_ids[:, : int((caption_ids != pad_id).sum(dim=1).max())]
 
 
+def _id_type(vocab_size: int) -> torch.dtype:
+    """The smallest type that holds every id: held in memory for all samples."""
+    return torch.int16 if vocab_size - 1 <= torch.iinfo(torch.int16).max else torch.int32
+
+
 class TrainingSet:
     """Images, texts and (if given) cached latents of every sample.
 
@@ -81,14 +86,15 @@ class TrainingSet:
         self.images = images
         self.z_vae: Tensor | None = None
         self.pad_id = tokenizer.pad
-        self.alt_ids = tokenizer.contrastive_ids(alt_texts, text_length).short()
+        kind = _id_type(tokenizer.vocab_size)
+        self.alt_ids = tokenizer.contrastive_ids(alt_texts, text_length).to(kind)
         flat = [sentence for each in split for sentence in each]
-        self.sentence_ids = tokenizer.contrastive_ids(flat, text_length).short()
+        self.sentence_ids = tokenizer.contrastive_ids(flat, text_length).to(kind)
         self.num_sentences = torch.tensor([len(each) for each in split])
         self.first_sentence = self.num_sentences.cumsum(0) - self.num_sentences
         self.caption_ids = None
         if caption_length is not None:
-            self.caption_ids = tokenizer.caption_ids(captions, caption_length).short()
+            self.caption_ids = tokenizer.caption_ids(captions, caption_length).to(kind)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,20 +17,26 @@ from encoder.data.scenes.text import VOCABULARY, split_words
 from encoder.runtime.config import ROOT
 
 VOCAB_FILE = "vocab.txt"
-# BERT's names of the two spare entries that OpenVision's vocabulary calls [bos] and [eos] (ids 1 and 2)
-SPARE = {"[unused0]": "[bos]", "[unused1]": "[eos]"}
+# BERT's spare entries; OpenVision's vocabulary calls the first two of them [bos] and [eos] (ids 1 and 2)
+_SPARE = re.compile(r"\[unused\d+\]")
+_CAPITAL = re.compile("[A-Z]")
 SPECIAL = ("[PAD]", "[bos]", "[eos]", "[UNK]", "[CLS]")
 
 
 def _read_vocab(source: str) -> list[str]:
-    """Lines of a BERT vocab.txt, the spare entries renamed; or the specials and the words of Scenes."""
+    """Lines of a BERT vocab.txt, two spare entries renamed; or the specials and the words of Scenes."""
     if source == "scenes":
         return [*SPECIAL, *VOCABULARY]
     path = ROOT / source
     path = path / VOCAB_FILE if path.is_dir() else path
     if not path.is_file():
         path = _download(source)
-    return [SPARE.get(word, word) for word in path.read_text(encoding="utf-8").splitlines()]
+    # At line feeds alone: some words of the multilingual vocabulary are what Unicode calls line ends
+    words = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+    spare = [index for index, word in enumerate(words) if _SPARE.fullmatch(word)]
+    for name, index in zip((name for name in ("[bos]", "[eos]") if name not in words), spare, strict=False):
+        words[index] = name
+    return words
 
 
 def _download(repository: str) -> Path:
@@ -46,13 +53,15 @@ def _download(repository: str) -> Path:
 
 def _wordpiece(vocab: dict[str, int]) -> FastTokenizer:
     fast = FastTokenizer(WordPiece(vocab, unk_token="[UNK]"))
-    fast.normalizer = BertNormalizer(lowercase=True)
+    is_cased = any(_CAPITAL.search(word) for word in vocab if not word.startswith("["))
+    fast.normalizer = BertNormalizer(lowercase=not is_cased)
     fast.pre_tokenizer = BertPreTokenizer()
     return fast
 
 
 class Tokenizer:
-    """Lower-cased text as BERT's WordPiece does it, or as the words, digits and marks of Scenes.
+    """Text as BERT's WordPiece does it (lower-cased unless the vocabulary has capitals), or as the words,
+    digits and marks of Scenes.
 
     Source: UCSC-VLAA/OpenVision@6c24e45 (v1 labels: [bos] text [eos] pads [CLS]; captions lack [CLS]).
     Raises: FileNotFoundError without a vocabulary; ValueError if it lacks a special entry, or for a word that
@@ -60,14 +69,15 @@ class Tokenizer:
     """
 
     def __init__(self, source: str = "scenes"):
-        vocab = {word: index for index, word in enumerate(_read_vocab(source))}
+        words = _read_vocab(source)
+        vocab = {word: index for index, word in enumerate(words)}
         missing = [word for word in SPECIAL if word not in vocab]
         if missing:
             raise ValueError(f"vocabulary {source} lacks {', '.join(missing)}; it must be a BERT vocab.txt")
         self.vocab = vocab
-        self.words = list(vocab)
+        self.words = words
         self._fast = None if source == "scenes" else _wordpiece(vocab)
-        self.vocab_size = len(vocab)
+        self.vocab_size = len(words)
         self.pad, self.bos, self.eos, self.unk, self.cls = (vocab[word] for word in SPECIAL)
 
     def _pieces(self, texts: Sequence[str]) -> list[list[int]]:

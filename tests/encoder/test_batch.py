@@ -73,3 +73,23 @@ def test_a_batch_holds_one_own_sentence_of_each_sample_and_only_the_pixels_asked
     assert seen == {6, 7}  # red or ball
     assert batch.pixels.shape == (1, 3, 8, 8) and batch.pixels.eq(1).all()
     assert batch.caption_ids.shape == (2, 6)  # [bos] red . ball . [eos]: padding beyond the longest is cut
+
+
+@pytest.mark.parametrize("size", [32_768, 32_769, 119_547])
+def test_the_ids_of_a_large_vocabulary_survive(tmp_path, size):
+    words = [*WORDS, *(f"w{i}" for i in range(size - len(WORDS)))]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    last = words[-1]
+    samples = TrainingSet(
+        torch.zeros(1, 8, 8, 3, dtype=torch.uint8),
+        [{"org_caption": last, "re_caption": f"a {last}."}],
+        Tokenizer(str(tmp_path)),
+        text_length=6,
+        caption_length=6,
+    )
+    batch = samples.batch(torch.tensor([0]), torch.Generator(), num_pixels=1, with_sentence=True)
+    assert [ids[0].tolist() for ids in batch.text_ids] == [
+        [1, size - 1, 2, 0, 0, 4],
+        [1, 5, size - 1, 2, 0, 4],
+    ]
+    assert batch.caption_ids[0].tolist() == [1, 5, size - 1, 9, 2]

@@ -51,3 +51,16 @@ def test_labels_have_openvisions_marks_at_every_length(vocab):
 def test_a_word_unknown_to_scenes_is_refused_by_name():
     with pytest.raises(ValueError, match="not words of Scenes: zebra"):
         Tokenizer("scenes").contrastive_ids(["a zebra"], 8)
+
+
+def test_a_cased_vocabulary_of_many_languages_keeps_its_ids_and_its_case(tmp_path):
+    """As in bert-base-multilingual-cased: 119,547 lines, spare entries from 1 on; a word is a line end."""
+    words = ["[PAD]", *(f"[unused{i}]" for i in range(1, 100)), "[UNK]", "[CLS]", "[SEP]", "[MASK]", "\u2028"]
+    words += ["Paris", "paris", "caf\u00e9", "cafe", "."]
+    words += [f"w{i}" for i in range(119_547 - len(words) - 1)] + ["\u732b"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    ours, theirs = Tokenizer(str(tmp_path)), BertTokenizer.from_pretrained(tmp_path, do_lower_case=False)
+    assert (ours.vocab_size, ours.bos, ours.eos, ours.vocab["\u732b"]) == (119_547, 1, 2, 119_546)
+    text = "Paris paris caf\u00e9 \u732b w119000."
+    assert ours._pieces([text]) == [theirs(text, add_special_tokens=False)["input_ids"]]
+    assert ours.decode(ours.caption_ids([text], 16)[0].tolist()) == "Paris paris caf\u00e9 \u732b w119000 ."
