@@ -21,7 +21,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from encoder.data.pictures import as_rgb
 from llava_bridge.config import Template
-from llava_bridge.prompt import IGNORE, Encoded, Segment, answer_text, question_prompt, tokenise
+from llava_bridge.prompt import (
+    IGNORE,
+    Encoded,
+    Segment,
+    answer_text,
+    question_prompt,
+    stop_ids,
+    tokenise,
+)
 
 DEFAULT_UNTIL = ("\n\n",)  # lmms-eval's own default
 
@@ -80,6 +88,7 @@ class LlavaLmms(lmms):
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
         self.template = template
+        self.stop_ids = stop_ids(template, processor.tokenizer)
         self.report = report
 
     def clean(self) -> None:
@@ -163,7 +172,7 @@ class LlavaLmms(lmms):
         self, segments: Sequence[Sequence[Segment]], features: Sequence[Sequence[Tensor]]
     ) -> list[Encoded]:
         num_image_tokens = next((feature.shape[0] for row in features for feature in row), 0)
-        return tokenise(segments, self.tokenizer, num_image_tokens)
+        return tokenise(segments, self.tokenizer, num_image_tokens, adds_bos=self.template != "chat")
 
     def _inputs(self, samples: Sequence[Encoded], features: Sequence[Sequence[Tensor]]) -> dict:
         rows = [torch.from_numpy(sample.input_ids).long() for sample in samples]
@@ -196,7 +205,7 @@ class LlavaLmms(lmms):
             max_new_tokens=max_new_tokens,
             do_sample=False,
             use_cache=True,
-            eos_token_id=self.tokenizer.eos_token_id,
+            eos_token_id=self.stop_ids or None,
             pad_token_id=self.tokenizer.pad_token_id,
         )
         new_ids = output[:, inputs["input_ids"].shape[1] :]

@@ -4,25 +4,30 @@ A conversation is rendered to segments, each prompt or answer. The whole text is
 inference does it, and a token is supervised if its last character lies in an answer, so a mask cannot drift
 from the text as it does where rounds are tokenised again and their lengths subtracted. An answer segment
 opens with the blank that follows `ASSISTANT:`: at inference the prompt ends before it, so a tokenizer that
-makes the blank a token of its own has to predict it.
+makes the blank a token of its own has to predict it. It ends with what the template closes an answer with,
+whatever the tokenizer's eos is: at inference that is where the answer stops (`stop_ids`).
 
 Source: LLaVA c121f04, llava/conversation.py (conv_vicuna_v1, conv_llava_plain) and llava/train/train.py
-(preprocess_v1, preprocess_plain); own code. Deviation: a sample without a supervised token is an error
-here; there it trains on nothing.
+(preprocess_v1, preprocess_plain); own code. Deviations: a sample without a supervised token is refused here
+and trains on nothing there; a leading system turn is the conversation's system prompt here and dropped there.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from encoder.data.records import IMAGE
+from encoder.data.records import IMAGE, Refuse, stop_at
 from encoder.runtime.config import choose
 from llava_bridge.config import Template
 
 IGNORE = -100  # label of a token without loss
 _RECORDS_AT_ONCE = 1000  # character spans of many texts take much memory
+_PROBE = ("what is this", "yes")  # the plainest conversation, which every template must render
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -46,21 +51,33 @@ class Encoded:
     labels: np.ndarray
 
 
+Turns = Sequence[tuple[str, str]]  # questions and their answers
+
+
 def read_turns(record: Mapping) -> list[tuple[str, str]]:
-    """A LLaVA record's (question, answer) pairs. A leading answer is dropped; `<image>` moves to the front
-    of its turn.
+    """A LLaVA record's (question, answer) pairs. A leading system turn is not among them (`read_system`), a
+    leading answer is dropped, as LLaVA does; `<image>` moves to the front of its turn.
 
     Raises:
         ValueError: the turns do not alternate, or the last question has no answer.
     """
     turns = list(record["conversations"])
-    if turns and turns[0]["from"] != "human":
+    if turns and turns[0]["from"] == "system":
+        turns = turns[1:]
+    if turns and turns[0]["from"] == "gpt":
         turns = turns[1:]
     speakers = [turn["from"] for turn in turns]
     if not turns or speakers != ["human", "gpt"] * (len(turns) // 2):
-        raise ValueError(f"sample {record.get('id')}: turns must alternate human, gpt; got {speakers}")
+        shown = ", ".join(speakers[:8])
+        raise ValueError(f"sample {record.get('id')}: turns must alternate human, gpt; got [{shown}]")
     questions = [_image_first(turn["value"]) for turn in turns[::2]]
     return list(zip(questions, [turn["value"].strip() for turn in turns[1::2]], strict=True))
+
+
+def read_system(record: Mapping) -> str | None:
+    """The text of a record's leading system turn, None where there is none or it is blank."""
+    turns = record["conversations"]
+    return (turns[0]["value"].strip() or None) if turns and turns[0]["from"] == "system" else None
 
 
 def _image_first(question: str) -> str:
@@ -69,18 +86,37 @@ def _image_first(question: str) -> str:
     return f"{IMAGE}\n{question.replace(IMAGE, '').strip()}".strip()
 
 
-def render_plain(turns: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[Segment]:
+def render_plain(
+    turns: Turns, tokenizer: PreTrainedTokenizerBase, system: str | None = None
+) -> list[Segment]:
     """Stage 1: picture, caption, newline. The question's words are thrown away and no end token is
-    supervised."""
+    supervised.
+
+    Raises:
+        ValueError: there is a system prompt.
+    """
+    if system is not None:
+        raise ValueError("template plain has no system prompt, and the record opens with a system turn")
     question, caption = turns[0]
     picture = [Segment(IMAGE, False)] if IMAGE in question else []
     return [*picture, Segment(caption + "\n", True)]
 
 
-def render_vicuna_v1(turns: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[Segment]:
+def render_vicuna_v1(
+    turns: Turns, tokenizer: PreTrainedTokenizerBase, system: str | None = None
+) -> list[Segment]:
     """Stage 2 and evaluation: `SYSTEM USER: Q1 ASSISTANT: A1</s>USER: Q2 ASSISTANT: A2</s>`; each end token
-    is supervised."""
-    segments = [Segment(SYSTEM + " ", False)]
+    is supervised. system: takes the place of LLaVA's own.
+
+    Raises:
+        ValueError: the tokenizer has no end token.
+    """
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            "the tokenizer has no eos token, with which template vicuna_v1 closes an answer; set its "
+            "eos_token, or use template chat"
+        )
+    segments = [Segment(f"{system or SYSTEM} ", False)]
     for question, answer in turns:
         segments += [
             Segment(f"USER: {question} ASSISTANT:", False),
@@ -89,34 +125,78 @@ def render_vicuna_v1(turns: Sequence[tuple[str, str]], tokenizer: PreTrainedToke
     return segments
 
 
-def render_chat(turns: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[Segment]:
-    """The tokenizer's own chat template (Llama-3, Qwen, ...); each answer is supervised with its end token.
+def render_chat(turns: Turns, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> list[Segment]:
+    """The tokenizer's own chat template (Llama-3, Qwen, Mistral, Gemma, ...); each answer is supervised with
+    what the template closes it with.
 
     The template is rendered up to each answer and through it; what the second adds is the answer. A template
     with generation marks gives the same mask, and most have none.
 
     Raises:
-        ValueError: there is no template, or it writes an earlier turn otherwise once another follows.
+        ValueError: there is no template, it refuses the conversation or has no place for the system prompt,
+            it does not write the question or the answer as they are or closes an answer with nothing, or it
+            writes an earlier turn otherwise once another follows.
     """
-    if tokenizer.chat_template is None:
-        raise ValueError("the language model's tokenizer has no chat template; use template vicuna_v1")
-    messages, segments, done = [], [], ""
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    segments, done = [], ""
     for question, answer in turns:
         messages.append({"role": "user", "content": question})
-        opened = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        opened = _apply_chat_template(tokenizer, messages, add_generation_prompt=True)
         messages.append({"role": "assistant", "content": answer})
-        closed = tokenizer.apply_chat_template(messages, tokenize=False)
-        if not (opened.startswith(done) and closed.startswith(opened + answer)):
+        closed = _apply_chat_template(tokenizer, messages)
+        if not (opened.startswith(done) and closed.startswith(opened)):
             raise ValueError(
                 "the tokenizer's chat template changes earlier turns as a conversation grows, so no label "
                 "mask fits it; set a template that does not, or use template vicuna_v1"
             )
-        end = len(opened) + len(answer)
-        mark = closed.find(tokenizer.eos_token, end)
-        end = end if mark < 0 else mark + len(tokenizer.eos_token)
+        if question not in opened[len(done) :]:
+            raise ValueError("the tokenizer's chat template does not write the question as it is")
+        end = len(opened) + _answer_length(closed[len(opened) :], answer, tokenizer)
         segments += [Segment(opened[len(done) :], False), Segment(closed[len(opened) : end], True)]
         done = closed[:end]
+    if system is not None and not _writes_system(system, segments[0].text, messages[1:2], tokenizer):
+        raise ValueError("the tokenizer's chat template has no place for a system prompt")
     return segments
+
+
+def _apply_chat_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict], **options) -> str:
+    if tokenizer.chat_template is None:
+        raise ValueError("the language model's tokenizer has no chat template; use template vicuna_v1")
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    except (jinja2.TemplateError, TypeError) as error:  # its own words, or an operation on nothing
+        raise ValueError(f"the tokenizer's chat template refuses the conversation: {error}") from None
+
+
+def _writes_system(
+    system: str, opened: str, question: list[dict], tokenizer: PreTrainedTokenizerBase
+) -> bool:
+    without = _apply_chat_template(tokenizer, question, add_generation_prompt=True)
+    return system in opened and opened != without
+
+
+def _answer_length(text: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Characters of `text`, which a chat template adds for an answer, through what closes the answer: the
+    first special tokens after it, else all that follows (without blanks at its end, if there is more)."""
+    start = text.find(answer)
+    if start < 0 or text[:start].strip():
+        raise ValueError(
+            "the tokenizer's chat template does not write an answer as it is after its own generation prompt"
+        )
+    end = start + len(answer)
+    tail = text[end:]
+    if not tail:
+        raise ValueError("the tokenizer's chat template closes an answer with nothing, so none would end")
+    closing = _special_tokens(tokenizer, len(tokenizer), tokenizer.eos_token).search(tail)
+    return end + (closing.end() if closing else len(tail.rstrip()) or len(tail))
+
+
+@lru_cache(maxsize=8)
+def _special_tokens(tokenizer: PreTrainedTokenizerBase, num_tokens: int, eos: str | None) -> re.Pattern:
+    """One special token or several in a row; a tokenizer whose tokens have changed is another one."""
+    tokens = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    tokens = sorted({*tokens, *tokenizer.all_special_tokens}, key=len, reverse=True)
+    return re.compile(f"(?:{'|'.join(map(re.escape, tokens))})+" if tokens else r"(?!)")
 
 
 TEMPLATES = {"plain": render_plain, "vicuna_v1": render_vicuna_v1, "chat": render_chat}
@@ -133,7 +213,7 @@ def question_prompt(
     question = f"{IMAGE}\n" * num_images + question.replace(IMAGE, "").strip()
     if template == "chat":
         message = [{"role": "user", "content": question}]
-        return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        return _apply_chat_template(tokenizer, message, add_generation_prompt=True)
     return f"{SYSTEM} USER: {question} ASSISTANT:"
 
 
@@ -142,37 +222,70 @@ def answer_text(answer: str, template: Template = "vicuna_v1") -> str:
     return answer.strip() if template == "chat" else f" {answer.strip()}"
 
 
+def stop_ids(template: Template, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens at which a generated answer stops: the tokenizer's eos and, where it is one token, what the
+    template closes an answer with."""
+    ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    if template == "chat":
+        closing = render_chat([_PROBE], tokenizer)[-1].text.partition(_PROBE[1])[2]
+        closing_ids = tokenizer(closing, add_special_tokens=False)["input_ids"]
+        ids += closing_ids if len(closing_ids) == 1 else []
+    return list(dict.fromkeys(ids))
+
+
 def encode_conversations(
     records: Sequence[Mapping],
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
     num_image_tokens: int,
     max_length: int,
-) -> list[Encoded]:
-    """Tokenise records together; each `<image>` becomes `num_image_tokens` placeholders and the end beyond
+    refuse: Refuse = stop_at,
+) -> list[Encoded | None]:
+    """Tokenise records together; each `<image>` becomes `num_image_tokens` placeholders and the text beyond
     `max_length` is cut.
 
+    refuse: told of each sample that cannot be rendered, has no supervised token left or whose picture does
+    not fit in `max_length`; its place in the result is None.
+
     Raises:
-        ValueError: a sample has no supervised token left (it is named), or its picture does not fit in
-        `max_length`.
+        ValueError: the template cannot render even the plainest conversation; what `refuse` raises.
     """
     render = choose(TEMPLATES, template, "prompt template")
+    render([_PROBE], tokenizer)
     image_id = tokenizer.convert_tokens_to_ids(IMAGE)
-    encoded = []
+    encoded: list[Encoded | None] = [None] * len(records)
     for start in range(0, len(records), _RECORDS_AT_ONCE):
-        chunk = records[start : start + _RECORDS_AT_ONCE]
-        rendered = [render(read_turns(record), tokenizer) for record in chunk]
-        for record, sample in zip(chunk, tokenise(rendered, tokenizer, num_image_tokens), strict=True):
-            _check(record, sample, image_id, max_length)
-            encoded.append(Encoded(sample.input_ids[:max_length], sample.labels[:max_length]))
+        rendered: dict[int, list[Segment]] = {}
+        for i, record in enumerate(records[start : start + _RECORDS_AT_ONCE], start):
+            try:
+                rendered[i] = render(read_turns(record), tokenizer, read_system(record))
+            except ValueError as error:
+                _refuse(record, error, refuse)
+        samples = tokenise(list(rendered.values()), tokenizer, num_image_tokens, adds_bos=template != "chat")
+        for i, sample in zip(rendered, samples, strict=True):
+            try:
+                _check_length(sample, image_id, max_length)
+                encoded[i] = Encoded(sample.input_ids[:max_length], sample.labels[:max_length])
+            except ValueError as error:
+                _refuse(records[i], error, refuse)
     return encoded
 
 
+def _refuse(record: Mapping, error: ValueError, refuse: Refuse) -> None:
+    name = f"sample {record.get('id')}"
+    refuse(name, str(error).removeprefix(f"{name}: "))
+
+
 def tokenise(
-    rendered: Sequence[Sequence[Segment]], tokenizer: PreTrainedTokenizerBase, num_image_tokens: int
+    rendered: Sequence[Sequence[Segment]],
+    tokenizer: PreTrainedTokenizerBase,
+    num_image_tokens: int,
+    adds_bos: bool = True,
 ) -> list[Encoded]:
-    """Rendered conversations to ids and labels, the first token added and placeholders expanded, nothing
-    cut."""
+    """Rendered conversations to ids and labels, placeholders expanded, nothing cut. adds_bos: the tokenizer's
+    first token goes before each, where it has one; a chat template writes its own."""
+    if not rendered:
+        return []
     texts = ["".join(segment.text for segment in segments) for segments in rendered]
     batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     image_id = tokenizer.convert_tokens_to_ids(IMAGE)
@@ -181,7 +294,7 @@ def tokenise(
         labels = mask_prompt(segments, ids, offsets)
         sample = expand_image(np.array(ids, dtype=np.int32), labels, image_id, num_image_tokens)
         bos = tokenizer.bos_token_id
-        if bos is not None and ids[:1] != [bos]:  # Qwen has none, Llama-3's chat template writes it
+        if adds_bos and bos is not None and ids[:1] != [bos]:  # Qwen has none
             sample = Encoded(np.insert(sample.input_ids, 0, bos), np.insert(sample.labels, 0, IGNORE))
         encoded.append(sample)
     return encoded
@@ -207,15 +320,12 @@ def expand_image(ids: np.ndarray, labels: np.ndarray, image_id: int, num_image_t
     return Encoded(ids, np.where(ids == image_id, IGNORE, labels))
 
 
-def _check(record: Mapping, sample: Encoded, image_id: int, max_length: int) -> None:
+def _check_length(sample: Encoded, image_id: int, max_length: int) -> None:
     if (sample.input_ids[max_length:] == image_id).any():
         num_placeholders = (sample.input_ids == image_id).sum()
-        raise ValueError(
-            f"sample {record.get('id')}: its {num_placeholders} picture tokens do not fit in max_length "
-            f"{max_length}"
-        )
+        raise ValueError(f"its {num_placeholders} picture tokens do not fit in max_length {max_length}")
     if (sample.labels[:max_length] == IGNORE).all():
         raise ValueError(
-            f"sample {record.get('id')}: no token carries a loss within max_length {max_length}; "
-            "give it a shorter prompt or a non-empty answer, or raise max_length"
+            f"no token carries a loss within max_length {max_length}; give it a shorter prompt or a "
+            "non-empty answer, or raise max_length"
         )
