@@ -88,6 +88,7 @@ class TrainDiTConfig:
     optim: DiTOptimConfig = field(default_factory=DiTOptimConfig)
     ema_decay: float = 0.9995  # RAE's; a ramp keeps the first random weights out
     precision: Precision = "fp32"
+    tf32: bool = True  # what is fp32 in products on a GPU; a CPU has none
     compile: bool = False  # the loss by torch.compile
     online: OnlineConfig | None = None  # scores of the averaged weights on the way
     device: Device = "cpu"
@@ -146,6 +147,7 @@ class TrainDecoderConfig:
     adversarial: AdversarialConfig | None = None  # RAE's third term
     ema_decay: float = 0.9978  # RAE's
     precision: Precision = "fp32"
+    tf32: bool = True  # what is fp32 in products on a GPU; a CPU has none
     device: Device = "cpu"
     train_limit: int | None = None  # pictures held in memory; None: all
     eval_split: Literal["val", "test"] = "val"

@@ -29,6 +29,12 @@ class LatentStatistics:
     mean: Tensor | None
     var: Tensor | None
 
+    def to(self, device: torch.device | str) -> "LatentStatistics":
+        """The same on a device."""
+        return LatentStatistics(
+            *(each if each is None else each.to(device) for each in (self.mean, self.var))
+        )
+
     def normalise(self, latents: Tensor) -> Tensor:
         """(latents - mean) / sqrt(var + 1e-5), B D h w."""
         centred = latents if self.mean is None else latents - self.mean.to(latents)

@@ -23,7 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from encoder.runtime import checkpoint
+from encoder.runtime.ahead import made_ahead
 from encoder.runtime.config import ROOT
+from encoder.runtime.device import set_tf32
+from encoder.runtime.finite import FiniteWatch
 from encoder.runtime.stage import main, progress, write_json
 from encoder.training.optim import MuonWithAdamW, autocast, average_weights
 from rae_bridge.cache import Cache, open_cache
@@ -97,8 +100,8 @@ def accumulate_gradients(
     batch: FlowBatch,
     config: TrainDiTConfig,
     loss_of: Callable[[nn.Module, FlowBatch, str], Tensor] = batch_loss,
-) -> float:
-    """Add the gradient of the batch's mean loss, in micro-batches; returns that loss."""
+) -> Tensor:
+    """Add the gradient of the batch's mean loss, in micro-batches; returns that loss, on its device."""
     parts = batch.split(config.micro_batch_size or len(batch.t))
     total = torch.zeros((), device=batch.t.device)
     for i, part in enumerate(parts):
@@ -106,7 +109,7 @@ def accumulate_gradients(
             loss = loss_of(model, part, config.precision) * (len(part.t) / len(batch.t))
             loss.backward()
         total = total + loss.detach()
-    return total.item()
+    return total
 
 
 def build_optimiser(model: nn.Module, config: DiTOptimConfig) -> torch.optim.Optimizer | MuonWithAdamW:
@@ -145,16 +148,17 @@ def train_step(
     config: TrainDiTConfig,
     step: int,
     loss_of: Callable[[nn.Module, FlowBatch, str], Tensor] = batch_loss,
-) -> tuple[float, float]:
-    """One update; returns this process's loss and the gradient's norm before clipping.
+    watch: FiniteWatch | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One update; returns this process's loss and the gradient's norm before clipping, on their device.
 
     Raises:
-        ValueError: the loss or its gradient is not finite; the weights are still those before the step.
+        ValueError: the loss or its gradient is not finite; the weights are still those before the step. With
+            a `watch` that is late it is raised a step later.
     """
     loss = accumulate_gradients(model, batch, config, loss_of)
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf).item()
-    if not math.isfinite(loss + grad_norm):
-        raise ValueError(f"loss {loss}, gradient norm {grad_norm} at step {step}; lower optim.lr or use fp32")
+    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf)
+    (watch or FiniteWatch()).look(step, loss=loss, gradient_norm=grad_norm)
     factor = learning_rate(config.optim, step) / config.optim.lr
     for group in optimiser.param_groups:
         group["lr"] = group.get("peak_lr", config.optim.lr) * factor
@@ -206,15 +210,16 @@ def build_model(config: TrainDiTConfig, cache: Cache) -> DiT:
     return build_dit(shape)
 
 
-def load_batch(
-    cache: Cache, statistics: LatentStatistics, config: TrainDiTConfig, step: int, part: slice, device: str
-) -> tuple[Tensor, Tensor]:
-    """Normalised latents (B D h w) and classes (B,) of rows of a step, mirrored at random if they can be."""
+def load_rows(cache: Cache, config: TrainDiTConfig, part: slice, step: int) -> tuple[Tensor, Tensor]:
+    """Latents (B D h w, not normalised) and classes (B,) of rows of a step, on the CPU, mirrored at random if
+    they can be.
+    """
     indices = checkpoint.batch_indices(config.seed, step, config.batch_size, len(cache.labels))[part]
     draw = checkpoint.step_generator(config.seed, step, "flip")
     is_flipped = (torch.rand(config.batch_size, generator=draw) < 0.5)[part] if cache.has_flips else None
-    latents = cache.latents(indices, is_flipped).to(device)
-    return statistics.normalise(latents), cache.labels[indices].to(device)
+    rows = cache.latents(indices, is_flipped), cache.labels[indices]
+    is_pinned = config.device != "cpu" and torch.cuda.is_available()  # copied while the GPU computes
+    return (rows[0].pin_memory(), rows[1].pin_memory()) if is_pinned else rows
 
 
 def train(config: TrainDiTConfig, out_dir: Path) -> dict:
@@ -223,6 +228,7 @@ def train(config: TrainDiTConfig, out_dir: Path) -> dict:
 
     # ---- data
     ranks = Ranks.start(config.device)
+    set_tf32(ranks.device, config.tf32)
     part = ranks.part(config.batch_size)
     cache = open_cache(ROOT / config.tokens)
     if int(cache.labels.max()) >= config.num_classes:
@@ -232,7 +238,7 @@ def train(config: TrainDiTConfig, out_dir: Path) -> dict:
     given = config.statistics
     statistics = LatentStatistics.load(ROOT / given) if given else cache.statistics()
     shift = training_shift(cache.width * cache.side**2) if config.shift is None else config.shift
-    load = functools.partial(load_batch, cache, statistics, config, device=ranks.device)
+    normalise = statistics.to(ranks.device).normalise
 
     # ---- model, optimiser
     model = build_model(config, cache).to(ranks.device).train()
@@ -253,18 +259,23 @@ def train(config: TrainDiTConfig, out_dir: Path) -> dict:
     model = ranks.wrap(model)
 
     # ---- loop
-    for step in range(first_step, config.num_steps):
-        batch = draw_batch(*load(step, part), config, shift, step, part)
-        loss, grad_norm = train_step(model, optimiser, batch, config, step, loss_of)
+    watch, steps = FiniteWatch(ranks.device), range(first_step, config.num_steps)
+    rows = made_ahead(functools.partial(load_rows, cache, config, part), steps)
+    for step, (latents, y) in zip(steps, rows, strict=True):
+        latents, y = (tensor.to(ranks.device, non_blocking=True) for tensor in (latents, y))
+        batch = draw_batch(normalise(latents), y, config, shift, step, part)
+        loss, grad_norm = train_step(model, optimiser, batch, config, step, loss_of, watch)
         average_weights(averaged.parameters(), unwrapped(model).parameters(), config.ema_decay, step)
         done = step + 1
         is_last = done == config.num_steps
         if done % config.log_steps == 0 or is_last:
-            loss = ranks.mean(torch.tensor(loss, device=ranks.device)).item()
-            scalars = {"loss": loss, "grad_norm": grad_norm, "lr": learning_rate(config.optim, step)}
+            scalars = {"loss": ranks.mean(loss).item(), "grad_norm": grad_norm.item()}
+            scalars["lr"] = learning_rate(config.optim, step)
             rate = (done - first_step) * config.batch_size / (time.monotonic() - started - seconds)
             if ranks.is_main:
                 progress(out_dir, done, config.num_steps, **scalars, samples_per_second=rate)
+        if done % config.checkpoint_steps == 0 or is_last:
+            watch.settle()  # what is saved has no bad step in it
         if online and (done % config.online.every_steps == 0 or is_last):
             distance = online.measure(TrainedFlow(averaged, statistics, shift))
             if ranks.is_main:

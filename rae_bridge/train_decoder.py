@@ -27,6 +27,7 @@ from encoder.models.perceptual import PerceptualLoss
 from encoder.runtime import checkpoint
 from encoder.runtime.card import write_card
 from encoder.runtime.config import ROOT
+from encoder.runtime.device import set_tf32
 from encoder.runtime.stage import main, progress, write_json
 from encoder.training.optim import autocast, average_weights, build_adamw, update, warmup_cosine
 from rae_bridge.codec import TOKENS_FILE, load_for_generation, origin_of
@@ -233,6 +234,7 @@ def train(config: TrainDecoderConfig, out_dir: Path) -> dict:
 
     # ---- data
     ranks = Ranks.start(config.device)
+    set_tf32(ranks.device, config.tf32)
     part, device = ranks.part(config.batch_size), ranks.device
     encoder = load_for_generation(config.encoder, config.features, device)
     splits = load_splits(config, encoder, ranks, out_dir)

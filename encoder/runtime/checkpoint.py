@@ -4,6 +4,7 @@ A trainer draws everything that step `s` needs from `step_generator(seed, s)` an
 `epoch_order(seed, epoch)`, so model, optimiser and step number are the whole state: no RNG state is stored.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -80,11 +81,16 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> Tensor:
     return torch.randperm(num_samples, generator=step_generator(seed, epoch, "order"))
 
 
+@functools.lru_cache(maxsize=2)  # a batch lies in one epoch or two, the next one in the same
+def _kept_order(seed: int, epoch: int, num_samples: int) -> Tensor:
+    return epoch_order(seed, epoch, num_samples)
+
+
 def batch_indices(seed: int, step: int, batch_size: int, num_samples: int) -> Tensor:
     """The samples of step `step`: consecutive entries of the epochs' orders, one epoch joined to the next."""
-    start = step * batch_size
-    wanted = torch.arange(start, start + batch_size)
-    epochs = torch.div(wanted, num_samples, rounding_mode="floor")
-    orders = {int(epoch): epoch_order(seed, int(epoch), num_samples) for epoch in epochs.unique()}
-    positions = zip(epochs.tolist(), (wanted % num_samples).tolist(), strict=True)
-    return torch.stack([orders[epoch][position] for epoch, position in positions])
+    start, end, parts = step * batch_size, (step + 1) * batch_size, []
+    while start < end:
+        epoch, first = divmod(start, num_samples)
+        parts.append(_kept_order(seed, epoch, num_samples)[first : first + end - start])
+        start += len(parts[-1])
+    return torch.cat(parts)

@@ -23,3 +23,14 @@ def require_device(device: str | torch.device) -> torch.device:
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device}: torch sees no GPU here; use device=cpu")
     return torch.device(device)
+
+
+def set_tf32(device: str | torch.device, is_allowed: bool) -> None:
+    """Whether a GPU makes fp32 products and convolutions in TF32: ten bits of mantissa, several times the
+    speed. A CPU's are as they are.
+    """
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = is_allowed
+        torch.backends.cudnn.allow_tf32 = is_allowed

@@ -73,7 +73,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(config):
     for micro in (None, 4, 2, 1):
         model.zero_grad()
         loss = stage.accumulate_gradients(model, batch, replace(config, micro_batch_size=micro))
-        assert loss == pytest.approx(expected.item(), rel=1e-12)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
         torch.testing.assert_close(model["net"].weight.grad, gradient)
 
 
@@ -107,10 +107,10 @@ def test_a_killed_run_goes_on_to_the_same_last_bit(config, tmp_path, monkeypatch
     whole = stage.train(config, folder(tmp_path, "whole"))
     original = stage.train_step
 
-    def killed(model, optimiser, batch, config, step, loss_of):
+    def killed(model, optimiser, batch, config, step, loss_of, watch):
         if step == 4:
             raise KeyboardInterrupt
-        return original(model, optimiser, batch, config, step, loss_of)
+        return original(model, optimiser, batch, config, step, loss_of, watch)
 
     cut = folder(tmp_path, "cut")
     monkeypatch.setattr(stage, "train_step", killed)

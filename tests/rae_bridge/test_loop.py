@@ -1,0 +1,135 @@
+"""What a trainer's loop stands on: orders kept, batches made ahead, numbers watched one step late."""
+
+import math
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from encoder.runtime import checkpoint
+from encoder.runtime.ahead import made_ahead
+from encoder.runtime.device import set_tf32
+from encoder.runtime.finite import FiniteWatch
+from encoder.runtime.stage import write_json
+from rae_bridge import train as stage
+from rae_bridge.config import DiTOptimConfig, DiTSize, TrainDiTConfig
+
+
+def test_an_epochs_order_is_drawn_once_and_batches_are_its_consecutive_entries(monkeypatch):
+    drawn, original = [], checkpoint.epoch_order
+
+    def counted(*arguments):
+        drawn.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(checkpoint, "epoch_order", counted)
+    checkpoint._kept_order.cache_clear()
+    orders = torch.cat([original(11, epoch, 10) for epoch in range(13)])
+    for step in range(30):
+        indices = checkpoint.batch_indices(11, step, 4, 10)
+        assert torch.equal(indices, orders[4 * step : 4 * step + 4])
+        indices.zero_()  # what a caller does to its batch does not reach the order
+    assert drawn == [(11, epoch, 10) for epoch in range(12)]
+    assert torch.equal(checkpoint.batch_indices(11, 1, 25, 10), orders[25:50])  # more than two epochs
+
+
+def test_what_is_made_ahead_comes_in_order_from_one_other_thread():
+    made, threads = [], set()
+
+    def make(step):
+        made.append(step)
+        threads.add(threading.current_thread())
+        return step * step
+
+    steps = range(3, 40)
+    assert list(made_ahead(make, steps)) == [step * step for step in steps]
+    assert made == list(steps) and len(threads) == 1 and threading.main_thread() not in threads
+    assert list(made_ahead(make, range(0))) == []
+
+
+def test_at_most_depth_are_ahead_and_a_closed_one_makes_no_more():
+    made = []
+    squares = made_ahead(made.append, range(100), depth=3)
+    next(squares)
+    squares.close()
+    assert len(made) <= 4 and made == list(range(len(made)))
+    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
+
+
+def test_what_fails_ahead_is_raised_at_its_step():
+    def make(step):
+        return 1 // (5 - step)
+
+    seen = []
+    with pytest.raises(ZeroDivisionError):
+        for value in made_ahead(make, range(10), depth=4):
+            seen.append(value)
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_late_watch_names_the_bad_step_one_step_later_and_before_anything_is_saved(value):
+    good, bad = torch.tensor(1.0), torch.tensor(value)
+    watch = FiniteWatch(is_late=True)
+    watch.look(6, loss=good, gradient_norm=good)
+    watch.look(7, loss=good, gradient_norm=bad)
+    with pytest.raises(ValueError, match=rf"loss 1, gradient_norm {value} at step 7: not finite"):
+        watch.look(8, loss=good, gradient_norm=good)
+    watch.look(9, loss=bad)
+    with pytest.raises(ValueError, match="at step 9"):
+        watch.settle()
+    watch.settle()
+    with pytest.raises(ValueError, match="at step 2"):
+        FiniteWatch().look(2, loss=bad)
+
+
+def test_tf32_is_a_matter_of_the_gpu_alone():
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    try:
+        for allowed in (True, False):
+            set_tf32("cuda:1", allowed)
+            assert [place.allow_tf32 for place in places] == [allowed, allowed]
+        set_tf32("cpu", True)
+        assert [place.allow_tf32 for place in places] == [False, False]
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.allow_tf32 = value
+
+
+@pytest.fixture
+def config(tmp_path) -> TrainDiTConfig:
+    tokens = torch.randn(16, 4, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(16) % 4
+    checkpoint.save_tensors(tmp_path / "tokens.safetensors", {"tokens": tokens.half(), "labels": labels})
+    write_json(tmp_path / "index.json", {"encoder": "e", "features": "last", "fingerprint": "f"})
+    return TrainDiTConfig(
+        tokens=str(tmp_path), num_classes=4, num_steps=9, batch_size=8, checkpoint_steps=2, log_steps=9,
+        size=DiTSize(hidden_size=(16,), depth=(1,), num_heads=(2,)), optim=DiTOptimConfig(lr=1e-3),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("bad_step", [3, 4])  # the last before a checkpoint, and the first after one
+def test_a_run_watched_late_stops_with_the_weights_before_the_bad_step_on_the_disk(
+    config, tmp_path, monkeypatch, bad_step
+):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "clean").mkdir()
+    original = stage.draw_batch
+
+    def spoilt(latents, y, config, shift, step, part=None):
+        batch = original(latents, y, config, shift, step, part)
+        return replace(batch, target=batch.target * math.inf) if step == bad_step else batch
+
+    monkeypatch.setattr(stage, "draw_batch", spoilt)
+    monkeypatch.setattr(stage, "FiniteWatch", lambda device: FiniteWatch(is_late=True))
+    with pytest.raises(ValueError, match=f"at step {bad_step}: not finite"):
+        stage.train(config, tmp_path / "out")
+    kept = checkpoint.load(tmp_path / "out" / "checkpoint.pt")
+    monkeypatch.setattr(stage, "draw_batch", original)
+    last_good = 2 * (bad_step // 2)
+    stage.train(replace(config, num_steps=last_good), tmp_path / "clean")
+    clean = checkpoint.load(tmp_path / "clean" / "checkpoint.pt")
+    assert kept["step"] == clean["step"] == last_good
+    assert all(torch.equal(tensor, clean["model"][name]) for name, tensor in kept["model"].items())
