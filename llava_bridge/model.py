@@ -11,7 +11,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
-    AutoTokenizer,
     LlavaForConditionalGeneration,
     LlavaProcessor,
 )
@@ -27,6 +26,7 @@ from llava_bridge.hf import UnitImageProcessor
 from llava_bridge.loss import summed_loss
 from llava_bridge.packing import PER_SAMPLE, sample_lengths
 from llava_bridge.prompt import IGNORE, IMAGE
+from llava_bridge.tokenizer import load_tokenizer
 from llava_bridge.tower import FrozenTowerConfig
 
 PROMPT = "prompt.json"  # in a model's folder: the template it was trained on
@@ -140,7 +140,7 @@ def build(
         raise FileNotFoundError(f"no language model in {llm}; give a folder with its weights and tokenizer")
     frozen = load_encoder(encoder, features=features)
     tower_config = FrozenTowerConfig.describe(frozen, encoder, features, num_image_tokens)
-    tokenizer = AutoTokenizer.from_pretrained(llm)
+    tokenizer = load_tokenizer(llm)
     is_new = tokenizer.convert_tokens_to_ids(IMAGE) in (None, tokenizer.unk_token_id)
     if is_new:
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
