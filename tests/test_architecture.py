@@ -27,6 +27,7 @@ WINGS = {
     "encoder.training": ("encoder.runtime", "encoder.data", "encoder.metrics", "encoder.models"),
     "harness.metrics": (),
     "harness.own_data": (),
+    "harness.replica": (),
     "harness.tasks": (),
     "harness.running": ("harness.config",),
     "harness.tables": ("harness.config", "harness.metrics", "harness.running"),
