@@ -20,7 +20,11 @@ _SENTENCE_END = re.compile(r"[.!]+")
 @dataclass(frozen=True, slots=True)
 class Batch:
     """pixels (P 3 H W, in [0, 1]): of the first P rows, or of all; z_vae (B C h w) or None without a VAE;
-    text_ids: one (B L) for each contrastive pass; caption_ids (B L), [bos] first, `pad_id` after the end."""
+    text_ids: one (B L) for each contrastive pass; caption_ids (B L), [bos] first, `pad_id` after the end.
+
+    As read, pixels are (P H W 3, uint8), a quarter of the bytes to move, and latents of any float type; `to`
+    converts both on the device.
+    """
 
     pixels: Tensor
     z_vae: Tensor | None
@@ -29,14 +33,21 @@ class Batch:
     pad_id: int
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on a device."""
+        """The batch on a device, pixels as floats; to a GPU from pinned memory, so that nothing waits."""
+        pixels = _move(self.pixels, device)
         return Batch(
-            pixels=self.pixels.to(device, non_blocking=True),
-            z_vae=None if self.z_vae is None else self.z_vae.to(device, non_blocking=True),
-            text_ids=tuple(each.to(device, non_blocking=True) for each in self.text_ids),
-            caption_ids=self.caption_ids.to(device, non_blocking=True),
+            pixels=to_pixels(pixels) if pixels.dtype == torch.uint8 else pixels,
+            z_vae=None if self.z_vae is None else _move(self.z_vae, device).float(),
+            text_ids=tuple(_move(each, device) for each in self.text_ids),
+            caption_ids=_move(self.caption_ids, device),
             pad_id=self.pad_id,
         )
+
+
+def _move(tensor: Tensor, device: torch.device | str) -> Tensor:
+    if torch.device(device).type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def to_pixels(images: Tensor) -> Tensor:
@@ -108,7 +119,7 @@ class TrainingSet:
         with_sentence: bool,
         rows: slice = slice(None),
     ) -> Batch:
-        """The samples `indices[rows]` (B,), pixels for the first `num_pixels` of them.
+        """The samples `indices[rows]` (B,) as stored, pixels for the first `num_pixels` of them.
 
         `with_sentence` adds a second text pass: one sentence of each dense caption, drawn from `generator`
         for all `indices`, so that parts of a batch draw what the whole draws.
@@ -123,8 +134,8 @@ class TrainingSet:
         if self.caption_ids is not None:
             caption_ids = cut_padding(self.caption_ids[indices].long(), self.pad_id)
         return Batch(
-            pixels=to_pixels(self.images[indices[:num_pixels]]),
-            z_vae=None if self.z_vae is None else self.z_vae[indices].float(),
+            pixels=self.images[indices[:num_pixels]],
+            z_vae=None if self.z_vae is None else self.z_vae[indices],
             text_ids=tuple(text_ids),
             caption_ids=caption_ids,
             pad_id=self.pad_id,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from encoder.data.batch import Batch, TrainingSet, cut_padding, sentences, to_pixels
+from encoder.data.batch import Batch, TrainingSet, cut_padding, sentences
 from encoder.data.options import StreamConfig
 from encoder.data.stream import Lane, Row, find_stream_shards
 from encoder.data.tokenizer import Tokenizer
@@ -194,8 +194,8 @@ class StreamFeed:
         captions = tensors.get("caption_ids", torch.empty(len(images), 0, dtype=torch.long))
         passes = [tensors[name] for name in ("alt_ids", "sentence_ids") if name in tensors]
         return Batch(
-            pixels=to_pixels(images if self.keep_all_pixels else images[: self.cut.num_pixels]),
-            z_vae=tensors["z_vae"].float() if "z_vae" in tensors else None,
+            pixels=images if self.keep_all_pixels else images[: self.cut.num_pixels],
+            z_vae=tensors.get("z_vae"),
             text_ids=tuple(passes),
             caption_ids=cut_padding(captions, self.pad_id) if captions.shape[1] else captions,
             pad_id=self.pad_id,

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 
-from encoder.models.shapes import SHIFTED
+from encoder.models.shapes import SHIFTED, VaeShape
 from encoder.runtime.config import ROOT
 
 # shift_factor x scaling_factor of FLUX.1's VAE. taef1 speaks normalised latents, (mean - shift) x scale,
@@ -119,6 +119,15 @@ class PixelSpace(FrozenVAE):
         if z_vae.ndim != 4 or z_vae.shape[1] != 3:
             raise ValueError(f"z_vae must be B 3 h w, got {tuple(z_vae.shape)}")
         return (z_vae + 1) / 2
+
+
+def shape_of(vae: FrozenVAE) -> VaeShape | None:
+    """The shape that says what an AutoencoderKL costs; None for the tiny one and for no VAE at all."""
+    if isinstance(vae, PixelSpace) or vae.is_tiny:
+        return None
+    names = ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups")
+    values = {name: vae.codec.config[name] for name in names}
+    return VaeShape(**values | {"block_out_channels": tuple(values["block_out_channels"])})
 
 
 CODECS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}

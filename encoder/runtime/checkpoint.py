@@ -1,12 +1,14 @@
 """Checkpoints that survive a kill, and the seeds that make a resumed run equal an uninterrupted one.
 
 A trainer draws everything that step `s` needs from `step_generator(seed, s)` and its data order from
-`epoch_order(seed, epoch)`, so model, optimiser and step number are the whole state: no RNG state is stored.
+`epoch_order(seed, epoch)`, so model, optimiser and step number are all that going on needs. (`encoder.train`
+also stores each process's generators, for what a library might draw, and its places in streamed data.)
 """
 
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,44 @@ from torch import Tensor
 from encoder.runtime.files import replacing
 
 
-def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write `state` (tensors, numbers, strings, dicts, lists) atomically."""
+def save(path: Path, state: Mapping[str, Any], *, keep: int = 1) -> None:
+    """Write `state` (tensors, numbers, strings, dicts, lists) atomically.
+
+    Of the files before it the last `keep` - 1 stay: checkpoint.1.pt is the one before checkpoint.pt, and so
+    on. At a kill between two names the newest is for a moment checkpoint.1.pt: see `newest`.
+    """
     with replacing(path) as temporary, temporary.open("wb") as file:
         torch.save(dict(state), file)
+        file.flush()
+        if keep > 1:
+            os.fsync(file.fileno())
+            _shift(path, keep)
+    for old in _earlier(path)[keep - 1 :]:
+        old.unlink(missing_ok=True)
+
+
+def newest(path: Path) -> Path | None:
+    """The latest file that `save` left under this name: itself, else the last one before it; None without."""
+    return next((each for each in (path, *_earlier(path)) if each.is_file()), None)
+
+
+def _earlier(path: Path) -> list[Path]:
+    """checkpoint.1.pt, checkpoint.2.pt, ... beside checkpoint.pt, as far as they are there."""
+    found = (each for each in path.parent.glob(f"{path.stem}.*{path.suffix}") if _number(each, path) > 0)
+    return sorted(found, key=lambda each: _number(each, path))
+
+
+def _number(earlier: Path, path: Path) -> int:
+    word = earlier.name.removeprefix(f"{path.stem}.").removesuffix(path.suffix)
+    return int(word) if word.isdigit() else 0
+
+
+def _shift(path: Path, keep: int) -> None:
+    """Make room for a new file: each goes one number up, as far as there is no gap."""
+    chain = [path, *(path.with_name(f"{path.stem}.{i}{path.suffix}") for i in range(1, keep))]
+    last = next((i for i, each in enumerate(chain) if not each.is_file()), len(chain) - 1)
+    for i in range(last, 0, -1):
+        chain[i - 1].replace(chain[i])
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -38,8 +74,8 @@ def load(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch each raise their own kinds for a damaged file
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        message = f"checkpoint damaged or unsafe: {path} ({reason}); delete it to start that stage again"
-        raise ValueError(message) from None
+        remedy = "delete it to go on from the one before it, or else to start again"
+        raise ValueError(f"checkpoint damaged or unsafe: {path} ({reason}); {remedy}") from None
 
 
 def save_tensors(

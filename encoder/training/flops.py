@@ -187,9 +187,11 @@ def memory_bytes(config: TrainConfig, num_processes: int, vae: VaeShape = FLUX_V
     return {"weights and optimiser": state / shards, "towers": activations, "VAE decoding": pixels}
 
 
-def model_flops_utilisation(config: TrainConfig, rate: float, accelerator: Accelerator) -> dict[str, float]:
+def model_flops_utilisation(
+    config: TrainConfig, rate: float, accelerator: Accelerator, vae: VaeShape | None
+) -> dict[str, float]:
     """{"mfu": the fraction of the GPUs' peak that `rate` samples a second use}; empty on a device without a
-    known peak."""
+    known peak. `vae`: the VAE's shape, where there is one."""
     if accelerator.device.type != "cuda":
         return {}
     import torch
@@ -198,4 +200,6 @@ def model_flops_utilisation(config: TrainConfig, rate: float, accelerator: Accel
     peak = next((value for part, value in PEAK_FLOPS.items() if part in name), None)
     if peak is None:
         return {}
-    return {"mfu": rate * sum(sample_flops(config).values()) / (peak * accelerator.num_processes)}
+    return {
+        "mfu": rate * sum(sample_flops(config, vae or FLUX_VAE).values()) / (peak * accelerator.num_processes)
+    }

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from encoder.training.finite import FiniteSteps
 from encoder.training.options import OptimConfig
 
 
@@ -79,49 +80,64 @@ def update(
     step: int,
     num_steps: int,
     probe: Collection[nn.Parameter] = (),
+    finite: FiniteSteps | None = None,
 ) -> float:
-    """Backward, then `apply_gradients`.
+    """Backward, then `apply_gradients`, found finite or not at once; returns the norm before clipping.
 
-    Raises: ValueError if the loss or its gradient is not finite, naming the step; the weights are then those
-    before it.
+    Raises: ValueError if the loss or its gradient is not finite, naming the step, unless `finite` still
+    allows to leave such a step out; the weights are then those before it.
     """
-    if not torch.isfinite(loss):
-        raise ValueError(
-            f"loss is {loss.item()} at step {step}; lower optim.lr, or go on from the last checkpoint"
-        )
+    finite = finite or FiniteSteps()
     loss.backward()
-    return apply_gradients(optimiser, config, step, num_steps, probe)
+    norm = apply_gradients(optimiser, loss, config, step, num_steps, finite, probe)
+    finite.settle()
+    return norm.item()
 
 
 def apply_gradients(
     optimiser: torch.optim.Optimizer,
+    loss: Tensor,
     config: OptimConfig,
     step: int,
     num_steps: int,
+    finite: FiniteSteps,
     probe: Collection[nn.Parameter] = (),
-) -> float:
-    """Clip, step, zero the gradients; returns the norm of the gradient before clipping.
+) -> Tensor:
+    """Clip, step unless `loss` or its gradient is not finite, zero the gradients; returns the norm of the
+    gradient before clipping, on its device. `finite.settle()` tells later whether the step was applied.
 
     Parameters of a `probe` are clipped by a norm of their own, so that they cannot shorten the others' step;
     the norm returned is the others'.
-    Raises: ValueError if the gradient is not finite, naming the step; the weights are then those before it.
     """
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     apart = {id(parameter) for parameter in probe}
     max_norm = config.clip_norm if config.clip_norm is not None else math.inf
-    norm = nn.utils.clip_grad_norm_([each for each in parameters if id(each) not in apart], max_norm)
-    if apart:
-        nn.utils.clip_grad_norm_([each for each in parameters if id(each) in apart], max_norm)
-    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded weights
-    if not math.isfinite(norm):
-        raise ValueError(
-            f"gradient norm is {norm.item()} at step {step}; lower optim.lr or go on from the last checkpoint"
-        )
+    norm = _clip([each for each in parameters if id(each) not in apart], max_norm)
+    others = _clip([each for each in parameters if id(each) in apart], max_norm) if apart else 0.0
     for group in optimiser.param_groups:
         group["lr"] = group.get("peak_lr", config.lr) * warmup_cosine(step, num_steps, config.warmup_steps)
-    optimiser.step()
+    step_if_finite(optimiser, finite.look(step, loss, norm + others))
     optimiser.zero_grad(set_to_none=True)
-    return norm.item()
+    return norm
+
+
+def _clip(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded weights
+
+
+def step_if_finite(optimiser: torch.optim.Optimizer | MuonWithAdamW, is_bad: Tensor) -> None:
+    """`optimiser.step()`, unless `is_bad` (a number on the device) is 1.
+
+    Fused optimisers read it on the device, as they do for torch's GradScaler: nothing of theirs changes, the
+    count of steps included. Others are asked to step or not, which waits for the number.
+    """
+    if getattr(optimiser, "_step_supports_amp_scaling", False):
+        optimiser.found_inf = is_bad
+        optimiser.step()
+        del optimiser.found_inf
+    elif not is_bad:
+        optimiser.step()
 
 
 @torch.no_grad()

@@ -57,7 +57,8 @@ class TrainConfig:
 
     MAY_CHANGE: ClassVar = (
         "micro_batch", "contrastive_chunk", "precision", "device", "compile", "activation_checkpointing",
-        "trackers", "eval_steps", "log_steps", "checkpoint_steps", "snapshot_steps",
+        "trackers", "eval_steps", "log_steps", "checkpoint_steps", "snapshot_steps", "keep_checkpoints",
+        "skip_non_finite", "export_text",
     )  # fmt: skip
     MAY_GROW: ClassVar = ("num_steps",)
 
@@ -103,6 +104,11 @@ class TrainConfig:
     seed: int = 0
     log_steps: int = 50
     checkpoint_steps: int = 500
+    keep_checkpoints: int = 1  # the last so many: checkpoint.pt, before it checkpoint.1.pt, ...
+    # Steps whose loss or gradient is not finite that are left out (weights, averages and moments stay as they
+    # were) before the run stops; counted over the whole run
+    skip_non_finite: int = 0
+    export_text: bool = True  # weights/ holds the text towers too
     # Steps after which the towers alone are kept, in snapshots/: encoder.synergy looks at each of them
     snapshot_steps: tuple[int, ...] = ()
 
@@ -118,6 +124,8 @@ class TrainConfig:
             raise ValueError(f"pixel_fraction {self.pixel_fraction} must be over 0, at most 1")
         if self.ema_decay is not None and self.sharding != "none":
             raise ValueError("ema_decay needs sharding: none; averaged weights are not sharded")
+        if self.keep_checkpoints < 1 or self.skip_non_finite < 0:
+            raise ValueError("keep_checkpoints must be 1 or more, skip_non_finite 0 or more")
         if self.pixel_crop is not None and self.pixel_crop < 1:
             raise ValueError(f"pixel_crop {self.pixel_crop} must be 1 latent or more")
         if not self.branches or len(set(self.branches)) < len(self.branches):
@@ -149,7 +157,10 @@ class SynergyConfig:
 class TrainVaeConfig:
     """Stage `encoder.train_vae`: train the demo's VAE from scratch on a folder of shards."""
 
-    MAY_CHANGE: ClassVar = ("precision", "channels_last", "device", "log_steps", "checkpoint_steps")
+    MAY_CHANGE: ClassVar = (
+        "precision", "channels_last", "device", "log_steps", "checkpoint_steps", "keep_checkpoints",
+        "skip_non_finite",
+    )  # fmt: skip
     MAY_GROW: ClassVar = ("num_steps",)
 
     data: str  # folder with {train,test}/*.tar
@@ -173,3 +184,5 @@ class TrainVaeConfig:
     seed: int = 0
     log_steps: int = 50
     checkpoint_steps: int = 500
+    keep_checkpoints: int = 1  # as in `TrainConfig`
+    skip_non_finite: int = 0  # as in `TrainConfig`

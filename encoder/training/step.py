@@ -178,10 +178,7 @@ def backward(
     module: nn.Module, batches: Sequence[Batch], config: TrainConfig, step: int, first: int, num_parts: int
 ) -> dict[str, Tensor]:
     """Add up the gradients of this process's parts, from number `first` of `num_parts`; returns their mean
-    terms.
-
-    Raises: ValueError if the loss is not finite, naming the step.
-    """
+    terms."""
     num_tokens, contrasts = None, [None]
     if num_parts > 1 and config.openvision3 is not None:
         counts = [(batch.caption_ids[:, 1:] != batch.pad_id).sum() for batch in batches]
@@ -192,11 +189,6 @@ def backward(
     for index, (batch, contrast) in enumerate(zip(batches, contrasts, strict=True)):
         with _synchronised(module, index + 1 == len(batches)):
             terms = module(batch, step, (first + index, num_parts), contrast, num_tokens)
-            if not torch.isfinite(terms["loss"]):
-                raise ValueError(
-                    f"loss is {terms['loss'].item()} at step {step}; lower optim.lr, or go on from the last "
-                    "checkpoint"
-                )
             (terms["loss"] / len(batches)).backward()
         for name, value in terms.items():
             totals[name] = totals.get(name, 0) + value.detach() / len(batches)

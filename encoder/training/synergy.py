@@ -31,7 +31,7 @@ from encoder.training.objective import (
     understanding_terms,
 )
 from encoder.training.options import ObjectiveConfig, SynergyConfig, TrainConfig
-from encoder.training.trainer import CHECKPOINT, SNAPSHOTS
+from encoder.training.run import CHECKPOINT, SNAPSHOTS
 
 WHOLE = "encoder"  # the row over all layers
 

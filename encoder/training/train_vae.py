@@ -28,6 +28,7 @@ from encoder.runtime.card import write_card
 from encoder.runtime.config import ROOT
 from encoder.runtime.device import require_device
 from encoder.runtime.stage import progress
+from encoder.training.finite import FiniteSteps
 from encoder.training.optim import autocast, average_weights, build_adamw, update
 from encoder.training.options import TrainVaeConfig
 
@@ -129,8 +130,10 @@ def train(config: TrainVaeConfig, out_dir: Path) -> dict:
 
     # ---- resume
     path, first_step, seconds = out_dir / "checkpoint.pt", 0, 0.0
-    if path.is_file():
-        state = checkpoint.load(path)
+    finite = FiniteSteps(config.skip_non_finite)
+    if newest := checkpoint.newest(path):
+        state = checkpoint.load(newest)
+        finite.skipped = state.get("skipped", 0)
         codec.load_state_dict(state["codec"])
         averaged.load_state_dict(state["averaged"])
         optimiser.load_state_dict(state["optimiser"])
@@ -141,7 +144,8 @@ def train(config: TrainVaeConfig, out_dir: Path) -> dict:
     for step in range(first_step, config.num_steps):
         indices = checkpoint.batch_indices(config.seed, step, config.batch_size, len(images))
         terms = train_step(codec, to_pixels(images[indices].to(device)), config, step, perceptual)
-        grad_norm = update(optimiser, terms["loss"], config.optim, step, config.num_steps)
+        loss, num_steps = terms["loss"], config.num_steps
+        grad_norm = update(optimiser, loss, config.optim, step, num_steps, finite=finite)
         average_weights(averaged.parameters(), codec.parameters(), config.ema_decay, step)
         done = step + 1
         if done % config.log_steps == 0 or done == config.num_steps:
@@ -149,8 +153,10 @@ def train(config: TrainVaeConfig, out_dir: Path) -> dict:
             scalars = {name: value.item() for name, value in terms.items()} | {"grad_norm": grad_norm}
             progress(out_dir, done, config.num_steps, **scalars, samples_per_second=rate)
         if done % config.checkpoint_steps == 0 or done == config.num_steps:
-            state = {"step": done, "seconds": time.monotonic() - started, "optimiser": optimiser.state_dict()}
-            checkpoint.save(path, {**state, "codec": codec.state_dict(), "averaged": averaged.state_dict()})
+            state = {"step": done, "seconds": time.monotonic() - started, "skipped": finite.skipped}
+            state |= {"optimiser": optimiser.state_dict(), "codec": codec.state_dict()}
+            state["averaged"] = averaged.state_dict()
+            checkpoint.save(path, state, keep=config.keep_checkpoints)
 
     # ---- export, evaluate
     seconds = time.monotonic() - started

@@ -7,14 +7,13 @@ the same weights; on a CPU to the last bit.
 
 from __future__ import annotations
 
-import random
+import math
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -30,21 +29,20 @@ from encoder.data.tokenizer import Tokenizer
 from encoder.models.clip import Clip
 from encoder.models.openvision3 import OpenVision3
 from encoder.models.perceptual import PerceptualLoss
-from encoder.models.vae import FrozenVAE, load_vae
+from encoder.models.shapes import VaeShape
+from encoder.models.vae import FrozenVAE, load_vae, shape_of
 from encoder.models.vit import Block
 from encoder.runtime import checkpoint
 from encoder.runtime.card import write_card
 from encoder.runtime.config import ROOT
-from encoder.runtime.sharding import load_whole, shard, whole_optimiser, whole_weights
+from encoder.runtime.sharding import shard
 from encoder.runtime.stage import progress
 from encoder.training.flops import model_flops_utilisation
 from encoder.training.held_out import cache_latents, evaluate, load_samples
-from encoder.training.optim import apply_gradients, average_weights, build_adamw
+from encoder.training.optim import build_adamw
 from encoder.training.options import TrainConfig
-from encoder.training.step import Step, backward, probe_parameters, with_latents
-
-CHECKPOINT = "checkpoint.pt"
-SNAPSHOTS = "snapshots"  # folder of the towers as they were after config.snapshot_steps
+from encoder.training.run import CHECKPOINT, Run
+from encoder.training.step import Step, backward, probe_parameters
 
 
 def cut_batch(config: TrainConfig, num_processes: int, process: int) -> Cut:
@@ -126,89 +124,6 @@ def build_feed(config: TrainConfig, cut: Cut, in_memory: Any) -> Feed:
     )
 
 
-@dataclass(slots=True)
-class Run:
-    """What a checkpoint holds: towers, optimiser, averaged weights, every process's generators, and the place
-    in the data. The schedule is a function of the step."""
-
-    config: TrainConfig
-    path: Path
-    model: OpenVision3 | Clip
-    optimiser: torch.optim.Optimizer
-    averaged: list[Tensor]  # empty without ema_decay
-    feed: Feed
-    accelerator: Accelerator
-
-    def save(self, step: int, seconds: float) -> None:
-        """Write the checkpoint, atomically, by one process for all."""
-        if self.config.sharding == "none":
-            towers, optimiser = self.model.state_dict(), self.optimiser.state_dict()
-        else:
-            towers, optimiser = whole_weights(self.model), whole_optimiser(self.model, self.optimiser)
-        places: dict[str, str] = {}
-        for place in gather_object([self.feed.state()]):
-            places |= place
-        state = {
-            "step": step, "seconds": seconds, "model": towers, "optimiser": optimiser,
-            "averaged": self.averaged, "generators": gather_object([_generator_states()]), "data": places,
-        }  # fmt: skip
-        if self.accelerator.is_main_process:
-            checkpoint.save(self.path, state)
-        self.accelerator.wait_for_everyone()
-
-    def keep_towers(self, step: int) -> None:
-        """Write the towers alone, as they are after `step` steps, into the folder of snapshots."""
-        towers = self.model.state_dict() if self.config.sharding == "none" else whole_weights(self.model)
-        if self.accelerator.is_main_process:
-            folder = self.path.parent / SNAPSHOTS
-            folder.mkdir(exist_ok=True)
-            checkpoint.save(folder / f"step_{step:08}.pt", {"step": step, "model": towers})
-
-    def resume(self) -> tuple[int, float]:
-        """Go on from the checkpoint, if there is one: the step to do next, and the seconds spent so far."""
-        if not self.path.is_file():
-            return 0, 0.0
-        state = checkpoint.load(self.path)
-        if self.config.sharding == "none":
-            self.model.load_state_dict(state["model"])
-            self.optimiser.load_state_dict(state["optimiser"])
-        else:
-            load_whole(self.model, self.optimiser, state["model"], state["optimiser"])
-        for averaged, saved in zip(self.averaged, state.get("averaged", []), strict=True):
-            averaged.copy_(saved)
-        self.feed.load_state(state.get("data", {}))
-        generators = state.get("generators", [])
-        if self.accelerator.process_index < len(generators):
-            _load_generator_states(generators[self.accelerator.process_index])
-        return state["step"], state["seconds"]
-
-    def whole_model(self) -> OpenVision3 | Clip:
-        """The towers with all their weights in this process: themselves, or a copy of sharded ones."""
-        if self.config.sharding == "none":
-            return self.model
-        model = OpenVision3(self.config.openvision3) if self.config.openvision3 else Clip(self.config.clip)
-        model.load_state_dict(whole_weights(self.model))
-        return model.to(self.accelerator.device)
-
-
-def _generator_states() -> dict[str, Any]:
-    kind, keys, place, has_gauss, gauss = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), place, has_gauss, gauss),
-    }
-
-
-def _load_generator_states(states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-
-
 def start_accelerator(config: TrainConfig, out_dir: Path) -> Accelerator:
     """Processes, device and trackers.
 
@@ -263,7 +178,8 @@ def build_run(
     module = distribute(Step(model, config, samples.vae, perceptual), config, accelerator)
     optimiser = build_adamw(model, config.optim)
     averaged = [each.detach().clone() for each in model.parameters()] if config.ema_decay else []
-    return Run(config, out_dir / CHECKPOINT, model, optimiser, averaged, feed, accelerator), module
+    run = Run(config, out_dir / CHECKPOINT, model, optimiser, averaged, feed, cut.num_pixels, accelerator)
+    return run, module
 
 
 def train(config: TrainConfig, out_dir: Path) -> dict:
@@ -276,32 +192,35 @@ def train(config: TrainConfig, out_dir: Path) -> dict:
     samples = load_data(config, accelerator, out_dir)
     run, module = build_run(config, samples, cut, accelerator, out_dir)
     probe = probe_parameters(run.model, config.branches)
+    vae_shape = samples.vae and shape_of(samples.vae)
 
     # ---- resume
     first_step, seconds = run.resume()
     started = time.monotonic()
 
-    # ---- loop
+    # ---- loop: a GPU computes a step while its next batch is read and the step before is settled
+    batches = run.fetch(first_step, samples.vae) if first_step < config.num_steps else []
     for step in range(first_step, config.num_steps):
-        batches = [
-            with_latents(each.to(accelerator.device), config, samples.vae, cut.num_pixels)
-            for each in run.feed.parts(step)
-        ]
-        terms = backward(module, batches, config, step, cut.first, cut.num_parts)
-        grad_norm = apply_gradients(run.optimiser, config.optim, step, config.num_steps, probe)
-        if run.averaged:
-            average_weights(run.averaged, run.model.parameters(), config.ema_decay, step)
         done, is_last = step + 1, step + 1 == config.num_steps
-        if done % config.log_steps == 0 or is_last:
+        is_logged, is_evaluated = done % config.log_steps == 0 or is_last, done % config.eval_steps == 0
+        is_kept, is_saved = done in config.snapshot_steps, done % config.checkpoint_steps == 0 or is_last
+        terms = backward(module, batches, config, step, cut.first, cut.num_parts)
+        run.settle()  # of the step before
+        grad_norm = run.apply_gradients(terms["loss"], step, probe)
+        if is_logged or is_evaluated or is_kept or is_saved:
+            run.settle()
+        if is_logged:
             rate = (done - first_step) * config.batch_size / (time.monotonic() - started)
-            _log(accelerator, out_dir, done, config, _scalars(terms, grad_norm, rate, run))
-        if done % config.eval_steps == 0 and not is_last:
+            _log(accelerator, out_dir, done, config, _scalars(terms, grad_norm, rate, run, vae_shape))
+        if is_evaluated and not is_last:
             scores = evaluate(run.whole_model(), samples.fit, samples.held_out, samples.vae)
             _log(accelerator, out_dir, done, config, scores)
-        if done in config.snapshot_steps:
+        if is_kept:
             run.keep_towers(done)
-        if done % config.checkpoint_steps == 0 or is_last:
+        if is_saved:
             run.save(done, seconds + time.monotonic() - started)
+        if not is_last:
+            batches = run.fetch(done, samples.vae)
 
     # ---- evaluate, export
     scores = export(run, samples, seconds + time.monotonic() - started, out_dir)
@@ -321,22 +240,26 @@ def export(run: Run, samples: Samples, seconds: float, out_dir: Path) -> dict:
     scores = evaluate(model, samples.fit, samples.held_out, samples.vae)
     _log(accelerator, out_dir, config.num_steps, config, scores)
     if accelerator.is_main_process:
-        model.save_pretrained(out_dir / "weights", dtype=torch.float16, text=False)
+        model.save_pretrained(out_dir / "weights", dtype=torch.float16, text=config.export_text)
         what = "OpenVision 3: encoder and decoder" if config.openvision3 else "CLIP baseline: vision tower"
         about = {"what": what, "stage": "encoder.train", "config": config}
         write_card(out_dir / "weights", **about, seconds=seconds, scores=scores)
     return scores
 
 
-def _scalars(terms: dict[str, Tensor], grad_norm: float, rate: float, run: Run) -> dict[str, float]:
+def _scalars(
+    terms: dict[str, Tensor], grad_norm: Tensor, rate: float, run: Run, vae_shape: VaeShape | None
+) -> dict[str, float]:
     """What is logged: means over processes, tau over z_u's deviation (it has no fixed scale), the speed."""
     config, accelerator = run.config, run.accelerator
     means = accelerator.reduce(torch.stack([each.float() for each in terms.values()]), reduction="mean")
     scalars = dict(zip(terms, means.tolist(), strict=True))
     if config.openvision3 is not None:
         scalars["tau_over_std"] = config.objective.tau / scalars["z_u_std"]
-    scalars |= {"grad_norm": grad_norm, "samples_per_second": rate}
-    scalars |= model_flops_utilisation(config, rate, accelerator)
+    scalars |= {"grad_norm": grad_norm.item(), "samples_per_second": rate}
+    scalars |= model_flops_utilisation(config, rate, accelerator, vae_shape)
+    if config.skip_non_finite:
+        scalars["skipped_steps"] = run.finite.skipped
     if config.stream is not None:
         scalars["bad_samples"] = sum(num_bad(each) for each in gather_object([run.feed.state()]))
     return scalars
@@ -345,6 +268,7 @@ def _scalars(terms: dict[str, Tensor], grad_norm: float, rate: float, run: Run) 
 def _log(
     accelerator: Accelerator, out_dir: Path, done: int, config: TrainConfig, scalars: dict[str, float]
 ) -> None:
+    scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}  # of a step left out
     accelerator.log(scalars, step=done)
     if accelerator.is_main_process:
         progress(out_dir, done, config.num_steps, **scalars)

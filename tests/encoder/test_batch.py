@@ -65,12 +65,14 @@ def test_a_batch_holds_one_own_sentence_of_each_sample_and_only_the_pixels_asked
     seen = set()
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
-        batch = samples.batch(torch.tensor([1, 0]), generator, num_pixels=1, with_sentence=True)
+        stored = samples.batch(torch.tensor([1, 0]), generator, num_pixels=1, with_sentence=True)
+        batch = stored.to("cpu")
         alt, sentence = batch.text_ids
         assert alt[:, 1].tolist() == [10, 5]  # cafe, a
         assert sentence[0].tolist() == [1, 5, 6, 2, 4]
         seen.add(sentence[1, 1].item())
     assert seen == {6, 7}  # red or ball
+    assert stored.pixels.shape == (1, 8, 8, 3) and stored.pixels.dtype == torch.uint8
     assert batch.pixels.shape == (1, 3, 8, 8) and batch.pixels.eq(1).all()
     assert batch.caption_ids.shape == (2, 6)  # [bos] red . ball . [eos]: padding beyond the longest is cut
 

@@ -10,7 +10,8 @@ from encoder.metrics.probes import linear_probe, recall_at_1
 from encoder.metrics.psnr import psnr
 from encoder.models.shapes import ViTShape
 from encoder.models.vit import ViTEncoder
-from encoder.training.optim import average_weights, build_adamw, update, warmup_cosine
+from encoder.training.finite import FiniteSteps
+from encoder.training.optim import MuonWithAdamW, average_weights, build_adamw, update, warmup_cosine
 from encoder.training.options import OptimConfig
 
 
@@ -68,6 +69,29 @@ def test_update_clips_and_refuses_a_loss_that_is_not_finite():
     with pytest.raises(ValueError, match="nan at step 7"):
         update(optimiser, layer(torch.full((1, 3), math.nan)).sum(), config, 7, 10)
     assert torch.equal(layer.weight, before)
+
+
+def test_a_step_left_out_is_as_if_it_had_not_been():
+    config = OptimConfig(lr=1e-2, warmup_steps=1, weight_decay=0.1)
+    inputs = [torch.full((1, 3), value) for value in (0.3, math.nan, 0.7)]
+    ends = []
+    for chosen in (inputs, [inputs[0], inputs[2]]):
+        torch.manual_seed(0)
+        layer = nn.Linear(3, 1)
+        optimiser, finite = build_adamw(layer, config), FiniteSteps(allowed=1)
+        for x in chosen:
+            update(optimiser, layer(x).square().sum(), config, 0, 10, finite=finite)
+        ends.append([*layer.parameters(), *(v for s in optimiser.state.values() for v in s.values())])
+    assert finite.skipped == 0 and all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_muon_leaves_a_step_out_too():
+    layer = nn.Linear(4, 4)
+    optimiser = MuonWithAdamW([layer.weight], [layer.bias], OptimConfig(lr=1e-2, warmup_steps=1), 0.02)
+    before = [each.detach().clone() for each in layer.parameters()]
+    loss = layer(torch.full((1, 4), math.inf)).sum()
+    update(optimiser, loss, OptimConfig(lr=1e-2, warmup_steps=1), 0, 10, finite=FiniteSteps(allowed=1))
+    assert all(torch.equal(a, b) for a, b in zip(before, layer.parameters(), strict=True))
 
 
 def test_averaged_weights_follow_the_formula():

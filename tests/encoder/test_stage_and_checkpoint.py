@@ -78,6 +78,25 @@ def test_checkpoint_round_trip_and_damage(tmp_path):
         checkpoint.load(path)
 
 
+def test_the_last_checkpoints_are_kept_and_the_newest_is_found_whatever_a_kill_left(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+
+    def there() -> dict[str, int]:
+        return {each.name: checkpoint.load(each)["step"] for each in sorted(tmp_path.glob("*.pt"))}
+
+    assert checkpoint.newest(path) is None
+    for step in range(1, 5):
+        checkpoint.save(path, {"step": step}, keep=3)
+    assert there() == {"checkpoint.pt": 4, "checkpoint.1.pt": 3, "checkpoint.2.pt": 2}
+    assert checkpoint.newest(path) == path
+    path.unlink()  # as between two names, or by whoever goes on from the one before
+    assert checkpoint.newest(path) == tmp_path / "checkpoint.1.pt"
+    checkpoint.save(path, {"step": 5}, keep=3)
+    assert there() == {"checkpoint.pt": 5, "checkpoint.1.pt": 3, "checkpoint.2.pt": 2}
+    checkpoint.save(path, {"step": 6}, keep=1)
+    assert there() == {"checkpoint.pt": 6}
+
+
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     class Payload:
         def __reduce__(self):

@@ -58,7 +58,8 @@ def test_rows_are_the_cosines_of_two_plain_backward_passes(trained, tmp_path):
     model.load_state_dict(synergy.checkpoint.load(files[2])["model"])
     samples, _ = held_out.load_samples(config, "val", 8)
     draw = synergy.checkpoint.step_generator
-    batch = samples.batch(torch.arange(8), draw(0, 0, "sentence"), num_pixels=8, with_sentence=True)
+    stored = samples.batch(torch.arange(8), draw(0, 0, "sentence"), num_pixels=8, with_sentence=True)
+    batch = stored.to("cpu")
     vae = load_vae(config.vae)
     z_vae = vae.encode(batch.pixels)
     batch = type(batch)(batch.pixels, z_vae, batch.text_ids, batch.caption_ids, batch.pad_id)

@@ -12,7 +12,7 @@ from encoder import load_encoder
 from encoder.models.vae import load_vae
 from encoder.runtime import checkpoint
 from encoder.runtime.config import load
-from encoder.training import held_out, optim, train_vae, trainer
+from encoder.training import held_out, optim, run, train_vae, trainer
 from encoder.training.options import TrainConfig, TrainVaeConfig
 from encoder.training.step import train_step
 
@@ -73,7 +73,7 @@ def values(kind: str, vae_folder, **changes) -> dict:
     return {**common, **own, **changes}
 
 
-def run_until_killed(run, config, out_dir, monkeypatch, step: int) -> None:
+def run_until_killed(train, config, out_dir, monkeypatch, step: int) -> None:
     """Run a trainer and kill it in step `step`."""
     true_indices = checkpoint.batch_indices
 
@@ -85,7 +85,7 @@ def run_until_killed(run, config, out_dir, monkeypatch, step: int) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "batch_indices", killing)
         with pytest.raises(KeyboardInterrupt):
-            run(config, out_dir)
+            train(config, out_dir)
 
 
 @pytest.mark.parametrize("kind", ["openvision3", "clip"])
@@ -104,20 +104,77 @@ def test_a_killed_run_resumes_to_the_same_weights_to_the_last_bit(kind, vae_fold
 
 def test_a_loss_that_becomes_nan_stops_the_run_and_its_checkpoint_stays(vae_folder, tmp_path, monkeypatch):
     config = load(TrainConfig, values("clip", vae_folder, checkpoint_steps=1))
-    true_latents, steps = trainer.with_latents, iter(range(config.num_steps))
+    true_latents, steps = run.with_latents, iter(range(config.num_steps))
 
     def poisoned(*arguments):
         batch = true_latents(*arguments)
         return replace(batch, pixels=batch.pixels * math.nan) if next(steps) == 3 else batch
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "with_latents", poisoned)
-        with pytest.raises(ValueError, match=r"loss is nan at step 3; lower optim\.lr"):
+        patch.setattr(run, "with_latents", poisoned)
+        with pytest.raises(ValueError, match=r"loss is nan at step 3 .*lower optim\.lr"):
             trainer.train(config, tmp_path)
     saved = checkpoint.load(tmp_path / "checkpoint.pt")
     assert saved["step"] == 3 and all(value.isfinite().all() for value in saved["model"].values())
     trainer.train(config, tmp_path)
     assert checkpoint.load(tmp_path / "checkpoint.pt")["step"] == config.num_steps
+
+
+def poison(monkeypatch, at: int) -> None:
+    """Pictures of step `at` are NaN."""
+    true_fetch = run.Run.fetch
+
+    def fetch(self, step, vae):
+        batches = true_fetch(self, step, vae)
+        return [replace(each, pixels=each.pixels * math.nan) if step == at else each for each in batches]
+
+    monkeypatch.setattr(run.Run, "fetch", fetch)
+
+
+def keep_runs(monkeypatch) -> list:
+    """The `Run` of each training from now on."""
+    kept, true_build = [], trainer.build_run
+
+    def build(*arguments):
+        kept.append(true_build(*arguments))
+        return kept[-1]
+
+    monkeypatch.setattr(trainer, "build_run", build)
+    return kept
+
+
+def test_a_nan_found_a_step_late_leaves_the_weights_and_averages_of_its_step(
+    vae_folder, tmp_path, monkeypatch
+):
+    changes = {"checkpoint_steps": 3, "log_steps": 100, "eval_steps": 100, "ema_decay": 0.9}
+    config = load(TrainConfig, values("clip", vae_folder, **changes))
+    built = keep_runs(monkeypatch)
+    poison(monkeypatch, at=3)
+    with pytest.raises(ValueError, match="loss is nan at step 3"):
+        trainer.train(config, tmp_path)
+    (stopped, _), saved = built[0], checkpoint.load(tmp_path / "checkpoint.pt")
+    assert saved["step"] == 3  # what step 3 began with; step 4's gradients were there when the NaN was found
+    assert any(each.grad is not None for each in stopped.model.parameters())
+    assert all(torch.equal(value, saved["model"][name]) for name, value in stopped.model.state_dict().items())
+    assert all(torch.equal(a, b) for a, b in zip(stopped.averaged, saved["averaged"], strict=True))
+    moments = stopped.optimiser.state_dict()["state"]
+    for number, state in saved["optimiser"]["state"].items():
+        assert all(torch.equal(moments[number][name], value) for name, value in state.items())
+
+
+def test_a_step_that_is_not_finite_is_left_out_where_that_is_allowed(vae_folder, tmp_path, monkeypatch):
+    changes = {"skip_non_finite": 1, "log_steps": 1, "checkpoint_steps": 2, "ema_decay": 0.9}
+    config = load(TrainConfig, values("clip", vae_folder, **changes))
+    poison(monkeypatch, at=3)
+    scores = trainer.train(config, tmp_path)
+    saved = checkpoint.load(tmp_path / "checkpoint.pt")
+    assert (saved["step"], saved["skipped"]) == (6, 1) and all(map(math.isfinite, scores.values()))
+    assert {int(state["step"]) for state in saved["optimiser"]["state"].values()} == {5}
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    by_step = {row["steps"]: row for row in rows if "skipped_steps" in row}
+    assert [by_step[step]["skipped_steps"] for step in range(1, 7)] == [0, 0, 0, 1, 1, 1]
+    assert [step for step in by_step if "loss" not in by_step[step]] == [4]
+    assert "NaN" not in (tmp_path / "log.jsonl").read_text()
 
 
 @pytest.mark.parametrize("kind", ["openvision3", "clip"])
@@ -153,6 +210,7 @@ def test_one_batch_overfits(kind, vae_folder):
     curve = []
     for at in range(60):
         batch = samples.batch(torch.arange(8), torch.Generator(), num_pixels=8, with_sentence=False)
+        batch = batch.to("cpu")
         terms = train_step(model, batch, config, at, vae)
         optim.update(optimiser, terms["loss"], config.optim, at, 60)
         curve.append({name: value.item() for name, value in terms.items()})
@@ -169,7 +227,7 @@ def test_bf16_and_a_chunked_contrastive_loss_take_the_same_step_nearly(vae_folde
     samples.z_vae = vae.encode(held_out.to_pixels(samples.images))
     torch.manual_seed(0)
     model = trainer.OpenVision3(config.openvision3)
-    batch = samples.batch(torch.arange(8), torch.Generator(), num_pixels=8, with_sentence=False)
+    batch = samples.batch(torch.arange(8), torch.Generator(), num_pixels=8, with_sentence=False).to("cpu")
     exact, near = (train_step(model, batch, each, 0, vae)["loss"] for each in (config, other))
     torch.testing.assert_close(near, exact, rtol=0.02, atol=0)
 
