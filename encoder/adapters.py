@@ -189,13 +189,13 @@ def _codec(source: str | Path) -> FrozenVAE:
 
 
 def _openvision3(folder: Path, vae: str | Path | None, features: str | None, name: str) -> FrozenEncoder:
-    model = OpenVision3.from_pretrained(folder)
+    model = OpenVision3.from_pretrained(folder, text=False)
     codec = _codec(vae) if vae is not None else None
     return FrozenOpenVision3(model.encoder, model.decoder, codec, name, features)
 
 
 def _clip(folder: Path, vae: str | Path | None, features: str | None, name: str) -> FrozenEncoder:
-    return FrozenTower(Clip.from_pretrained(folder).encoder, name, features, CLIP_MEAN, CLIP_STD)
+    return FrozenTower(Clip.from_pretrained(folder, text=False).encoder, name, features, CLIP_MEAN, CLIP_STD)
 
 
 def _from_release(folder: Path, vae: str | Path | None, features: str | None, name: str) -> FrozenEncoder:

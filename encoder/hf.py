@@ -59,7 +59,7 @@ class OpenVision3ClipConfig(OpenVision3Config):
 
 
 class OpenVisionEncoderConfig(OpenVision3Config):
-    """A released vision tower alone; `shape` is that of encoder.options.ViTShape."""
+    """A released vision tower alone; `shape` is that of encoder.models.shapes.ViTShape."""
 
     model_type = HF_TYPES["encoder"]
     model: str = "encoder"

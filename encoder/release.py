@@ -197,7 +197,7 @@ def main() -> None:
     try:
         model = str(read_config(Path(sys.argv[1]).resolve()).get("model"))
         cls = choose({"openvision3": OpenVision3, "clip": Clip}, model, f"model in {sys.argv[1]}")
-        vit = cls.from_pretrained(Path(sys.argv[1]).resolve()).encoder
+        vit = cls.from_pretrained(Path(sys.argv[1]).resolve(), text=False).encoder
         normalisation = {"mean": CLIP_MEAN, "std": CLIP_STD} if cls is Clip else {}
         export_release(vit, sys.argv[2], **normalisation)
     except (ValueError, OSError) as error:

@@ -1,6 +1,6 @@
 """Stage: train OpenVision 3, or the CLIP baseline on the same samples in the same order.
 
-`python -m encoder.train <config.yaml> <out_dir>` writes out_dir/weights (vision towers, fp16 safetensors,
+`python -m encoder.train <config.yaml> <out_dir>` writes out_dir/weights (towers, fp16 safetensors,
 card.yaml); a recipe of several phases writes out_dir/<phase>/weights. With `--plan` instead of a folder it
 prints what that would cost. A run that is killed goes on from its last checkpoint and ends with the same
 weights. No torch here until the training starts.

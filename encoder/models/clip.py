@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +9,14 @@ from torch import Tensor, nn
 
 from encoder.data.tokenizer import Tokenizer
 from encoder.models.openvision3 import INITIAL_LOGIT_SCALE
-from encoder.models.pretrained import CLIP_MEAN, CLIP_STD, load_pretrained, write_pretrained, write_processor
+from encoder.models.pretrained import (
+    CLIP_MEAN,
+    CLIP_STD,
+    load_pretrained,
+    without_text,
+    write_pretrained,
+    write_processor,
+)
 from encoder.models.shapes import ClipShape
 from encoder.models.text import TextEncoder
 from encoder.models.vit import ViTEncoder
@@ -36,7 +42,7 @@ class Clip(nn.Module):
         self, folder: Path | str, *, dtype: torch.dtype = torch.float32, text: bool = True
     ) -> None:
         """Write folder/config.json and model.safetensors; without `text`, the vision tower only."""
-        shape = self.shape if text else replace(self.shape, text=None)
+        shape = self.shape if text else without_text(self.shape)
         kept = self.state_dict()
         if not text:
             kept = {name: value for name, value in kept.items() if name.startswith("encoder.")}
@@ -44,12 +50,12 @@ class Clip(nn.Module):
         write_processor(folder, shape.encoder.image_size, CLIP_MEAN, CLIP_STD)
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str) -> Clip:
-        """Read what `save_pretrained` wrote, in float32.
+    def from_pretrained(cls, folder: Path | str, *, text: bool = True) -> Clip:
+        """Read what `save_pretrained` wrote, in float32; without `text`, the vision side only.
 
         Raises: FileNotFoundError without the files; ValueError if they are damaged or of another model.
         """
-        return load_pretrained(cls, folder, "clip", ClipShape)
+        return load_pretrained(cls, folder, "clip", ClipShape, text=text)
 
 
 def normalise(pixels: Tensor) -> Tensor:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from encoder.data.tokenizer import Tokenizer
-from encoder.models.pretrained import load_pretrained, write_pretrained, write_processor
+from encoder.models.pretrained import load_pretrained, without_text, write_pretrained, write_processor
 from encoder.models.shapes import VAE_DOWNSAMPLE, OpenVision3Shape
 from encoder.models.text import Captioner, ParallelCaptioner, TextEncoder
 from encoder.models.vit import ViTDecoder, ViTEncoder
@@ -43,7 +42,7 @@ class OpenVision3(nn.Module):
         self, folder: Path | str, *, dtype: torch.dtype = torch.float32, text: bool = True
     ) -> None:
         """Write folder/config.json and model.safetensors; without `text`, the vision towers only."""
-        shape = self.shape if text else replace(self.shape, text=None, captioner=None)
+        shape = self.shape if text else without_text(self.shape)
         kept = self.state_dict()
         if not text:
             kept = {name: value for name, value in kept.items() if name.startswith(("encoder.", "decoder."))}
@@ -52,9 +51,9 @@ class OpenVision3(nn.Module):
         write_processor(folder, shape.encoder.image_size * downsample, (0.0,) * 3, (1.0,) * 3)
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str) -> OpenVision3:
-        """Read what `save_pretrained` wrote, in float32.
+    def from_pretrained(cls, folder: Path | str, *, text: bool = True) -> OpenVision3:
+        """Read what `save_pretrained` wrote, in float32; without `text`, the vision side only.
 
         Raises: FileNotFoundError without the files; ValueError if they are damaged or of another model.
         """
-        return load_pretrained(cls, folder, "openvision3", OpenVision3Shape)
+        return load_pretrained(cls, folder, "openvision3", OpenVision3Shape, text=text)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from encoder.runtime.config import ROOT, load, resolve
 from encoder.runtime.stage import write_json
 
 Model = TypeVar("Model", bound=nn.Module)
+_OF_TEXT = ("text.", "captioner.", "logit_scale")  # names that start so are of text towers
 CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
 # transformers' `model_type` of our models that it can load
 HF_TYPES = {"openvision3": "openvision3", "clip": "openvision3_clip", "encoder": "openvision_encoder"}
@@ -57,16 +59,30 @@ def read_config(folder: Path | str) -> dict:
         raise ValueError(f"{path} is not JSON: {error}") from None
 
 
-def load_pretrained(cls: type[Model], folder: Path | str, name: str, shape_class: type) -> Model:
+def without_text(shape: Any) -> Any:
+    """The shape of the vision towers alone."""
+    towers = [field.name for field in fields(shape) if field.name in ("text", "captioner")]
+    return replace(shape, **dict.fromkeys(towers))
+
+
+def load_pretrained(
+    cls: type[Model], folder: Path | str, name: str, shape_class: type, *, text: bool = True
+) -> Model:
     """Build `cls(shape)` from a weights folder, in float32; every tensor must fit.
 
+    Without `text`, text towers that the folder may hold are left in it: neither they nor their tokenizer are
+    needed to see.
     Raises: FileNotFoundError, ValueError (damaged, of another model, or tensors that do not fit the shape).
     """
     config = read_config(folder)
     if config.get("model") != name:
         raise ValueError(f"{folder} holds model {config.get('model')!r}, not {name!r}")
-    model = cls(load(shape_class, config["shape"], name=f"{folder}/{CONFIG}"))
+    shape = load(shape_class, config["shape"], name=f"{folder}/{CONFIG}")
     tensors = load_tensors(ROOT / folder / WEIGHTS)
+    if not text:
+        shape = without_text(shape)
+        tensors = {key: value for key, value in tensors.items() if not key.startswith(_OF_TEXT)}
+    model = cls(shape)
     try:
         model.load_state_dict({key: value.float() for key, value in tensors.items()}, strict=True)
     except RuntimeError as error:

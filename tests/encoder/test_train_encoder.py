@@ -180,7 +180,19 @@ def test_a_step_that_is_not_finite_is_left_out_where_that_is_allowed(vae_folder,
 @pytest.mark.parametrize("kind", ["openvision3", "clip"])
 def test_what_is_exported_loads_as_a_frozen_encoder_with_a_card(kind, vae_folder, tmp_path):
     scores = trainer.train(load(TrainConfig, values(kind, vae_folder)), tmp_path)
-    encoder = load_encoder(tmp_path / "weights", vae=vae_folder if kind == "openvision3" else None)
+    vae = vae_folder if kind == "openvision3" else None
+    encoder = load_encoder(tmp_path / "weights", vae=vae)
+    cls = trainer.OpenVision3 if kind == "openvision3" else trainer.Clip
+    whole = cls.from_pretrained(tmp_path / "weights")  # text towers included: those of the checkpoint in fp16
+    trained = checkpoint.load(tmp_path / "checkpoint.pt")["model"]
+    assert whole.state_dict().keys() == trained.keys()
+    assert torch.equal(whole.state_dict()["text.head.weight"], trained["text.head.weight"].half().float())
+    whole.save_pretrained(tmp_path / "vision", dtype=torch.float16, text=False)
+    assert load_encoder(tmp_path / "vision", vae=vae).fingerprint == encoder.fingerprint
+    stored = json.loads((tmp_path / "weights" / "config.json").read_text())
+    stored["shape"]["text"]["tokenizer"] = "/not/on/this/machine"
+    (tmp_path / "weights" / "config.json").write_text(json.dumps(stored))
+    assert load_encoder(tmp_path / "weights", vae=vae).fingerprint == encoder.fingerprint
     assert encoder.encode(torch.rand(1, 3, 32, 32)).shape == (1, 4, 32)
     assert encoder.can_decode == (kind == "openvision3")
     card = yaml.safe_load((tmp_path / "weights" / "card.yaml").read_text())
