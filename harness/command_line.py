@@ -70,6 +70,8 @@ def main(words: Sequence[str]) -> int:
             return 0
         graph = Graph(options.runs_dir.resolve())
         plans = make_plans(graph, options, preset)
+        for plan in plans:
+            plan.check()
         if "--plan" in flags:
             print_plan(graph, preset, options, console)
             return 0

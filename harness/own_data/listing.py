@@ -45,9 +45,11 @@ def list_source(source: str) -> Listing:
     pictures = {split: _pictures(folder / split) for split in splits}
     files = shards if has_shards else pictures
     if not all(files.values()):
+        alone = [split for split in SPLITS if (folder / split).is_dir()]
+        hint = f"; {alone[0]} stands alone: a split of your own needs both names" if len(alone) == 1 else ""
         raise ConfigError(
             f"{folder} holds no pictures: expected <class>/<picture>, <train|test>/<class>/<picture> or "
-            f"<train|test>/*.tar; pictures end in {', '.join(SUFFIXES)}"
+            f"<train|test>/*.tar; pictures end in {', '.join(SUFFIXES)}{hint}"
         )
     names = {split: {path.parent.name for path in paths} for split, paths in pictures.items()}
     class_names = () if has_shards else tuple(sorted(names[splits[0]]))

@@ -23,6 +23,7 @@ from harness.own_data.listing import SPLITS, Listing, list_source
 if TYPE_CHECKING:
     from PIL import Image
 
+CARD = "card.json"  # beside the splits: how many pictures of each class
 _SHARD_SIZE = 1000
 _PROGRESS_EVERY = 100
 
@@ -39,8 +40,12 @@ class OwnDataConfig:
     max_bad_fraction: float = 0.01  # of pictures that cannot be read, beyond which the stage stops
 
     def __post_init__(self) -> None:
-        if not 0 < self.test_fraction < 1 or self.image_size < 1:
-            raise ValueError(f"test_fraction {self.test_fraction} must lie in (0, 1), image_size above 0")
+        if not 0 < self.test_fraction < 1:
+            raise ValueError(f"own_data.test_fraction {self.test_fraction} must lie between 0 and 1")
+        if self.image_size < 1:
+            raise ValueError(f"own_data.image_size {self.image_size} must be above 0")
+        if self.num_classes is not None and self.num_classes < 1:
+            raise ValueError(f"own_data.num_classes {self.num_classes} must be 1 or more")
 
 
 def run(config: OwnDataConfig, out_dir: Path) -> dict:
@@ -54,23 +59,43 @@ def run(config: OwnDataConfig, out_dir: Path) -> dict:
     total = sum(len(paths) for paths in listing.files.values())
     skipped: list[str] = []
     counts: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
+    labels: set[int] = set()  # of the train pictures
     with _Writer(out_dir, config.image_size) as writer:
         for split, key, picture, record in _samples(config, listing, skipped):
             writer.add(split, key, picture, record)
             counts[split][record["class_name"]] = counts[split].get(record["class_name"], 0) + 1
+            labels |= {record["label"]} if split == "train" else set()
             done = writer.num_written
             if done % _PROGRESS_EVERY == 0:
                 progress(out_dir, done, max(total, done), "pictures")
             _judge(skipped, done, config.max_bad_fraction, at_least=_SHARD_SIZE)
         _judge(skipped, writer.num_written, config.max_bad_fraction, at_least=1)
     (out_dir / "skipped.txt").write_text("".join(f"{line}\n" for line in skipped))
-    untaught = sorted(set(listing.class_names or counts["test"]) - set(counts["train"]))
-    if untaught or not counts["test"]:
-        what = f"class {untaught[0]} has no picture in train" if untaught else "test has no picture"
-        raise ValueError(f"{config.source}: {what}; add some or change own_data.test_fraction")
-    write_json(out_dir / "card.json", {"source": config.source, "counts": counts})
+    _check_splits(config, listing, counts, labels)
+    write_json(out_dir / CARD, {"source": config.source, "counts": counts})
     totals = {split: sum(by_class.values()) for split, by_class in counts.items()}
     return {**totals, "num_classes": len(counts["train"]), "num_skipped": len(skipped)}
+
+
+def _check_splits(
+    config: OwnDataConfig, listing: Listing, counts: dict[str, dict[str, int]], labels: set[int]
+) -> None:
+    """Raises: ValueError where a split is empty, or a class has no picture to train on."""
+    untaught = sorted(set(listing.class_names or counts["test"]) - set(counts["train"]))
+    num_classes = config.num_classes or len(listing.class_names) or 1
+    unseen = sorted(set(range(num_classes)) - labels)
+    if untaught:
+        what = f"class {untaught[0]} has no picture in train"
+    elif unseen:
+        what = (
+            f"label {unseen[0]} of own_data.num_classes={num_classes} has no picture in train, "
+            f"{len(labels)} labels have"
+        )
+    elif not counts["test"]:
+        what = "test has no picture"
+    else:
+        return
+    raise ValueError(f"{config.source}: {what}; add some or change own_data.test_fraction")
 
 
 def _samples(

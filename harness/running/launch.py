@@ -90,12 +90,13 @@ class Launcher:
         return self.outcomes
 
     def _ready(self) -> list[Stage]:
-        """Stages whose inputs are all complete; those with an input that cannot be are settled as not run."""
+        """Stages whose inputs and guards are complete; those with one that cannot be are not run."""
         ready = []
         for stage in self.graph:
             if stage.folder in self.outcomes or stage.folder in self.running:
                 continue
-            ends = {source.label: self.outcomes.get(source.folder) for source in stage.inputs}
+            needed = self.graph.waits_for(stage)
+            ends = {source.label: self.outcomes.get(source.folder) for source in needed}
             lost = [(label, end) for label, end in ends.items() if end and not end.is_complete]
             if lost:
                 label, end = lost[0]

@@ -71,6 +71,9 @@ class Graph:
     runs_dir: Path
     stages: dict[Path, Stage] = field(default_factory=dict)
     note: str = ""  # after the label of each stage that is added, such as which seed it is for
+    guards: dict[Path, list[Stage]] = field(
+        default_factory=dict
+    )  # by the folder of the stage that is guarded
 
     def add(
         self,
@@ -105,6 +108,18 @@ class Graph:
             if not any(f"{path}/".startswith(f"{source.folder}/") for source in inputs):
                 raise ConfigError(f"{stage.label}: {path} is the output of a stage that is not an input")
         return self.stages.setdefault(stage.folder, stage)
+
+    def guard(self, source: Stage, check: Stage) -> None:
+        """Whatever reads `source` starts only once `check` is complete. It reads nothing of `check`, which is
+        no part of its fingerprint."""
+        guards = self.guards.setdefault(source.folder, [])
+        if check not in guards:
+            guards.append(check)
+
+    def waits_for(self, stage: Stage) -> list[Stage]:
+        """The inputs of a stage, and what guards them."""
+        guards = [check for source in stage.inputs for check in self.guards.get(source.folder, [])]
+        return [*stage.inputs, *(check for check in guards if check.folder != stage.folder)]
 
     def __iter__(self) -> Iterator[Stage]:
         return iter(self.stages.values())

@@ -140,7 +140,7 @@ def _row(
     if set(variant.groups) & set(sections.bridges):
         answers = add_answers(request, encoder, scenes, ANSWER_KEYS)
         parts.append(dataclasses.replace(answers, only_keys=True))
-        parts.append(add_generation(request, encoder, scenes, reference)[1])
+        parts.append(add_generation(request, encoder, scenes, reference, stage)[1])
     source = f"trained here, {variant.config.num_steps} steps of {variant.config.batch_size}"
     row = Row(
         encoder=variant.name,

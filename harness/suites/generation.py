@@ -25,6 +25,7 @@ from harness.metrics.config import (
 from harness.running.stages import Stage
 from harness.suites.request import Request, SuitePlan
 from harness.suites.shared import add_pictures, add_tokens, num_classes
+from harness.suites.sizes import add_count, check_sizes, says_how_small
 from harness.tables.result_files import Part, Row
 from rae_bridge.config import GenerateConfig, ReconstructConfig, TrainDiTConfig
 
@@ -38,6 +39,7 @@ def plan(request: Request) -> SuitePlan:
     """Stages and rows of this suite."""
     scenes = add_pictures(request)
     reference = add_reference(request, scenes)
+    add_count(request, scenes, reference.config)
     rows, reconstructed, generated = [], {}, {}
     for encoder in request.encoders:
         if encoder.is_blind:
@@ -54,7 +56,7 @@ def plan(request: Request) -> SuitePlan:
             continue
         name = encoder.name
         reconstructed[name], rebuilt = add_reconstruction(request, encoder, scenes, reference)
-        generated[name], sampled = add_generation(request, encoder, scenes, reference)
+        generated[name], sampled = add_generation(request, encoder, scenes, reference, reconstructed[name])
         rows.append(
             Row(
                 encoder=name,
@@ -70,7 +72,7 @@ def plan(request: Request) -> SuitePlan:
         Row(
             encoder=FLOOR,
             kind="floor",
-            source="two disjoint sets of real test pictures",
+            source=f"two disjoint sets of real test pictures{says_how_small(reference.config)}",
             parts=(floor,),
             undefined=dict.fromkeys(keys_of("reconstruction", reference.config), FLOOR_REASON),
         )
@@ -79,6 +81,7 @@ def plan(request: Request) -> SuitePlan:
         suite=request.suite,
         rows=rows,
         draw=lambda folder, board: _draw(folder, reference, reconstructed, generated),
+        check=lambda: check_sizes(request, scenes, reference.config),
     )
 
 
@@ -137,11 +140,17 @@ def add_reconstruction(
     return stage, part
 
 
-def add_generation(request: Request, encoder: Encoder, scenes: Stage, reference: Stage) -> tuple[Stage, Part]:
-    """The stages that train a generator on frozen tokens and draw from it (returned), and their scores."""
+def add_generation(
+    request: Request, encoder: Encoder, scenes: Stage, reference: Stage, reconstructed: Stage
+) -> tuple[Stage, Part]:
+    """The stages that train a generator on frozen tokens and draw from it (returned), and their scores.
+
+    Nothing is trained before `reconstructed` is complete: what cannot be decoded then says so at once.
+    """
     sections, seed, device = request.preset.rae, request.seed, request.device
     add = partial(_add, request, encoder)
     tokens = add_tokens(request, encoder, "train", scenes)
+    request.graph.guard(tokens, reconstructed)
     section = {**sections.train, **num_classes(request)}
     config = stage_config(
         TrainDiTConfig, section, "rae.train", tokens=str(tokens.folder), seed=seed, device=device

@@ -49,3 +49,4 @@ class SuitePlan:
     rows: list[Row]
     seed: int = 0
     draw: Callable[[Path, Mapping], list[Path]]  # results folder, leaderboard -> files written
+    check: Callable[[], None] = lambda: None  # before it runs: raises ConfigError for what cannot fit

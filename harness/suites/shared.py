@@ -12,6 +12,7 @@ from harness.own_data.questions import OwnCaptionsConfig
 from harness.running.stages import Stage
 from harness.suites.request import Request
 
+MIN_SIDE = 16  # px of one's own pictures: a patch of most towers; SSIM's window takes 11
 OWN_CAPTIONS = "own_captions"  # stage, lmms-eval task and its file
 # One core's time for one's own pictures (65 % of it writes PNG), to estimate a stage by
 _SECONDS_TO_START, _SECONDS_PER_BYTE_READ, _SECONDS_PER_PIXEL_WRITTEN = 3.0, 35e-9, 0.25e-6
@@ -35,6 +36,11 @@ def add_pictures(request: Request) -> Stage:
     listing = list_source(str(section["source"]))
     section = {"image_size": request.preset.scenes.get("image_size"), **section}
     config = stage_config(OwnDataConfig, section, "own_data", listing=listing.digest)
+    if config.image_size < MIN_SIDE:
+        raise ConfigError(
+            f"own_data.image_size {config.image_size} must be {MIN_SIDE} or more: towers see patches of "
+            f"{MIN_SIDE} pixels"
+        )
     num_pixels = listing.num_pictures * config.image_size**2
     seconds = _SECONDS_PER_BYTE_READ * listing.num_bytes + _SECONDS_PER_PIXEL_WRITTEN * num_pixels
     num_bytes = _BYTES_PER_PIXEL * num_pixels + _BYTES_PER_SAMPLE * listing.num_pictures

@@ -106,6 +106,23 @@ def test_a_graph_runs_once_and_is_then_reused(module, runs_dir):
     assert (third.folder / "starts").read_text() == "x"
 
 
+def test_a_failed_check_stops_whatever_reads_what_it_guards(module, runs_dir):
+    graph = chain(module, runs_dir)
+    first, *_ = graph
+    before = {stage.name: stage.fingerprint for stage in graph}
+    check = graph.add("check", module, AddConfig(source=f"{first.folder}/number", fail=True), inputs=[first])
+    graph.guard(first, check)
+    assert {stage.name: stage.fingerprint for stage in graph if stage is not check} == before
+    ends = run(graph)
+    assert [ends[name].state for name in ("first", "check")] == ["done", "failed"]
+    assert {ends[name].state for name in ("second", "third", "fourth")} == {"not run"}
+    assert "asked to fail" in ends["third"].reason
+    passing = chain(module, runs_dir)
+    first, *_ = passing
+    passing.guard(first, passing.add("check", module, AddConfig(), inputs=[first]))
+    assert {end.state for name, end in run(passing).items() if name != "first"} == {"done"}
+
+
 def test_a_failure_stops_only_what_depends_on_it(module, runs_dir):
     ends = run(chain(module, runs_dir, fail=True))
     assert [ends[name].state for name in ("first", "second", "third", "fourth")] == [
