@@ -49,7 +49,14 @@ class TokensConfig:
     vae: str | None = None  # over the encoder's own
     features: Features = "last"
     split: Literal["train", "val", "test"] = "train"  # of shards
-    limit: int | None = None
+    limit: int | None = None  # the first so many pictures, readable or not
+    flips: bool = False  # the mirror images' tokens too
     dtype: Literal["fp16", "fp32"] = "fp16"
     batch_size: int = 64
+    shard_size: int | None = None  # pictures; None: as many as fill 512 MB
+    allow_outside_root: bool = False  # records may name pictures outside of `data`
     device: Device = "cpu"
+
+    def __post_init__(self):
+        if self.shard_size is not None and self.shard_size < 1:
+            raise ValueError(f"shard_size {self.shard_size} must be at least 1 picture, or null")

@@ -1,64 +1,145 @@
 """Stage: the frozen tokens of every picture, computed once for both bridges.
 
-`python -m encoder.tokens <config.yaml> <out_dir>` writes tokens.safetensors ("tokens" M N D; "labels" M, -1
-where there is none) and index.json (keys in the same order, the encoder's fingerprint, what was skipped).
+`python -m encoder.tokens <config.yaml> <out_dir>` writes a folder that `encoder.token_store` reads. Several
+processes (`torchrun -m encoder.tokens ...`) share the shards among them, and what is written does not depend
+on how many they are. Shards that are there are kept: an interrupted run goes on with the others.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from encoder.data.account import Account, BadSample
 from encoder.data.batch import to_pixels
 from encoder.data.pictures import decode_picture
 from encoder.data.records import picture_names
-from encoder.data.shards import ShardReader, find_shards, in_order, num_threads
+from encoder.data.roots import find_picture
+from encoder.data.shards import find_shards, in_order, num_threads, open_picture, read_record
+from encoder.data.stream import OpenShard
 from encoder.frozen import FrozenEncoder
 from encoder.load import load_encoder
 from encoder.options import TokensConfig
 from encoder.runtime.config import ROOT
-from encoder.runtime.stage import main, progress, write_json
+from encoder.runtime.files import remove_leftovers
+from encoder.runtime.ranks import Ranks
+from encoder.runtime.stage import main, progress, sha256_json
+from encoder.token_store import NO_CLASS, SHARDS, Encoded, TokenWriter
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
-_SAFETENSORS = {torch.float16: "F16", torch.float32: "F32"}  # its names of them
 MAX_BAD_FRACTION = 0.01
+SHARD_BYTES = 512_000_000  # of tokens, where the config does not say how many pictures a shard holds
+_NUM_COUNTED = 256  # samples held at a time while a tar file's are counted
 Picture = tuple[str, np.ndarray, int]  # key, uint8 H W 3, label
 
 
-def read_files(folder: Path, names: list[str], skipped: list[str]) -> Iterator[Picture]:
-    """Pictures of one folder by name; an unreadable one goes to `skipped`.
+class Pictures(Protocol):
+    """Pictures in a fixed order, readable or not, of which any part can be read."""
 
-    Raises: ValueError once more than MAX_BAD_FRACTION of all names were skipped.
+    def __len__(self) -> int: ...
+
+    def describe(self, part: range) -> str:
+        """What a part consists of, as one word that no other part of no other pictures has."""
+
+    def read(self, part: range) -> Iterator[Picture | BadSample]:
+        """The pictures of a part in order; in place of an unreadable one, its name with the reason."""
+
+
+class FilePictures:
+    """Picture files under a folder, by the names that records give; they have no classes.
+
+    Records that cannot be read count as unreadable pictures, before the first.
     """
-    for name, pixels in in_order(partial(_read_file, folder), names, num_threads()):
-        if isinstance(pixels, Exception):
-            skipped.append(f"{name}: {pixels}")
-            if len(skipped) > MAX_BAD_FRACTION * len(names):
-                named = "; ".join(skipped[:5])
-                raise ValueError(f"too many unreadable pictures in {folder}: {named}")
-        else:
-            yield name, pixels, -1
+
+    def __init__(self, root: Path, records: list[Path], limit: int | None, *, allow_outside_root: bool):
+        self.root, self.allow_outside_root = root, allow_outside_root
+        self.refused: list[BadSample] = []
+        self.names = picture_names(records, self._refuse)[:limit]
+
+    def _refuse(self, place: str, reason: str) -> None:
+        self.refused.append(BadSample(place, reason))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def describe(self, part: range) -> str:
+        return sha256_json([self.allow_outside_root, self.names[part.start : part.stop]])
+
+    def read(self, part: range) -> Iterator[Picture | BadSample]:
+        if part.start == 0:
+            yield from self.refused
+        yield from in_order(self._read, self.names[part.start : part.stop], num_threads())
+
+    def _read(self, name: str) -> Picture | BadSample:
+        try:
+            path = find_picture(name, [self.root], allow_outside_root=self.allow_outside_root)
+            return name, np.array(decode_picture(path)), NO_CLASS
+        except (ValueError, OSError) as error:
+            return BadSample(name, str(error))
 
 
-def _read_file(folder: Path, name: str) -> tuple[str, np.ndarray | Exception]:
-    """A picture's name and pixels, or why it cannot be read."""
+class TarPictures:
+    """The first `limit` pictures of tar shards, with their class where the record has one.
+
+    The samples are counted first, so that any process can read any part: each file by one process.
+    """
+
+    def __init__(self, paths: list[Path], limit: int | None, ranks: Ranks):
+        self.paths, self.starts = paths, [0]
+        for first in range(0, len(paths), ranks.world):
+            mine = paths[first + ranks.rank : first + ranks.rank + 1]
+            for count in ranks.gather(sum(_count_samples(path) for path in mine))[: len(paths) - first]:
+                self.starts.append(self.starts[-1] + count)
+            if limit is not None and self.starts[-1] >= limit:
+                break
+        self.num = self.starts[-1] if limit is None else min(limit, self.starts[-1])
+
+    def __len__(self) -> int:
+        return self.num
+
+    def describe(self, part: range) -> str:
+        places = self._places(part)
+        return sha256_json([(path.name, path.stat().st_size, str(taken)) for path, taken, _ in places])
+
+    def read(self, part: range) -> Iterator[Picture | BadSample]:
+        for path, taken, is_end in self._places(part):
+            shard = OpenShard(str(path))
+            shard.take(taken.start)
+            raws = (raw for _ in taken for raw in shard.take(1))
+            yield from in_order(partial(_decode, path.name), raws, num_threads())
+            if is_end and not shard.take(1):  # reading past the last sample finds what was cut off
+                yield from (BadSample(f"{path.name}:*", damage) for damage in shard.damage)
+
+    def _places(self, part: range) -> Iterator[tuple[Path, range, bool]]:
+        """For a part: each tar file, which of its samples, and whether its last one is among them."""
+        for path, (start, stop) in zip(self.paths, itertools.pairwise(self.starts), strict=False):
+            first, last = max(part.start, start), min(part.stop, stop)
+            if first < last:
+                yield path, range(first - start, last - start), last == stop
+
+
+def _count_samples(path: Path) -> int:
+    shard = OpenShard(str(path))
+    while shard.take(_NUM_COUNTED):
+        pass
+    return shard.position
+
+
+def _decode(tar: str, raw: dict[str, Any]) -> Picture | BadSample:
     try:
-        return name, np.array(decode_picture(folder / name))
-    except (OSError, ValueError) as error:
-        return name, error
-
-
-def read_shards(reader: ShardReader) -> Iterator[Picture]:
-    """Pictures of shards, with their class where the record has one."""
-    for sample in reader:
-        yield sample.key, sample.pixels, int(sample.record.get("label", -1))
+        label = read_record(raw).get("label", NO_CLASS)
+        if not isinstance(label, int) or label < NO_CLASS:
+            raise ValueError(f"label {str(label)[:40]!r} is not a class's number")
+        return raw["__key__"], np.array(open_picture(raw)), label
+    except (ValueError, OSError) as error:
+        return BadSample(f"{tar}:{raw['__key__']}", str(error))
 
 
 def batches(pictures: Iterator[Picture], batch_size: int) -> Iterator[list[Picture]]:
@@ -73,111 +154,128 @@ def batches(pictures: Iterator[Picture], batch_size: int) -> Iterator[list[Pictu
         yield held
 
 
-def encode_batch(encoder: FrozenEncoder, pictures: list[Picture], dtype: torch.dtype) -> Tensor:
-    """Pictures of equal size -> tokens (B N D) as `dtype`.
+def encode_batch(encoder: FrozenEncoder, pictures: list[Picture], dtype: torch.dtype, flip: bool) -> Tensor:
+    """Pictures of equal size, or their mirror images -> tokens (B N D) as `dtype`.
 
-    Raises: ValueError if a token does not fit the type.
+    Raises: ValueError if a token does not fit the type, naming the picture.
     """
     images = torch.as_tensor(np.stack([pixels for _, pixels, _ in pictures]))
-    tokens = encoder.encode(to_pixels(images.to(encoder.device))).to(dtype).cpu()
-    if not torch.isfinite(tokens).all():
-        raise ValueError(f"tokens of {encoder.name} near {pictures[0][0]} overflow {dtype}; set dtype=fp32")
-    return tokens
+    if flip:
+        images = images.flip(2)
+    tokens = encoder.encode(to_pixels(images.to(encoder.device)))
+    stored = tokens.to(dtype).cpu()
+    is_lost = ~torch.isfinite(stored).flatten(1).all(dim=1)
+    if is_lost.any():
+        row = int(is_lost.nonzero()[0])
+        what = "overflow fp16; set dtype=fp32" if tokens[row].isfinite().all() else "are not finite"
+        raise ValueError(f"tokens of {encoder.name} for {pictures[row][0]} {what}, or choose other features")
+    return stored
 
 
-class TokenFile:
-    """tokens.safetensors, written batch by batch: the tokens of 558,000 pictures fill more than a memory.
+class ShardEncoder:
+    """Encodes one part of the pictures after another, and says how far it is."""
 
-    The header comes last, into room kept for it. Used as a context: complete under its own name after
-    `finish`, or nothing.
-    """
+    def __init__(self, encoder: FrozenEncoder, config: TokensConfig, pictures: Pictures):
+        self.encoder, self.config, self.pictures = encoder, config, pictures
+        self.account = Account(MAX_BAD_FRACTION, what="pictures")
 
-    _ROOM = 1024  # bytes of the header: its length (8 bytes) and JSON, which may end in spaces
+    def encode(self, part: range, say: Callable[[int], None]) -> Encoded:
+        """What goes into the shard of a part; `say` hears how many pictures are done each time.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self.shape, self.dtype = (), torch.float16  # of a picture's tokens: N D
-
-    def __enter__(self) -> TokenFile:
-        self.file = self.temporary.open("wb")
-        self.file.seek(self._ROOM)
-        return self
-
-    def add(self, tokens: Tensor) -> None:
-        """Append the tokens (B N D) of the next pictures.
-
-        Raises: ValueError if they are not as many, as wide and of the type of those before.
+        Raises: ValueError: a token does not fit, or too many pictures are unreadable.
         """
-        if self.shape not in ((), tuple(tokens.shape[1:])):
-            raise ValueError(f"tokens of a picture are {tuple(tokens.shape[1:])}, before {self.shape}")
-        self.shape, self.dtype = tuple(tokens.shape[1:]), tokens.dtype
-        self.file.write(tokens.contiguous().numpy().tobytes())
-
-    def finish(self, labels: list[int]) -> None:
-        """Append a label for each picture, write the header, and give the file its name."""
-        end = self.file.tell() - self._ROOM
-        gap, num_bytes = -end % 8, 8 * len(labels)  # labels are int64 and start at a multiple of 8
-        self.file.write(bytes(gap) + np.array(labels, "<i8").tobytes())
-        about = {
-            "tokens": {
-                "dtype": _SAFETENSORS[self.dtype],
-                "shape": [len(labels), *self.shape],
-                "data_offsets": [0, end],
-            },
-            "labels": {
-                "dtype": "I64",
-                "shape": [len(labels)],
-                "data_offsets": [end + gap, end + gap + num_bytes],
-            },
-        }
-        if gap:  # safetensors allows no byte that belongs to nothing
-            about["padding"] = {"dtype": "U8", "shape": [gap], "data_offsets": [end, end + gap]}
-        header = json.dumps(about).encode().ljust(self._ROOM - 8)
-        self.file.seek(0)
-        self.file.write(len(header).to_bytes(8, "little") + header)
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.temporary.replace(self.path)
-
-    def __exit__(self, *_error: object) -> None:
-        self.file.close()
-        self.temporary.unlink(missing_ok=True)
-
-
-def run(config: TokensConfig, out_dir: Path) -> dict:
-    """Encode, write, and return the counts."""
-    torch.set_flush_denormal(True)
-    encoder = load_encoder(config.encoder, vae=config.vae, features=config.features, device=config.device)
-    skipped: list[str] = []
-    reader = None
-    if config.records:
-        names = picture_names([ROOT / path for path in config.records])[: config.limit]
-        pictures, total = read_files(ROOT / config.data, names, skipped), len(names)
-    else:
-        reader = ShardReader(find_shards(ROOT / config.data, config.split), max_bad_fraction=MAX_BAD_FRACTION)
-        pictures, total = read_shards(reader), config.limit or 0
-    keys: list[str] = []
-    labels: list[int] = []
-    with TokenFile(out_dir / "tokens.safetensors") as file:
-        for batch in batches(pictures, config.batch_size):
-            if config.limit is not None:
-                batch = batch[: config.limit - len(keys)]
+        encoder, dtype = self.encoder, DTYPES[self.config.dtype]
+        flips = (False, True) if self.config.flips else (False,)
+        shape = (len(part), encoder.num_tokens, encoder.width)
+        tokens = [torch.empty(shape, dtype=dtype) for _ in flips]  # where each batch finds its place
+        keys, labels, skipped = [], [], []
+        for batch in batches(self._readable(part, skipped), self.config.batch_size):
+            for flip, held in zip(flips, tokens, strict=True):
+                held[len(keys) : len(keys) + len(batch)] = encode_batch(encoder, batch, dtype, flip)
             keys += [key for key, _, _ in batch]
             labels += [label for _, _, label in batch]
-            file.add(encode_batch(encoder, batch, DTYPES[config.dtype]))
-            progress(out_dir, len(keys), max(total, len(keys)), "pictures")
-            if len(keys) == config.limit:
-                break
-        if not keys:
-            raise ValueError(f"no usable picture in {config.data}")
-        file.finish(labels)
-    skipped += [str(bad) for bad in reader.bad] if reader else []
+            say(len(batch))
+        say(len(part) - len(keys))
+        tokens = [held[: len(keys)] for held in tokens]
+        return Encoded(
+            keys=keys,
+            tokens=tokens[0],
+            flipped=tokens[1] if self.config.flips else None,
+            labels=torch.tensor(labels, dtype=torch.long),
+            skipped=skipped,
+        )
+
+    def _readable(self, part: range, skipped: list[BadSample]) -> Iterator[Picture]:
+        for picture in self.pictures.read(part):
+            if isinstance(picture, BadSample):
+                skipped.append(self.account.add_bad(picture.name, picture.reason))
+            else:
+                self.account.add_good()
+                yield picture
+
+
+def open_pictures(config: TokensConfig, ranks: Ranks) -> Pictures:
+    """The pictures of records, or of shards.
+
+    Raises: FileNotFoundError, ValueError: there are none.
+    """
+    if config.records:
+        records, outside = [ROOT / path for path in config.records], config.allow_outside_root
+        found = FilePictures(ROOT / config.data, records, config.limit, allow_outside_root=outside)
+    else:
+        found = TarPictures(find_shards(ROOT / config.data, config.split), config.limit, ranks)
+    if not len(found):
+        raise ValueError(f"no picture in {', '.join(config.records) or config.data}")
+    return found
+
+
+def write_tokens(config: TokensConfig, out_dir: Path, *, has_moments: bool = False) -> dict[str, Any]:
+    """Encode and write what is missing; returns whose tokens they are, and counts.
+
+    has_moments: keep in each shard what the statistics of its tokens need.
+
+    Raises: FileNotFoundError, ValueError: there are no pictures, or too many are unreadable.
+    """
+    torch.set_flush_denormal(True)
+    ranks = Ranks.start(config.device)
+    pictures = open_pictures(config, ranks)
+    encoder = load_encoder(config.encoder, vae=config.vae, features=config.features, device=ranks.device)
     about = {
         "encoder": encoder.name, "fingerprint": encoder.fingerprint, "features": encoder.features,
         "grid": list(encoder.grid), "width": encoder.width, "can_decode": encoder.can_decode,
+        "dtype": config.dtype, "flips": config.flips,
     }  # fmt: skip
-    write_json(out_dir / "index.json", {**about, "skipped": skipped, "keys": keys})
-    return {**about, "num_pictures": len(keys), "num_skipped": len(skipped)}
+    num_bytes = encoder.num_tokens * encoder.width * DTYPES[config.dtype].itemsize * (1 + config.flips)
+    size = config.shard_size or max(1, SHARD_BYTES // num_bytes)
+    parts = [range(first, min(first + size, len(pictures))) for first in range(0, len(pictures), size)]
+    writer = TokenWriter(out_dir, about, [pictures.describe(part) for part in parts], has_moments)
+    if ranks.is_main:
+        remove_leftovers(out_dir / SHARDS)
+    missing = ranks.gather(writer.missing() if ranks.is_main else None)[0]
+    mine = missing[ranks.rank :: ranks.world]
+    num_left, num_mine = (sum(len(parts[number]) for number in some) for some in (missing, mine))
+    num_seen = 0
+
+    def say(number: int) -> None:
+        nonlocal num_seen
+        num_seen += number
+        if ranks.is_main:  # the others are taken to be as far
+            left = num_left - num_left * num_seen // num_mine if mine else 0
+            progress(out_dir, len(pictures) - left, len(pictures), "pictures")
+
+    say(0)  # from here on, the folder is this config's
+    work = ShardEncoder(encoder, config, pictures)
+    for number in mine:
+        writer.write(number, work.encode(parts[number], say))
+    ranks.wait()
+    summary = ranks.gather(writer.finish(MAX_BAD_FRACTION) if ranks.is_main else None)[0]
+    counts = {"num_pictures": sum(summary["shards"]), "num_skipped": len(summary["skipped"])}
+    return about | counts | {"num_shards": len(parts)}
+
+
+def run(config: TokensConfig, out_dir: Path) -> dict:
+    """Run the stage; see the module's docstring."""
+    return write_tokens(config, out_dir)
 
 
 if __name__ == "__main__":

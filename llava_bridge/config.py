@@ -81,6 +81,7 @@ class LlavaConfig:
     # folder of the pictures; needed where neither cached tokens nor parquet files hold them
     image_root: str | None = None
     more_image_roots: list[str] = field(default_factory=list)  # searched after it, in order
+    allow_outside_root: bool = False  # records may name pictures outside of these folders
     # Folder for the pictures inside parquet files, copied there once so that rows can be read in any order
     picture_cache: str = "runs/pictures"
     # LLaVA-1.5: crop in stage 1, pad in stage 2. Cached tokens were made with `stretch`.

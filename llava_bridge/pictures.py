@@ -22,9 +22,10 @@ from PIL import Image
 from torch import Tensor
 
 from encoder.data.pictures import check_size, decode_picture
-from encoder.runtime.checkpoint import load_tensors
+from encoder.data.roots import find_picture
 from encoder.runtime.config import ROOT
 from encoder.runtime.stage import write_json
+from encoder.token_store import TokenStore
 from llava_bridge.config import LlavaConfig
 from llava_bridge.embedded import EmbeddedPictures
 from llava_bridge.tower import FrozenTowerConfig, resize_grid
@@ -83,22 +84,20 @@ class CachedPictures:
     field = "image_tokens"
 
     def __init__(self, folder: Path, num_tokens: int | None = None):
-        index = json.loads((folder / "index.json").read_text())
-        self.fingerprint = index["fingerprint"]
-        self.grid, self.num_tokens = index.get("grid"), num_tokens
-        self.rows = {key: row for row, key in enumerate(index["keys"])}
-        self.tokens = load_tensors(folder / "tokens.safetensors")["tokens"]  # M N D
+        self.store, self.num_tokens = TokenStore(folder), num_tokens
+        self.fingerprint = self.store.about["fingerprint"]
         self.broken = BrokenPictures()  # none: `encoder.tokens` left them out
         self.embedded = None
 
     def __contains__(self, name: str) -> bool:
-        return name in self.rows
+        return name in self.store
 
     def stack(self, names: Sequence[str]) -> Tensor:
         """Tokens of the named pictures, B N D; no names give one zero picture (see `data.collate`)."""
-        rows = [self.rows[name] for name in names]
-        tokens = self.tokens[rows] if rows else torch.zeros_like(self.tokens[:1])
-        return tokens if self.num_tokens is None else resize_grid(tokens, self.grid, self.num_tokens)
+        tokens = self.store.named(names) if names else torch.zeros_like(self.store.rows(torch.tensor([0])))
+        if self.num_tokens is None:
+            return tokens
+        return resize_grid(tokens, self.store.about["grid"], self.num_tokens)
 
 
 class LivePictures:
@@ -113,8 +112,11 @@ class LivePictures:
         image_processor,
         broken: BrokenPictures | None = None,
         embedded: EmbeddedPictures | None = None,
+        *,
+        allow_outside_root: bool = False,
     ):
         self.roots = [roots] if isinstance(roots, Path) else list(roots)
+        self.allow_outside_root = allow_outside_root
         self.image_processor = image_processor
         self.broken = broken or BrokenPictures()
         self.embedded = embedded
@@ -124,13 +126,11 @@ class LivePictures:
 
         Raises:
             FileNotFoundError: no folder has it.
+            ValueError: the name leads out of the folders; see `encoder.data.roots`.
         """
         if self.embedded is not None and name in self.embedded:
             return io.BytesIO(self.embedded[name])
-        found = next((root / name for root in self.roots if (root / name).is_file()), None)
-        if found is None:
-            raise FileNotFoundError(f"{name} is in none of {', '.join(map(str, self.roots)) or 'no folders'}")
-        return found.open("rb")
+        return find_picture(name, self.roots, allow_outside_root=self.allow_outside_root).open("rb")
 
     def __contains__(self, name: str) -> bool:
         """Whether the file is there, its header is a picture's, and its end is not missing."""
@@ -173,7 +173,9 @@ def open_pictures(
     if config.tokens is None:
         roots = [ROOT / root for root in (config.image_root, *config.more_image_roots) if root is not None]
         broken = BrokenPictures(out_dir / "broken_pictures")
-        return LivePictures(roots, image_processor, broken, EmbeddedPictures(ROOT / config.picture_cache))
+        embedded = EmbeddedPictures(ROOT / config.picture_cache)
+        outside = config.allow_outside_root
+        return LivePictures(roots, image_processor, broken, embedded, allow_outside_root=outside)
     is_resized = tower.num_encoder_tokens not in (0, tower.num_tokens)
     pictures = CachedPictures(ROOT / config.tokens, tower.num_tokens if is_resized else None)
     if pictures.fingerprint != tower.fingerprint:

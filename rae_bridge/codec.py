@@ -74,7 +74,7 @@ def load_codec(source: str, *, decoder: str | None = None, device: str = "cpu") 
 
 
 def origin_of(encoder: FrozenEncoder) -> dict[str, str]:
-    """What tokens.json says of an encoder's tokens; `encoder.tokens` writes the same in its index.json."""
+    """What tokens.json says of an encoder's tokens; a token store's index.json says the same."""
     return {"encoder": encoder.name, "features": encoder.features, "fingerprint": encoder.fingerprint}
 
 

@@ -216,15 +216,16 @@ class ReconstructConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheConfig:
-    """Stage `rae_bridge.cache`: frozen tokens of pictures and of their mirror images, in shards."""
+    """Stage `rae_bridge.cache`: frozen tokens of pictures and of their mirror images; see `TokensConfig`."""
 
     encoder: str  # what `encoder.load_encoder` takes
     features: Features | None = None  # None: those that the encoder's config names for generation
     data: str  # folder with {train,val,test}/*.tar
     split: Literal["train", "val", "test"] = "train"
     flips: bool = True  # keep the mirror images' tokens too; training then draws either
-    limit: int | None = None
-    shard_size: int = 1024  # pictures
+    limit: int | None = None  # the first so many pictures, readable or not
+    dtype: Literal["fp16", "fp32"] = "fp16"
+    shard_size: int | None = None  # pictures; None: as many as fill 512 MB
     batch_size: int = 64
     device: Device = "cpu"
 

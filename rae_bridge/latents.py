@@ -8,16 +8,15 @@ Source: RAE (arXiv:2510.11690; stage1/rae.py at a4d18c4). Deviation: RAE's are r
 momentum 0.1, in effect of the last twenty batches; these are exact.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from encoder.runtime import checkpoint
+from encoder.token_store import NO_CLASS, TokenStore
 
 EPSILON = 1e-5  # RAE's; added to the variance
 
@@ -65,92 +64,40 @@ class LatentStatistics:
         return LatentStatistics(*(value if value is None else value.float() for value in values))
 
 
-class StreamingMoments:
-    """Exact mean and variance of a stream of batches, in float64, whatever the batch sizes.
+class CachedLatents:
+    """The latents of a folder of tokens (see `encoder.token_store`), as training reads them."""
 
-    Accumulators of separate streams (ranks, shards) merge. Source: Chan, Golub and LeVeque, 1983.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = torch.zeros(())
-        self.squares = torch.zeros(())  # sum of squared deviations from the mean
-
-    def update(self, batch: Tensor) -> None:
-        """Take in a batch (B ...)."""
-        batch = batch.double()
-        one = StreamingMoments()
-        one.count, one.mean = len(batch), batch.mean(dim=0)
-        one.squares = (batch - one.mean).square().sum(dim=0)
-        self.merge(one)
-
-    def merge(self, other: "StreamingMoments") -> None:
-        """Take in all that another accumulator has seen."""
-        if other.count == 0:
-            return
-        total = self.count + other.count
-        difference = other.mean - self.mean
-        self.squares = self.squares + other.squares + difference.square() * (self.count * other.count / total)
-        self.mean = self.mean + difference * (other.count / total)
-        self.count = total
-
-    def statistics(self) -> LatentStatistics:
-        """Mean and biased variance of everything seen."""
-        if self.count == 0:
-            raise ValueError("no latents were seen; statistics need at least one")
-        return LatentStatistics(self.mean.float(), (self.squares / self.count).float())
-
-
-@dataclass(frozen=True, slots=True)
-class TokenCache:
-    """What stage `encoder.tokens` wrote for one encoder and one split: tokens (pictures N D), labels."""
-
-    tokens: Tensor
-    labels: Tensor
-    origin: dict[str, str]  # encoder, features, and the fingerprint of the two
-
-    @staticmethod
-    def load(folder: Path) -> "TokenCache":
-        """Read folder/tokens.safetensors and index.json.
-
-        Raises:
-            FileNotFoundError, ValueError: they are missing, damaged, or some picture has no class.
-        """
-        content = checkpoint.load_tensors(folder / "tokens.safetensors")
-        about = json.loads((folder / "index.json").read_text())
-        if content["labels"].min() < 0:
-            raise ValueError(f"{folder}: some pictures have no class; class-conditional training needs all")
-        origin = {key: about[key] for key in ("encoder", "features", "fingerprint")}
-        return TokenCache(content["tokens"], content["labels"].long(), origin)
-
-    has_flips: ClassVar[bool] = False  # mirror images are in `rae_bridge.cache` only
-
-    @property
-    def side(self) -> int:
-        """Tokens along each side of the grid."""
-        return grid_side(self.tokens.shape[1])
-
-    @property
-    def width(self) -> int:
-        """Width of a token."""
-        return self.tokens.shape[2]
+    def __init__(self, store: TokenStore):
+        """Raises: ValueError: the grid is not square, or some picture has no class."""
+        self.store, self.side, self.width = store, grid_side(store.num_tokens), store.width
+        self.labels, self.has_flips, self.origin = store.labels, store.has_flips, store.origin
+        if self.labels.min() == NO_CLASS:
+            raise ValueError(
+                f"{store.folder}: some pictures have no class; class-conditional training needs all"
+            )
 
     def latents(self, indices: Tensor, is_flipped: Tensor | None = None) -> Tensor:
-        """Latents (B D h w, fp32, not normalised) of the pictures at `indices` (B,).
+        """Latents (B D h w, fp32, not normalised) of the pictures at `indices` (B,), mirrored where asked.
 
         Raises:
-            ValueError: mirror images are asked for.
+            ValueError: mirror images are asked for and there are none.
         """
-        if is_flipped is not None:
-            raise ValueError("these tokens hold no mirror images; rae_bridge.cache writes them")
-        return to_latents(self.tokens[indices].float(), self.side)
+        return to_latents(self.store.rows(indices, is_flipped).float(), self.side)
 
-    def statistics(self, batch_size: int = 256) -> LatentStatistics:
-        """Exact statistics over the whole cache."""
-        moments = StreamingMoments()
-        for batch in self.tokens.split(batch_size):
-            moments.update(to_latents(batch, self.side))
-        return moments.statistics()
+    def statistics(self) -> LatentStatistics:
+        """Exact statistics over all tokens, those of mirror images too."""
+        moments = self.store.moments()
+        both = torch.stack([moments.mean, moments.squares / moments.count])  # 2 N D
+        return LatentStatistics(*to_latents(both, self.side).float())
+
+
+def open_latents(folder: Path) -> CachedLatents:
+    """The tokens that `encoder.tokens` or `rae_bridge.cache` wrote to a folder.
+
+    Raises:
+        FileNotFoundError, ValueError: they are missing or damaged, or no DiT can be trained on them.
+    """
+    return CachedLatents(TokenStore(folder))
 
 
 def grid_side(num_tokens: int) -> int:

@@ -29,14 +29,13 @@ from encoder.runtime.device import set_tf32
 from encoder.runtime.finite import FiniteWatch
 from encoder.runtime.stage import main, progress, write_json
 from encoder.training.optim import MuonWithAdamW, autocast, average_weights
-from rae_bridge.cache import Cache, open_cache
 from rae_bridge.codec import TOKENS_FILE, load_codec
 from rae_bridge.config import DiTOptimConfig, GenerateConfig, TrainDiTConfig
 from rae_bridge.dit import DiT, build_dit
 from rae_bridge.flow import flow_loss, interpolate, sample_time, shift_time, training_shift, velocity_target
 from rae_bridge.generate import TrainedFlow, stream_samples
 from rae_bridge.judge import FrechetJudge
-from rae_bridge.latents import LatentStatistics
+from rae_bridge.latents import CachedLatents, LatentStatistics, open_latents
 from rae_bridge.ranks import Ranks, no_sync, unwrapped
 from rae_bridge.shapes import DiTConfig
 
@@ -180,7 +179,7 @@ def evaluate(model: nn.Module, latents: Tensor, y: Tensor, config: TrainDiTConfi
 class OnlineScore:
     """The Frechet distance of a few samples of the averaged weights, drawn by all processes together."""
 
-    def __init__(self, config: TrainDiTConfig, cache: Cache, ranks: Ranks) -> None:
+    def __init__(self, config: TrainDiTConfig, cache: CachedLatents, ranks: Ranks) -> None:
         self.config, self.ranks = config.online, ranks
         encoder = self.config.encoder or cache.origin["encoder"]
         self.codec = load_codec(encoder, decoder=self.config.decoder, device=ranks.device)
@@ -196,7 +195,7 @@ class OnlineScore:
         return judge.merged(self.ranks).distance()
 
 
-def build_model(config: TrainDiTConfig, cache: Cache) -> DiT:
+def build_model(config: TrainDiTConfig, cache: CachedLatents) -> DiT:
     """A new model for these tokens, its weights drawn from the seed."""
     shape = DiTConfig(
         **dataclasses.asdict(config.size),
@@ -210,7 +209,7 @@ def build_model(config: TrainDiTConfig, cache: Cache) -> DiT:
     return build_dit(shape)
 
 
-def load_rows(cache: Cache, config: TrainDiTConfig, part: slice, step: int) -> tuple[Tensor, Tensor]:
+def load_rows(cache: CachedLatents, config: TrainDiTConfig, part: slice, step: int) -> tuple[Tensor, Tensor]:
     """Latents (B D h w, not normalised) and classes (B,) of rows of a step, on the CPU, mirrored at random if
     they can be.
     """
@@ -230,7 +229,7 @@ def train(config: TrainDiTConfig, out_dir: Path) -> dict:
     ranks = Ranks.start(config.device)
     set_tf32(ranks.device, config.tf32)
     part = ranks.part(config.batch_size)
-    cache = open_cache(ROOT / config.tokens)
+    cache = open_latents(ROOT / config.tokens)
     if int(cache.labels.max()) >= config.num_classes:
         raise ValueError(
             f"num_classes {config.num_classes}: the tokens have a label {int(cache.labels.max())}"

@@ -26,8 +26,10 @@ LAUNCH = "launch.json"  # beside DONE.json: what the stage ran with
 Launch = Literal["local", "torchrun", "slurm"]
 # The stages whose work several processes share; the others run in one, whatever `processes` says
 MULTI_PROCESS = (
+    "encoder.tokens",
     "encoder.train",
     "llava_bridge.train",
+    "rae_bridge.cache",
     "rae_bridge.generate",
     "rae_bridge.train",
     "rae_bridge.train_decoder",

@@ -2,20 +2,27 @@
 
 import io
 import json
+import os
+import socket
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as multiprocessing
 from PIL import Image
 
+from encoder.data.account import TooManyBadSamples
+from encoder.frozen import FrozenEncoder
 from encoder.load import load_encoder
 from encoder.models.clip import Clip
 from encoder.models.shapes import ClipShape, ViTShape
 from encoder.options import TokensConfig
 from encoder.runtime.checkpoint import load_tensors
 from encoder.runtime.config import load
-from encoder.tokens import TokenFile, run
+from encoder.token_store import TokenStore
+from encoder.tokens import ShardEncoder, run
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +45,22 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def write_shards(folder, count: int) -> None:
+def write_shards(folder, count: int, *, per_tar: int = 1000, labels=None, broken=None) -> None:
+    """Tar files of pictures in classes 0, 1, 2, or in those given; `broken`: other bytes for some."""
     (folder / "val").mkdir(parents=True)
-    with tarfile.open(folder / "val" / "00000.tar", "w") as tar:
-        for index in range(count):
-            record = json.dumps({"label": index % 3, "org_caption": "a"}).encode()
-            for suffix, data in (("png", png(picture(index))), ("txt", b"a"), ("json", record)):
-                info = tarfile.TarInfo(f"{index:03}.{suffix}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+    for start in range(0, count, per_tar):
+        with tarfile.open(folder / "val" / f"{start // per_tar:05}.tar", "w") as tar:
+            for index in range(start, min(start + per_tar, count)):
+                write_sample(tar, index, labels[index] if labels else index % 3, broken or {})
+
+
+def write_sample(tar, index: int, label, broken) -> None:
+    record = json.dumps({"label": label, "org_caption": "a"}).encode()
+    pixels = broken[index] if index in broken else png(picture(index))
+    for suffix, data in (("png", pixels), ("txt", b"a"), ("json", record)):
+        info = tarfile.TarInfo(f"{index:03}.{suffix}")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
 
 
 def test_tokens_of_shards_are_those_of_the_encoder_in_order_with_labels(encoder, tmp_path):
@@ -95,22 +109,154 @@ def test_too_many_unreadable_pictures_stop_it_and_are_named(encoder, tmp_path):
         run(load(TokensConfig, values | {"records": []}), tmp_path)
 
 
-@pytest.mark.parametrize("shape", [(4, 8), (3, 1)])  # 3 x 1 in fp16: labels do not start at a multiple of 8
-def test_a_file_written_in_parts_is_the_one_that_safetensors_reads(tmp_path, shape):
-    tokens = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0)).half()
-    with TokenFile(tmp_path / "tokens.safetensors") as file:
-        for part in tokens.split(2):
-            file.add(part)
-        with pytest.raises(ValueError, match=r"tokens of a picture are \(2, 2\), before"):
-            file.add(torch.zeros(1, 2, 2).half())
-        file.finish([3, -1, 0, 7, 2])
-    content = load_tensors(tmp_path / "tokens.safetensors")
-    assert torch.equal(content["tokens"], tokens)
-    assert content["labels"].tolist() == [3, -1, 0, 7, 2] and content["labels"].dtype == torch.int64
+def tokens_config(encoder, folder, **own) -> TokensConfig:
+    return load(TokensConfig, {"encoder": str(encoder), "data": str(folder), "split": "val"} | own)
 
 
-def test_an_unfinished_file_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), TokenFile(tmp_path / "tokens.safetensors") as file:
-        file.add(torch.zeros(1, 4, 8).half())
-        raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == []
+def test_shards_hold_what_one_file_holds_and_an_interrupted_run_goes_on(encoder, tmp_path, monkeypatch):
+    write_shards(tmp_path / "data", 11, per_tar=4)
+    for name in ("one", "three", "cut"):
+        (tmp_path / name).mkdir()
+    config = tokens_config(encoder, tmp_path / "data", flips=True, dtype="fp32", batch_size=2)
+    assert run(config, tmp_path / "one")["num_shards"] == 1
+    config = replace(config, shard_size=5)
+    result = run(config, tmp_path / "three")
+    assert (result["num_shards"], result["num_pictures"], result["flips"]) == (3, 11, True)
+    frozen, everything = load_encoder(encoder), torch.arange(11)
+    pixels = torch.stack([torch.from_numpy(picture(i)) for i in range(11)]).permute(0, 3, 1, 2) / 255
+    one, three = TokenStore(tmp_path / "one"), TokenStore(tmp_path / "three")
+    for store in (one, three):
+        torch.testing.assert_close(store.rows(everything), frozen.encode(pixels))
+        mirrored = store.rows(everything, torch.ones(11, dtype=torch.bool))
+        torch.testing.assert_close(mirrored, frozen.encode(pixels.flip(3)))
+        assert store.keys == one.keys and store.labels.tolist() == [i % 3 for i in range(11)]
+
+    original, encoded = ShardEncoder.encode, []
+
+    def die_in_the_second(self, part, say):
+        encoded.append(part)
+        if len(encoded) == 2:
+            raise KeyboardInterrupt
+        return original(self, part, say)
+
+    monkeypatch.setattr(ShardEncoder, "encode", die_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "cut")
+    assert run(config, tmp_path / "cut") == result
+    assert encoded == [range(5), range(5, 10), range(5, 10), range(10, 11)]
+    for path in (tmp_path / "three" / "shards").iterdir():
+        assert path.read_bytes() == (tmp_path / "cut" / "shards" / path.name).read_bytes()
+    assert json.loads((tmp_path / "cut" / "progress.json").read_text())["done"] == 11
+
+
+def test_broken_samples_of_shards_are_named_and_the_rest_is_in_order(encoder, tmp_path):
+    write_shards(tmp_path / "data", 300, per_tar=120, broken={7: b"no picture", 130: b""})
+    (tmp_path / "out").mkdir()
+    config = tokens_config(encoder, tmp_path / "data", shard_size=128, limit=290)
+    result = run(config, tmp_path / "out")
+    store = TokenStore(tmp_path / "out")
+    assert store.keys == [f"{i:03}" for i in range(290) if i not in (7, 130)]
+    assert store.labels.tolist() == [i % 3 for i in range(290) if i not in (7, 130)]
+    assert (result["num_pictures"], result["num_skipped"], result["num_shards"]) == (288, 2, 3)
+    skipped = json.loads((tmp_path / "out" / "index.json").read_text())["skipped"]
+    assert [each.split(": ")[0] for each in skipped] == ["00000.tar:007", "00001.tar:130"]
+    direct = load_encoder(encoder).encode(torch.from_numpy(picture(131)).permute(2, 0, 1)[None] / 255)
+    torch.testing.assert_close(store["131"].float(), direct[0], atol=2e-3, rtol=0)  # fp16
+
+
+def test_a_cut_off_tar_file_is_named(encoder, tmp_path):
+    write_shards(tmp_path / "data", 200, per_tar=100)
+    path = tmp_path / "data" / "val" / "00001.tar"
+    path.write_bytes(path.read_bytes()[:-10_240])  # the end mark, and a little before
+    (tmp_path / "out").mkdir()
+    result = run(tokens_config(encoder, tmp_path / "data", shard_size=64), tmp_path / "out")
+    assert result["num_skipped"] == 1 and 195 <= result["num_pictures"] <= 200
+    skipped = json.loads((tmp_path / "out" / "index.json").read_text())["skipped"]
+    assert skipped[0].startswith("00001.tar:*: ")
+
+
+@pytest.mark.parametrize("label", ["cat", None, 1.5, [1], -2])
+def test_a_label_that_is_no_class_is_a_broken_sample(encoder, tmp_path, label):
+    write_shards(tmp_path / "data", 2, labels=[0, label])
+    with pytest.raises(TooManyBadSamples, match=r"00000\.tar:001: label .* is not a class's number"):
+        run(tokens_config(encoder, tmp_path / "data"), tmp_path)
+
+
+class LoudEncoder(FrozenEncoder):
+    """One token: a thousand times the picture's first grey of 255; white gives what is no number."""
+
+    def __init__(self, *, features=None, vae=None):
+        super().__init__(name="loud", image_size=4, grid=(1, 1), width=1, features=features)
+
+    def _tokens(self, inputs):
+        first = (255 * inputs[:, 0, 0, 0]).round().view(-1, 1, 1)
+        return torch.where(first == 255, torch.nan, 1000 * first)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (60, "fp16", None),
+        (66, "fp16", "tokens of loud for 1.png overflow fp16; set dtype=fp32"),
+        (66, "fp32", None),
+        (255, "fp32", "tokens of loud for 1.png are not finite"),
+        (255, "fp16", "tokens of loud for 1.png are not finite"),
+    ],
+)
+def test_tokens_that_do_not_fit_are_refused_by_the_pictures_name(tmp_path, value, dtype, message):
+    for name, grey in (("0.png", 10), ("1.png", value)):
+        Image.new("RGB", (4, 4), (grey,) * 3).save(tmp_path / name)
+    (tmp_path / "talk.json").write_text(json.dumps([{"image": "0.png"}, {"image": "1.png"}]))
+    records = [str(tmp_path / "talk.json")]
+    source = f"module:{__name__}:LoudEncoder"
+    config = TokensConfig(encoder=source, data=str(tmp_path), records=records, dtype=dtype)
+    if message is None:
+        run(config, tmp_path)
+        assert TokenStore(tmp_path)["1.png"].item() == 1000 * value
+        return
+    with pytest.raises(ValueError, match=message):
+        run(config, tmp_path)
+    assert not (tmp_path / "tokens.safetensors").exists()
+
+
+def test_pictures_outside_of_the_folder_are_skipped_by_name_unless_allowed(encoder, tmp_path):
+    (tmp_path / "images").mkdir()
+    for number in range(200):
+        Image.fromarray(picture(number)).save(tmp_path / "images" / f"{number}.png")
+    Image.fromarray(picture(0)).save(tmp_path / "secret.png")
+    outside = ["../secret.png", str(tmp_path / "secret.png")]
+    names = [*outside, *(f"{number}.png" for number in range(200))]
+    (tmp_path / "talk.json").write_text(json.dumps([{"image": name} for name in names]))
+    records = [str(tmp_path / "talk.json")]
+    config = TokensConfig(encoder=str(encoder), data=str(tmp_path / "images"), records=records)
+    run(config, tmp_path)
+    index = json.loads((tmp_path / "index.json").read_text())
+    assert index["keys"] == names[2:]
+    assert [each.split(" leads out of")[0] for each in index["skipped"]] == [f"{n}: {n}" for n in outside]
+    run(replace(config, allow_outside_root=True), tmp_path)
+    assert torch.equal(TokenStore(tmp_path)[outside[0]], TokenStore(tmp_path)["0.png"])
+
+
+def run_as_one_of_two(rank: int, port: int, config: TokensConfig, out_dir) -> None:
+    torch.set_num_threads(1)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
+    run(config, out_dir)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_write_what_one_does(encoder, tmp_path):
+    write_shards(tmp_path / "data", 122, per_tar=25, broken={9: b""})
+    config = tokens_config(encoder, tmp_path / "data", shard_size=40, flips=True)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    run(config, tmp_path / "one")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = (port, config, tmp_path / "two")
+    multiprocessing.start_processes(run_as_one_of_two, arguments, nprocs=2, start_method="fork")
+    files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one" / "shards").iterdir()]
+    assert len(files) == 4
+    for file in (*files, "index.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()

@@ -11,7 +11,7 @@ from rae_bridge import cache as stage
 from rae_bridge import train
 from rae_bridge.codec import load_for_generation
 from rae_bridge.config import CacheConfig, DiTOptimConfig, DiTSize, TrainDiTConfig
-from rae_bridge.latents import LatentStatistics, TokenCache, to_latents
+from rae_bridge.latents import LatentStatistics, open_latents, to_latents
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def config(pictures, invertible) -> CacheConfig:
 
 def write(config, folder):
     folder.mkdir(exist_ok=True)
-    return stage.run(config, folder), stage.open_cache(folder)
+    return stage.run(config, folder), open_latents(folder)
 
 
 def test_it_holds_every_picture_and_its_mirror_image_in_order(config, tmp_path, pictures, invertible):
@@ -50,25 +50,6 @@ def test_its_statistics_are_the_two_pass_ones_of_pictures_and_mirror_images(conf
     torch.testing.assert_close(written.var, statistics.var)
 
 
-def test_an_interrupted_run_keeps_its_shards(config, tmp_path, monkeypatch):
-    write(config, tmp_path / "whole")
-    original, encoded = stage.encode_shard, []
-
-    def counted(encoder, images, *others):
-        encoded.append(len(images))
-        if len(encoded) == 3:
-            raise KeyboardInterrupt
-        return original(encoder, images, *others)
-
-    monkeypatch.setattr(stage, "encode_shard", counted)
-    with pytest.raises(KeyboardInterrupt):
-        write(config, tmp_path / "cut")
-    write(config, tmp_path / "cut")
-    assert encoded == [7, 7, 7, 7, 3]  # the third was begun twice
-    first, second = (stage.open_cache(tmp_path / name) for name in ("whole", "cut"))
-    assert torch.equal(first.latents(torch.arange(24)), second.latents(torch.arange(24)))
-
-
 def test_training_reads_it_and_draws_mirror_images_by_halves(config, tmp_path):
     _, cache = write(config, tmp_path / "cache")
     size = DiTSize(hidden_size=(16, 16), depth=(1, 1), num_heads=(2, 2))
@@ -79,27 +60,35 @@ def test_training_reads_it_and_draws_mirror_images_by_halves(config, tmp_path):
     (tmp_path / "out").mkdir()
     assert train.train(training, tmp_path / "out")["num_samples"] == 48
     drawn = []
-    spy = stage.ShardedCache.latents
     for step in range(20):
         draw = train.checkpoint.step_generator(training.seed, step, "flip")
         drawn.append(torch.rand(24, generator=draw) < 0.5)
         indices = train.checkpoint.batch_indices(0, step, 24, 24)
         raw, _ = train.load_rows(cache, training, slice(24), step)
-        assert torch.equal(raw, spy(cache, indices, drawn[-1]))
+        assert torch.equal(raw, cache.latents(indices, drawn[-1]))
     assert torch.cat(drawn).float().mean() == pytest.approx(0.5, abs=0.08)
 
 
-def test_bad_caches_are_refused(config, tmp_path, blind_to_pixels):
+def test_it_goes_on_with_the_shards_that_are_missing_or_damaged(config, tmp_path):
     folder = tmp_path / "cache"
-    write(config, folder)
-    (folder / "shards" / "00002.safetensors").write_bytes(b"not a shard")
-    with pytest.raises(ValueError, match=r"shard damaged.*delete it"):
-        stage.open_cache(folder)
-    (folder / "shards" / "00002.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"run rae_bridge\.cache again"):
-        stage.open_cache(folder)
-    with pytest.raises(FileNotFoundError):
+    _, cache = write(config, folder)
+    before = cache.latents(torch.arange(24)).clone()
+    paths = sorted((folder / "shards").iterdir())
+    times = [path.stat().st_mtime_ns for path in paths]
+    paths[2].write_bytes(b"not a shard")
+    paths[1].unlink()
+    with pytest.raises(FileNotFoundError, match=r"shard not found: .*00001.*run its stage again"):
+        open_latents(folder)
+    _, cache = write(config, folder)
+    assert torch.equal(cache.latents(torch.arange(24)), before)
+    kept = [path.stat().st_mtime_ns == time for path, time in zip(paths, times, strict=True)]
+    assert kept == [True, False, False, True]
+
+
+def test_what_no_dit_can_be_trained_on_is_refused(config, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no shards"):
         write(replace(config, data=str(tmp_path / "nowhere")), tmp_path / "none")
-    plain = TokenCache(torch.zeros(2, 4, 3), torch.zeros(2, dtype=torch.long), {})
+    _, plain = write(replace(config, flips=False, shard_size=None), tmp_path / "plain")
+    assert (tmp_path / "plain" / "tokens.safetensors").is_file() and not plain.has_flips
     with pytest.raises(ValueError, match="no mirror images"):
         plain.latents(torch.tensor([0]), torch.tensor([True]))

@@ -1,11 +1,13 @@
-"""Latent statistics: exact, mergeable, independent of batch size; RAE's files; round trips."""
+"""Latents of stored tokens: normalisation, exact statistics, RAE's files, round trips."""
+
+from pathlib import Path
 
 import pytest
 import torch
 
 from encoder.runtime.checkpoint import save_tensors
 from encoder.runtime.stage import write_json
-from rae_bridge.latents import LatentStatistics, StreamingMoments, TokenCache, to_latents, to_tokens
+from rae_bridge.latents import CachedLatents, LatentStatistics, open_latents, to_latents, to_tokens
 
 
 def latents(num=37):
@@ -14,40 +16,13 @@ def latents(num=37):
     return 1000 + torch.randn(num, 5, 2, 3, generator=generator, dtype=torch.float64)
 
 
-def streamed(data, batch_size):
-    moments = StreamingMoments()
-    for batch in data.split(batch_size):
-        moments.update(batch)
-    return moments
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 7, 36, 37, 100])
-def test_streaming_statistics_equal_the_two_pass_result_for_every_batch_size(batch_size):
-    data = latents()
-    moments = streamed(data, batch_size)
-    torch.testing.assert_close(moments.mean, data.mean(0), rtol=1e-14, atol=0)
-    torch.testing.assert_close(moments.squares / moments.count, data.var(0, correction=0), rtol=1e-9, atol=0)
-
-
-@pytest.mark.parametrize("cut", [0, 1, 20, 37])
-def test_accumulators_of_two_ranks_merge_to_that_of_one(cut):
-    data = latents()
-    merged = streamed(data[:cut], 4) if cut else StreamingMoments()
-    merged.merge(streamed(data[cut:], 5) if cut < len(data) else StreamingMoments())
-    whole = streamed(data, 37)
-    assert merged.count == 37
-    torch.testing.assert_close(merged.mean, whole.mean, rtol=1e-14, atol=0)
-    torch.testing.assert_close(merged.squares, whole.squares, rtol=1e-9, atol=0)
-
-
-def test_statistics_of_nothing_are_refused():
-    with pytest.raises(ValueError, match="at least one"):
-        StreamingMoments().statistics()
+def exact(data) -> LatentStatistics:
+    return LatentStatistics(data.mean(0), data.var(0, correction=0))
 
 
 def test_normalised_latents_have_mean_zero_and_variance_one_at_every_position():
     data = latents()
-    normalised = streamed(data, 8).statistics().normalise(data)
+    normalised = exact(data).normalise(data)
     torch.testing.assert_close(normalised.mean(0), torch.zeros(5, 2, 3).double(), rtol=0, atol=1e-4)
     torch.testing.assert_close(
         normalised.var(0, correction=0), torch.ones(5, 2, 3).double(), rtol=1e-4, atol=0
@@ -83,19 +58,27 @@ def test_tokens_lie_row_by_row_on_the_grid():
     torch.testing.assert_close(to_tokens(to_latents(tokens, 2)), tokens)
 
 
-def test_token_cache_reads_what_the_token_stage_writes(tmp_path):
-    tokens, labels = torch.randn(10, 4, 6).half(), torch.arange(10)
+def store(folder: Path, tokens: torch.Tensor, labels: torch.Tensor) -> CachedLatents:
+    """Tokens in a folder as `encoder.tokens` leaves it."""
+    save_tensors(folder / "tokens.safetensors", {"tokens": tokens, "labels": labels})
     origin = {"encoder": "e", "features": "last", "fingerprint": "f"}
-    save_tensors(tmp_path / "tokens.safetensors", {"tokens": tokens, "labels": labels})
-    write_json(tmp_path / "index.json", {**origin, "keys": ["a"]})
-    cache = TokenCache.load(tmp_path)
-    assert cache.side == 2 and cache.origin == origin
+    write_json(folder / "index.json", {**origin, "keys": [str(i) for i in range(len(tokens))]})
+    return open_latents(folder)
+
+
+def test_latents_are_the_stored_tokens_on_their_grid_and_their_statistics_exact(tmp_path):
+    tokens = torch.randn(600, 4, 6, generator=torch.Generator().manual_seed(0)).half()
+    cache = store(tmp_path, tokens, torch.arange(600))
+    assert (cache.side, cache.width, cache.has_flips) == (2, 6, False)
+    assert cache.origin == {"encoder": "e", "features": "last", "fingerprint": "f"}
     torch.testing.assert_close(cache.latents(torch.tensor([3, 1])), to_latents(tokens[[3, 1]].float(), 2))
-    expected = to_latents(tokens.double(), 2)
-    torch.testing.assert_close(cache.statistics(3).mean, expected.mean(0).float())
-    torch.testing.assert_close(cache.statistics(3).var, expected.var(0, correction=0).float())
+    expected, statistics = to_latents(tokens.double(), 2), cache.statistics()
+    torch.testing.assert_close(statistics.mean, expected.mean(0).float())
+    torch.testing.assert_close(statistics.var, expected.var(0, correction=0).float())
+
+
+def test_tokens_without_a_square_grid_or_classes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="not a square grid"):
-        TokenCache(torch.zeros(2, 6, 3), labels[:2], origin).side  # noqa: B018 (the property raises)
-    save_tensors(tmp_path / "tokens.safetensors", {"tokens": tokens, "labels": labels - 1})
+        store(tmp_path, torch.zeros(2, 6, 3), torch.arange(2))
     with pytest.raises(ValueError, match="some pictures have no class"):
-        TokenCache.load(tmp_path)
+        store(tmp_path, torch.zeros(2, 4, 3), torch.arange(2) - 1)

@@ -13,7 +13,6 @@ import torch
 
 from encoder.runtime import checkpoint
 from encoder.runtime.config import ROOT, dump
-from rae_bridge.cache import open_cache
 from rae_bridge.config import (
     AdversarialConfig,
     CacheConfig,
@@ -26,6 +25,7 @@ from rae_bridge.config import (
     TrainDecoderConfig,
     TrainDiTConfig,
 )
+from rae_bridge.latents import open_latents
 from rae_bridge.ranks import Ranks
 
 # All four stages in one start of torch, which costs more than they do.
@@ -118,7 +118,7 @@ def outputs(tmp_path, pictures, write_model, invertible, monkeypatch) -> dict[in
 
 def test_two_processes_write_what_one_does(outputs):
     one, two = outputs[1], outputs[2]
-    caches = [open_cache(out / "cache") for out in (one, two)]
+    caches = [open_latents(out / "cache") for out in (one, two)]
     everything, flips = torch.arange(24), torch.ones(24, dtype=torch.bool)
     assert torch.equal(caches[0].latents(everything, flips), caches[1].latents(everything, flips))
     assert torch.equal(caches[0].statistics().var, caches[1].statistics().var)

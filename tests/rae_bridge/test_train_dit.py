@@ -14,7 +14,7 @@ from encoder.training.optim import average_weights
 from rae_bridge import train as stage
 from rae_bridge.config import DiTOptimConfig, DiTSize, TrainDiTConfig
 from rae_bridge.dit import DiT
-from rae_bridge.latents import LatentStatistics, to_latents
+from rae_bridge.latents import LatentStatistics
 
 NUM, CLASSES = 40, 4
 SIZE = DiTSize(hidden_size=(32, 32), depth=(1, 1), num_heads=(2, 2))
@@ -26,7 +26,8 @@ def config(tmp_path) -> TrainDiTConfig:
     labels = torch.arange(NUM) % CLASSES
     tokens = torch.randn(NUM, 4, 8, generator=generator) * 3 + labels[:, None, None]
     checkpoint.save_tensors(tmp_path / "tokens.safetensors", {"tokens": tokens.half(), "labels": labels})
-    write_json(tmp_path / "index.json", {"encoder": "e", "features": "last", "fingerprint": "f"})
+    origin = {"encoder": "e", "features": "last", "fingerprint": "f"}
+    write_json(tmp_path / "index.json", {**origin, "keys": [str(i) for i in range(NUM)]})
     optim = DiTOptimConfig(lr=1e-3)
     return TrainDiTConfig(
         tokens=str(tmp_path), num_classes=CLASSES, num_steps=6, batch_size=8, size=SIZE, optim=optim,
@@ -85,8 +86,8 @@ def test_the_rate_warms_up_stays_falls_and_stays():
 
 
 def test_the_average_follows_its_formula_and_leaves_frozen_tensors(config):
-    model = stage.build_model(config, stage.open_cache(config_path(config)))
-    averaged = stage.build_model(config, stage.open_cache(config_path(config)))
+    model = stage.build_model(config, stage.open_latents(config_path(config)))
+    averaged = stage.build_model(config, stage.open_latents(config_path(config)))
     expected = averaged.t_embedder.mlp[0].weight.clone()
     for step in range(3):
         model.t_embedder.mlp[0].weight.data.add_(1.0)
@@ -138,9 +139,9 @@ def test_the_weights_folder_holds_the_averaged_model_its_statistics_and_its_shif
     averaged = checkpoint.load(out_dir / "checkpoint.pt")["averaged"]
     model = DiT.from_pretrained(out_dir / "weights")
     assert all(torch.equal(tensor, averaged[key]) for key, tensor in model.state_dict().items())
-    cache = stage.open_cache(config_path(config))
+    cache = stage.open_latents(config_path(config))
     statistics = LatentStatistics.load(out_dir / "weights" / "latent_stats.pt")
-    torch.testing.assert_close(statistics.mean, to_latents(cache.tokens.double(), 2).mean(0).float())
+    torch.testing.assert_close(statistics.mean, cache.latents(torch.arange(NUM)).double().mean(0).float())
     assert result["shift"] == 1.0  # 32 numbers are fewer than 4096: no shift towards data
     assert (out_dir / "weights" / "flow.json").is_file() and (out_dir / "log.jsonl").is_file()
 
@@ -168,7 +169,7 @@ def test_wrong_input_is_refused_before_any_step(config, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_weights_untouched(config):
-    cache = stage.open_cache(config_path(config))
+    cache = stage.open_latents(config_path(config))
     model = stage.build_model(config, cache)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     _, batch = batch_of(config)
@@ -191,7 +192,7 @@ def test_what_a_row_draws_does_not_depend_on_its_process(config):
 
 
 def test_muon_moves_the_blocks_matrices_alone_and_rates_fall_together(config):
-    cache = stage.open_cache(config_path(config))
+    cache = stage.open_latents(config_path(config))
     model = stage.build_model(config, cache)
     optim = replace(config.optim, lr=0.1, muon_lr=0.5, final_lr=0.01, decay_steps=(0, 10))
     optimiser = stage.build_optimiser(model, optim)
@@ -227,7 +228,7 @@ def test_the_compiled_loss_leaves_the_average_an_average(config, tmp_path, monke
     assert compiled == [stage.batch_loss]
     assert result["loss"] == pytest.approx(plain["loss"], rel=1e-5)
     state = checkpoint.load(tmp_path / "compiled" / "checkpoint.pt")
-    averaged = stage.build_model(config, stage.open_cache(config_path(config)))
+    averaged = stage.build_model(config, stage.open_latents(config_path(config)))
     averaged.load_state_dict(state["averaged"])
     trained = copy.deepcopy(averaged)
     trained.load_state_dict(state["model"])
@@ -236,7 +237,7 @@ def test_the_compiled_loss_leaves_the_average_an_average(config, tmp_path, monke
 
 
 def evaluate_on_all(model, config):
-    cache = stage.open_cache(config_path(config))
+    cache = stage.open_latents(config_path(config))
     latents = cache.statistics().normalise(cache.latents(torch.arange(NUM)))
     return stage.evaluate(model, latents, cache.labels, config, 1.0)
 
