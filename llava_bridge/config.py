@@ -125,9 +125,16 @@ class LlavaConfig:
     # of the pictures, missing ones before the first step and broken ones met later together; beyond it the
     # run stops. `encoder.tokens` skips as many.
     max_missing_fraction: float = 0.01
+    # of the records, those that cannot be read or hold nothing to learn; beyond it nothing is trained
+    max_bad_fraction: float = 0.01
     seed: int = 0
     log_steps: int = 10
     checkpoint_steps: int = 200
+
+    @property
+    def chosen_template(self) -> Template:
+        """The prompt template that the stage trains on."""
+        return self.template or ("plain" if self.stage == 1 else "vicuna_v1")
 
     def __post_init__(self):
         is_json = all(path.endswith((".json", ".jsonl")) for path in self.data)  # which hold no pictures

@@ -5,6 +5,7 @@ Records: `encoder.data.records`. Pictures: `pictures`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,27 +14,43 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from encoder.data.account import BadSample, TooManyBadSamples, append_bad
 from encoder.data.records import read_records as read_records  # part of this module's interface
-from encoder.runtime.stage import sha256_json
+from encoder.runtime.config import ROOT
+from encoder.runtime.stage import is_first_process, sha256_json
+from llava_bridge.config import LlavaConfig, Template
 from llava_bridge.order import training_order as training_order  # part of this module's interface
 from llava_bridge.pictures import CachedPictures, LivePictures
-from llava_bridge.prompt import IGNORE, IMAGE, Encoded, Template, encode_conversations
+from llava_bridge.prompt import IGNORE, IMAGE, Encoded, encode_conversations
 
-_NAMED = 20  # so many missing or broken pictures are named in the result
+SKIPPED = "skipped_records.jsonl"  # in a stage's folder: {name, reason} of every record left out
+_NAMED = 20  # so many missing or broken pictures and skipped records are named in the result
+_NAMED_IN_ERROR = 3
 
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """What was read: counts, the first missing pictures' names, and a hash of the records used.
+    """What was read: counts, the first of each kind that was left out, and a hash of the records used.
 
-    `num_missing` pictures were left out with their samples, at most the stage's `max_missing_fraction`.
+    num_read = num_samples + num_skipped + num_without_picture. `num_skipped` records could not be used, at
+    most the stage's `max_bad_fraction`; `num_without_picture` were left out with the `num_missing` pictures
+    that they ask for, at most `max_missing_fraction` of the pictures.
     """
 
+    num_read: int
     num_samples: int
     num_text_only: int
+    num_skipped: int
+    skipped: list[str]
     num_missing: int
+    num_without_picture: int
     missing: list[str]
     sha256: str
+
+    @classmethod
+    def of_whole(cls, records: Sequence[Mapping]) -> "DataReport":
+        """Of records without pictures that are all used."""
+        return cls(len(records), len(records), len(records), 0, [], 0, 0, [], sha256_json(records))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +81,38 @@ class LlavaDataset(Dataset):
         return Sample(self.input_ids[row].long(), self.labels[row].long(), self.pictures[index])
 
 
+def read_dataset(
+    config: LlavaConfig,
+    num_image_tokens: int,
+    tokenizer: PreTrainedTokenizerBase,
+    pictures: CachedPictures | LivePictures,
+    out_dir: Path,
+) -> LlavaDataset:
+    """A stage's records, read and tokenised. Those left out are named in out_dir, by the first process.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_records` and `build_dataset`.
+    """
+    refused: list[BadSample] = []
+    records = read_records(
+        [ROOT / path for path in config.data],
+        pictures.embedded,
+        lambda name, reason: refused.append(BadSample(name, reason)),
+    )
+    return build_dataset(
+        records,
+        pictures,
+        config.chosen_template,
+        tokenizer,
+        num_image_tokens=num_image_tokens,
+        max_length=config.max_length,
+        max_missing_fraction=config.max_missing_fraction,
+        max_bad_fraction=config.max_bad_fraction,
+        refused=refused,
+        skipped_file=out_dir / SKIPPED if is_first_process() else None,
+    )
+
+
 def build_dataset(
     records: Sequence[Mapping],
     pictures: CachedPictures | LivePictures | None,
@@ -73,57 +122,115 @@ def build_dataset(
     num_image_tokens: int,
     max_length: int,
     max_missing_fraction: float = 0.0,
+    max_bad_fraction: float = 0.0,
+    refused: Sequence[BadSample] = (),
+    skipped_file: Path | None = None,
 ) -> LlavaDataset:
     """Validate and tokenise everything before the first step.
 
+    refused: records that could not be read, and are not among `records`. skipped_file: takes the name and
+    reason of each record that is left out, a JSON line each.
+
     Raises:
-        ValueError: more than `max_missing_fraction` of the pictures are missing or unreadable (the first
-            are named), nothing is left, or a sample cannot be used (see `encode_conversations`).
+        ValueError: more than `max_missing_fraction` of the pictures are missing or unreadable, or more than
+            `max_bad_fraction` of the records cannot be used (the first are named), or nothing is left.
     """
-    named = [record for record in records if record.get("image")]
-    for record in named:
-        if not isinstance(record["image"], str):
-            raise ValueError(
-                f"sample {record['id']}: 'image' must name one picture, got {str(record['image'])[:60]}; "
-                "samples with several pictures cannot be used"
-            )
-    names = dict.fromkeys(record["image"] for record in named)  # many samples share a picture
+    bad = list(refused)
+    num_read = len(records) + len(bad)
+    sound = []
+    for record in records:
+        fault = _picture_fault(record)
+        if fault is None:
+            sound.append(record)
+        else:
+            bad.append(BadSample(f"sample {record['id']}", fault))
+    absent = _absent_pictures(sound, pictures, max_missing_fraction)
+    without = [record for record in sound if record.get("image") in absent]
+    candidates = [record for record in sound if record.get("image") not in absent]
+    encoded = encode_conversations(
+        candidates,
+        template,
+        tokenizer,
+        num_image_tokens,
+        max_length,
+        lambda name, reason: bad.append(BadSample(name, reason)),
+    )
+    lost = [BadSample(f"sample {record['id']}", f"no picture {record['image']}") for record in without]
+    _judge(bad, num_read, max_bad_fraction, lost, skipped_file)
+    used = [record for record, sample in zip(candidates, encoded, strict=True) if sample is not None]
+    if not used:
+        raise ValueError("the training data holds no usable sample")
+    report = DataReport(
+        num_read=num_read,
+        num_samples=len(used),
+        num_text_only=sum(not record.get("image") for record in used),
+        num_skipped=len(bad),
+        skipped=[str(sample) for sample in bad[:_NAMED]],
+        num_missing=len(absent),
+        num_without_picture=len(without),
+        missing=list(absent)[:_NAMED],
+        sha256=sha256_json(used),
+    )
+    samples = [sample for sample in encoded if sample is not None]
+    return LlavaDataset(samples, [record.get("image") for record in used], report)
+
+
+def _absent_pictures(
+    records: Sequence[Mapping], pictures: CachedPictures | LivePictures | None, max_missing_fraction: float
+) -> dict[str, None]:
+    """The pictures that records ask for and that are not there, each once, in order."""
+    names = dict.fromkeys(record["image"] for record in records if record.get("image"))
     absent = dict.fromkeys(name for name in names if pictures is None or name not in pictures)
     if len(absent) > max_missing_fraction * len(names):
         raise ValueError(
             f"{len(absent)} of {len(names)} pictures are missing or unreadable, allowed fraction "
-            f"{max_missing_fraction}; the first: {', '.join(list(absent)[:3])}"
+            f"{max_missing_fraction}; the first: {', '.join(list(absent)[:_NAMED_IN_ERROR])}"
         )
     if pictures is not None:
         pictures.broken.limit = int(max_missing_fraction * len(names)) - len(absent)
-    used = [record for record in records if record.get("image") not in absent]
-    if not used:
-        raise ValueError("the training data holds no usable sample")
-    for record in used:
-        num_marks = sum(turn["value"].count(IMAGE) for turn in record["conversations"])
-        if num_marks != (1 if record.get("image") else 0):
-            raise ValueError(
-                f"sample {record['id']}: {num_marks} '{IMAGE}' marks for "
-                f"{'one picture' if record.get('image') else 'no picture'}"
-            )
-    encoded = encode_conversations(used, template, tokenizer, num_image_tokens, max_length)
-    report = DataReport(
-        len(used),
-        len([r for r in used if not r.get("image")]),
-        len(absent),
-        list(absent)[:_NAMED],
-        sha256_json(used),
-    )
-    return LlavaDataset(encoded, [record.get("image") for record in used], report)
+    return absent
+
+
+def _judge(
+    bad: Sequence[BadSample], num_read: int, max_fraction: float, lost: Sequence[BadSample], file: Path | None
+) -> None:
+    """Name every record that is left out, the bad ones and those lost with their pictures, in the file; stop
+    where the bad ones are too many."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)
+        if bad or lost:
+            append_bad(file, [*bad, *lost])
+    if len(bad) > max_fraction * num_read:
+        named = "; ".join(map(str, bad[:_NAMED_IN_ERROR]))
+        more = f"; all are named in {file}" if file is not None else ""
+        raise TooManyBadSamples(
+            f"{len(bad)} of {num_read} records cannot be used, allowed fraction {max_fraction} "
+            f"(max_bad_fraction): {named}{more}"
+        )
+
+
+def _picture_fault(record: Mapping) -> str | None:
+    """What is wrong with a record's picture or its mark: there is one in a question, or there is neither."""
+    if not isinstance(record.get("image") or "", str):
+        return "'image' must name one picture; samples with several pictures cannot be used"
+    turns = record["conversations"]
+    num_marks = sum(turn["value"].count(IMAGE) for turn in turns)
+    if num_marks != (1 if record.get("image") else 0):
+        return f"{num_marks} '{IMAGE}' marks for {'one picture' if record.get('image') else 'no picture'}"
+    if any(IMAGE in turn["value"] for turn in turns if turn["from"] != "human"):
+        return f"its '{IMAGE}' mark stands outside the questions"
+    return None
 
 
 def describe_data(
-    dataset: LlavaDataset, pictures: CachedPictures | LivePictures, max_missing_fraction: float
+    dataset: LlavaDataset, pictures: CachedPictures | LivePictures, config: LlavaConfig
 ) -> dict:
     """What the result says of the data: as read before the first step, and what broke afterwards."""
     broken = pictures.broken.read()
     return asdict(dataset.report) | {
-        "max_missing_fraction": max_missing_fraction,
+        "max_missing_fraction": config.max_missing_fraction,
+        "max_bad_fraction": config.max_bad_fraction,
         "num_broken": len(broken),
         "num_dropped_samples": sum(picture in broken for picture in dataset.pictures),
         "broken": dict(list(broken.items())[:_NAMED]),

@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedTokenizerBase,
 )
 from transformers import LlavaConfig as LlavaShape
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -23,10 +25,10 @@ from encoder.runtime.stage import write_json
 from llava_bridge.attention import run_beginning, shared_length
 from llava_bridge.config import Template
 from llava_bridge.hf import UnitImageProcessor
+from llava_bridge.language_model import check_language_model, open_tokenizer
 from llava_bridge.loss import summed_loss
 from llava_bridge.packing import PER_SAMPLE, sample_lengths
-from llava_bridge.prompt import IGNORE, IMAGE
-from llava_bridge.tokenizer import load_tokenizer
+from llava_bridge.prompt import IGNORE, IMAGE, stop_ids
 from llava_bridge.tower import FrozenTowerConfig
 
 PROMPT = "prompt.json"  # in a model's folder: the template it was trained on
@@ -128,33 +130,46 @@ def build(
     seed: int,
     num_image_tokens: int | None = None,
 ) -> tuple[LlavaOverTokens, LlavaProcessor]:
-    """LLaVA over an encoder and a causal language model, a folder or a hub id; the projector is drawn from
-    `seed`, and the encoder's grid resized where `num_image_tokens` says so.
+    """LLaVA over an encoder and a causal language model, a folder or a hub id: see `describe_start` and
+    `assemble`."""
+    tower, processor = describe_start(encoder, features, llm, num_image_tokens)
+    return assemble(tower, processor.tokenizer, llm, attention, seed), processor
+
+
+def describe_start(
+    encoder: str, features: str | None, llm: Path | str, num_image_tokens: int | None = None
+) -> tuple[FrozenTowerConfig, LlavaProcessor]:
+    """The tower around an encoder, its grid resized where `num_image_tokens` says so, and the processor for
+    it and a language model, whose weights are not read.
 
     Raises:
         FileNotFoundError: the folder holds no language model.
-        ValueError: the grid cannot be resized so, or the processor would make another number of placeholders
-            than the tower gives tokens.
+        ValueError: the grid cannot be resized so, LLaVA cannot hold this kind of language model, or the
+            processor would make another number of placeholders than the tower gives tokens.
     """
     if isinstance(llm, Path) and not (llm / "config.json").is_file():
         raise FileNotFoundError(f"no language model in {llm}; give a folder with its weights and tokenizer")
+    check_language_model(llm)
     frozen = load_encoder(encoder, features=features)
-    tower_config = FrozenTowerConfig.describe(frozen, encoder, features, num_image_tokens)
-    tokenizer = load_tokenizer(llm)
-    is_new = tokenizer.convert_tokens_to_ids(IMAGE) in (None, tokenizer.unk_token_id)
-    if is_new:
-        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    tower = FrozenTowerConfig.describe(frozen, encoder, features, num_image_tokens)
+    processor = build_processor(tower, open_tokenizer(llm))
+    check_token_count(processor, tower)
+    return tower, processor
+
+
+def assemble(
+    tower: FrozenTowerConfig, tokenizer: PreTrainedTokenizerBase, llm: Path | str, attention: str, seed: int
+) -> LlavaOverTokens:
+    """LLaVA of a tower, a new projector drawn from `seed`, and a language model's weights."""
     language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
     if len(tokenizer) > language_model.config.vocab_size:
         language_model.resize_token_embeddings(len(tokenizer))
     config = LlavaShape(
-        vision_config=tower_config,
+        vision_config=tower,
         text_config=language_model.config,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
-        image_seq_length=tower_config.num_tokens,
+        image_seq_length=tower.num_tokens,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         tie_word_embeddings=language_model.config.tie_word_embeddings,
     )
@@ -171,9 +186,7 @@ def build(
             layer.reset_parameters()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    processor = build_processor(tower_config, tokenizer)
-    check_token_count(processor, tower_config)
-    return model, processor
+    return model
 
 
 def build_processor(tower: FrozenTowerConfig, tokenizer) -> LlavaProcessor:
@@ -214,12 +227,30 @@ def load(
     Raises:
         FileNotFoundError: the folder holds no model.
     """
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"no LLaVA model in {folder}; run its training stage first")
+    _require_model(folder)
     model = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=dtype, attn_implementation={"text_config": attention, "vision_config": "sdpa"}
     )
     return model.eval(), AutoProcessor.from_pretrained(folder)
+
+
+def describe_saved(folder: Path) -> tuple[FrozenTowerConfig, LlavaProcessor]:
+    """The tower and the processor of a folder that a stage wrote; no weights are read.
+
+    Raises:
+        FileNotFoundError: the folder holds no model.
+        ValueError: its tower is not one of ours.
+    """
+    _require_model(folder)
+    tower = AutoConfig.from_pretrained(folder).vision_config
+    if not isinstance(tower, FrozenTowerConfig):
+        raise ValueError(f"the model in {folder} has a tower of its own ({tower.model_type}); run stage 1")
+    return tower, AutoProcessor.from_pretrained(folder)
+
+
+def _require_model(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"no LLaVA model in {folder}; run its training stage first")
 
 
 def save(
@@ -233,9 +264,14 @@ def save(
     alone. `state`: the weights where the model itself does not hold them."""
     plain = copy.copy(model)
     plain.__class__ = LlavaForConditionalGeneration
+    plain.generation_config.eos_token_id = _one_or_all(stop_ids(template, processor.tokenizer))
     plain.save_pretrained(folder, state_dict=state)
     processor.save_pretrained(folder)
     write_json(folder / PROMPT, {"template": template})
+
+
+def _one_or_all(ids: list[int]) -> int | list[int] | None:
+    return ids[0] if len(ids) == 1 else ids or None
 
 
 def read_template(folder: Path) -> Template:

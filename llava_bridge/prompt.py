@@ -165,7 +165,8 @@ def _apply_chat_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)
     except (jinja2.TemplateError, TypeError) as error:  # its own words, or an operation on nothing
-        raise ValueError(f"the tokenizer's chat template refuses the conversation: {error}") from None
+        words = " ".join(str(error).split())
+        raise ValueError(f"the tokenizer's chat template refuses the conversation: {words}") from None
 
 
 def _writes_system(

@@ -14,7 +14,6 @@ Source: LLaVA c121f04, scripts/v1_5/{pretrain,finetune}.sh and llava/train/train
 import json
 import os
 import re
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,8 +25,8 @@ from transformers import LlavaProcessor, PrinterCallback, TrainingArguments
 from encoder.runtime.config import ROOT
 from encoder.runtime.stage import main, write_json
 from llava_bridge.attention import choose_attention
-from llava_bridge.config import LlavaConfig, Template
-from llava_bridge.data import LlavaDataset, build_dataset, collate, describe_data, read_records
+from llava_bridge.config import LlavaConfig
+from llava_bridge.data import collate, describe_data, read_dataset
 from llava_bridge.engine import (
     check_engine,
     describe_engine,
@@ -39,10 +38,11 @@ from llava_bridge.engine import (
     remove_checkpoints,
 )
 from llava_bridge.lora import add_lora, merge_lora
-from llava_bridge.model import LlavaOverTokens, build, load, save
+from llava_bridge.model import LlavaOverTokens, assemble, describe_saved, describe_start, load, save
 from llava_bridge.order import training_order
 from llava_bridge.packing import attend_within_samples
 from llava_bridge.pictures import open_pictures
+from llava_bridge.tower import FrozenTowerConfig
 from llava_bridge.trainer import (
     OrderedTrainer,
     StageReport,
@@ -57,57 +57,55 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
 RESULT = "result.json"  # the stage's result, written before its checkpoints are removed
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What a stage of LLaVA-1.5 fixes."""
-
-    template: Template
-    trains_language_model: bool
+def language_model_of(config: LlavaConfig) -> Path | str:
+    """Where stage 1's language model lies: a folder, or else a hub id."""
+    is_hub_id = HUB_ID.fullmatch(config.init) is not None and not (ROOT / config.init).exists()
+    return config.init if is_hub_id else ROOT / config.init
 
 
-RECIPES = {1: Recipe("plain", False), 2: Recipe("vicuna_v1", True)}
+def open_start(config: LlavaConfig) -> tuple[FrozenTowerConfig, LlavaProcessor]:
+    """The tower and the processor of what a stage starts from: what its data needs to be read.
 
-
-def load_model(config: LlavaConfig) -> tuple[LlavaOverTokens, LlavaProcessor]:
-    """The model a stage starts from: encoder, new projector and language model, or what stage 1 wrote."""
-    init = ROOT / config.init
+    Raises:
+        FileNotFoundError, ValueError: as `describe_start`; stage 1's model is of another encoder.
+    """
     if config.stage == 1:
-        is_hub_id = HUB_ID.fullmatch(config.init) is not None and not init.exists()
-        language_model = config.init if is_hub_id else init
-        model, processor = build(
-            config.encoder,
-            config.features,
-            language_model,
-            config.attention,
-            config.seed,
-            config.num_image_tokens,
-        )
-        processor.image_processor.aspect = config.aspect
-        return model, processor
-    model, processor = load(init, config.attention, torch.float32)
+        llm = language_model_of(config)
+        tower, processor = describe_start(config.encoder, config.features, llm, config.num_image_tokens)
+    else:
+        init = ROOT / config.init
+        tower, processor = describe_saved(init)
+        if (tower.source, tower.features) != (config.encoder, config.features):
+            raise ValueError(
+                f"{init} was aligned to encoder {tower.source} ({tower.features}), not {config.encoder} "
+                f"({config.features}); run stage 1 for this encoder"
+            )
+        if config.num_image_tokens not in (None, tower.num_tokens):
+            raise ValueError(
+                f"{init} was aligned at {tower.num_tokens} picture tokens, not num_image_tokens "
+                f"{config.num_image_tokens}; run stage 1 with it"
+            )
     processor.image_processor.aspect = config.aspect
-    tower = model.config.vision_config
-    if (tower.source, tower.features) != (config.encoder, config.features):
-        raise ValueError(
-            f"{init} was aligned to encoder {tower.source} ({tower.features}), not {config.encoder} "
-            f"({config.features}); run stage 1 for this encoder"
-        )
-    if config.num_image_tokens not in (None, tower.num_tokens):
-        raise ValueError(
-            f"{init} was aligned at {tower.num_tokens} picture tokens, not num_image_tokens "
-            f"{config.num_image_tokens}; run stage 1 with it"
-        )
-    return LlavaOverTokens.adopt(model), processor
+    return tower, processor
 
 
-def freeze(model: LlavaOverTokens, recipe: Recipe, config: LlavaConfig) -> list[str]:
+def load_model(config: LlavaConfig, tower: FrozenTowerConfig, processor: LlavaProcessor) -> LlavaOverTokens:
+    """The model a stage starts from: encoder, new projector and language model, or what stage 1 wrote."""
+    if config.stage == 1:
+        llm = language_model_of(config)
+        return assemble(tower, processor.tokenizer, llm, config.attention, config.seed)
+    model, _ = load(ROOT / config.init, config.attention, torch.float32)
+    return LlavaOverTokens.adopt(model)
+
+
+def freeze(model: LlavaOverTokens, config: LlavaConfig) -> list[str]:
     """Let only the stage's parts learn; returns their names."""
     model.requires_grad_(False)
     parts = {"projector": list(model.model.multi_modal_projector.parameters())}
     if config.lora_rank is not None:
         language_model = model.model.language_model
         parts["lora"] = add_lora(language_model, config.lora_rank, config.lora_alpha, config.lora_dropout)
-    elif recipe.trains_language_model:
+    elif config.stage == 2:
         parts["language_model"] = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
     for parameters in parts.values():
         for parameter in parameters:
@@ -167,19 +165,14 @@ def export(trainer: OrderedTrainer, model: LlavaOverTokens, processor: LlavaProc
         state |= {f"model.vision_tower.{name}": tensor for name, tensor in tower.items()}
     if trainer.config.lora_rank is not None:
         state = merge_lora(state or model.state_dict(), trainer.config.lora_rank, trainer.config.lora_alpha)
-    save(model, processor, folder, template_of(trainer.config), state)
-
-
-def template_of(config: LlavaConfig) -> Template:
-    """The prompt template that a stage trains on."""
-    return config.template or RECIPES[config.stage].template
+    save(model, processor, folder, trainer.config.chosen_template, state)
 
 
 def describe_recipe(config: LlavaConfig, trained: list[str]) -> dict:
     """What the result says of how it was trained."""
     names = ("stage", "loss_average", "grouping", "pack_length", "precision", "compile")
     chosen = {name: getattr(config, name) for name in names}
-    return {**chosen, "template": template_of(config), "trained": trained}
+    return {**chosen, "template": config.chosen_template, "trained": trained}
 
 
 def train(config: LlavaConfig, out_dir: Path) -> dict:
@@ -189,30 +182,11 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
         return json.loads((out_dir / RESULT).read_text())
     prepare_process()
     world_size = int(os.environ["WORLD_SIZE"])
-    recipe = RECIPES[config.stage]
-    torch.manual_seed(config.seed)
 
-    # ---- model, data
-    model, processor = load_model(config)
-    settings = read_deepspeed(config.deepspeed)
-    choose_attention(model, config, settings and settings["zero_optimization"]["stage"])
-    if config.pack_length is not None and not config.compile:  # which would compile every mix of lengths anew
-        attend_within_samples(model)
-    trained = freeze(model, recipe, config)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    if config.compile:
-        compile_blocks(model)
-    pictures = open_pictures(config, model.config.vision_config, processor.image_processor, out_dir)
-    dataset: LlavaDataset = build_dataset(
-        read_records([ROOT / path for path in config.data], pictures.embedded),
-        pictures,
-        template_of(config),
-        processor.tokenizer,
-        num_image_tokens=model.config.vision_config.num_tokens,
-        max_length=config.max_length,
-        max_missing_fraction=config.max_missing_fraction,
-    )
+    # ---- data, before the model is built
+    tower_config, processor = open_start(config)
+    pictures = open_pictures(config, tower_config, processor.image_processor, out_dir)
+    dataset = read_dataset(config, tower_config.num_tokens, processor.tokenizer, pictures, out_dir)
     num_steps = max(1, round(config.num_epochs * len(dataset) / config.batch_size))
     order = training_order(
         dataset.lengths,
@@ -230,6 +204,19 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
         length_multiple=config.length_multiple,
         pack_length=config.pack_length,
     )
+
+    # ---- model
+    torch.manual_seed(config.seed)
+    model = load_model(config, tower_config, processor)
+    settings = read_deepspeed(config.deepspeed)
+    choose_attention(model, config, settings and settings["zero_optimization"]["stage"])
+    if config.pack_length is not None and not config.compile:  # which would compile every mix of lengths anew
+        attend_within_samples(model)
+    trained = freeze(model, config)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if config.compile:
+        compile_blocks(model)
 
     # ---- loop: Trainer under DeepSpeed, from the last complete checkpoint
     checkpoint = last_checkpoint(out_dir / "checkpoints")
@@ -268,7 +255,7 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
         "processes": world_size,
         "deepspeed": engine,
         "encoder": describe_tower(config, model),
-        "data": describe_data(dataset, pictures, config.max_missing_fraction),
+        "data": describe_data(dataset, pictures, config),
     }
     if trainer.is_world_process_zero():
         write_json(out_dir / RESULT, result)

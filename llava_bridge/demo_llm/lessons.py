@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerBase
 
 from encoder.data.scenes.wording import WORD_PROMPT
 from encoder.runtime.checkpoint import step_generator
-from encoder.runtime.stage import sha256_json
 from llava_bridge.data import DataReport, LlavaDataset
 from llava_bridge.prompt import Segment, tokenise
 
@@ -41,7 +40,7 @@ def build_lessons(records: Sequence[Mapping], tokenizer: PreTrainedTokenizerBase
         for _ in range(LESSONS_PER_ROW)
     ]
     encoded = sorted(tokenise(rendered, tokenizer, 0), key=lambda sample: len(sample.input_ids))
-    report = DataReport(len(encoded), len(encoded), 0, [], sha256_json(records))
+    report = DataReport.of_whole(records)
     return LlavaDataset(encoded, [None] * len(encoded), report)
 
 

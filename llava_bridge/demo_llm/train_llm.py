@@ -23,7 +23,7 @@ from encoder.runtime import checkpoint
 from encoder.runtime.card import write_card
 from encoder.runtime.config import ROOT
 from encoder.runtime.device import require_device
-from encoder.runtime.stage import progress, sha256_json
+from encoder.runtime.stage import progress
 from encoder.training.optim import MuonWithAdamW, autocast, build_adamw, update
 from llava_bridge.config import LlamaShape, TrainLlmConfig
 from llava_bridge.data import DataReport, LlavaDataset, collate, read_records, training_order
@@ -80,7 +80,7 @@ def read_corpus(config: TrainLlmConfig, tokenizer: PreTrainedTokenizerBase) -> L
         )
         for i, sample in zip(rows, samples, strict=True):
             encoded[i] = sample
-    report = DataReport(len(records), len(records), 0, [], sha256_json(records))
+    report = DataReport.of_whole(records)
     dataset = LlavaDataset(encoded, [None] * len(records), report)
     num_unknown = int((dataset.input_ids == tokenizer.unk_token_id).sum())
     if num_unknown:

@@ -1,6 +1,7 @@
 """Records to batches: what is missing is counted or refused, orders are fixed by the seed."""
 
 import json
+import random
 from pathlib import Path
 
 import pyarrow
@@ -9,6 +10,7 @@ import torch
 from PIL import Image, ImageFile
 from pyarrow import parquet
 
+from encoder.data.account import BadSample
 from encoder.runtime.checkpoint import load_tensors
 from llava_bridge.data import (
     CachedPictures,
@@ -117,6 +119,78 @@ def test_aspect_decides_what_becomes_of_a_wide_picture(aspect, expected):
     rows = [8, 32, 56] if aspect == "pad" else [8, 24, 40, 56]
     seen = pixels[0][rows][:, [4, 60]]  # far left and far right
     torch.testing.assert_close(seen, torch.tensor(expected), atol=0.01, rtol=0)
+
+
+def test_what_is_left_out_is_named_in_one_file_and_the_account_adds_up(llava_data, tokenizer, tmp_path):
+    records = read_records([llava_data / "train.json"])
+    human, gpt = {"from": "human", "value": "what is this"}, {"from": "gpt", "value": "a cat"}
+    records += [
+        {"id": "literal", "conversations": [{**human, "value": "<image> this"}, gpt]},
+        {"id": "unanswered", "conversations": [human, gpt, human]},
+        {"id": "gpt-only", "conversations": [gpt]},
+        {"id": "long", "conversations": [{**human, "value": "what " * 300}, gpt]},
+        {"id": "lost", "image": "lost.png", "conversations": [{**human, "value": "<image>"}, gpt]},
+        {"id": "cut", "conversations": [human, {**gpt, "value": "cat " * 300}]},
+    ]
+    options = {
+        "max_missing_fraction": 0.1,
+        "refused": [BadSample("b.json row 7", "not JSON")],
+        "skipped_file": tmp_path / "skipped.jsonl",
+    }
+    data = dataset(records, CachedPictures(llava_data), tokenizer, max_bad_fraction=5 / 39, **options)
+    report, names = data.report, ["literal", "unanswered", "gpt-only", "long"]
+    assert (report.num_read, report.num_samples, report.num_skipped, report.num_without_picture) == (
+        39,
+        33,
+        5,
+        1,
+    )
+    assert report.num_read == report.num_samples + report.num_skipped + report.num_without_picture
+    rows = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert sorted(row["name"] for row in rows) == sorted(
+        ["b.json row 7", "sample lost", *(f"sample {name}" for name in names)]
+    )
+    assert all(row["reason"] for row in rows)
+    assert len(data[32].input_ids) == 200  # the text beyond max_length is cut
+    with pytest.raises(ValueError, match=r"5 of 39 records cannot be used.* named in .*skipped\.jsonl"):
+        dataset(records, CachedPictures(llava_data), tokenizer, max_bad_fraction=4 / 39, **options)
+    assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 6
+
+
+def test_hundreds_of_damaged_records_train_on_the_rest(llava_data, tokenizer, tmp_path):
+    draw = random.Random(1)
+    odd = [None, 3, "", [], {}, "<image>", "\ud800", [{"type": "image"}], "lost.png", "gpt", "what " * 300]
+    whole, rows = json.loads((llava_data / "train.json").read_text()), []
+    for i in range(400):
+        row = json.loads(json.dumps(whole[i % len(whole)]))
+        place = draw.choice([row, draw.choice(row["conversations"])])
+        place[draw.choice(list(place))] = draw.choice(odd)
+        if draw.random() < 0.2:
+            draw.shuffle(row["conversations"] if isinstance(row.get("conversations"), list) else [])
+        rows.append(row)
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    refused = []
+    records = read_records(
+        [tmp_path / "train.json"], refuse=lambda name, reason: refused.append(BadSample(name, reason))
+    )
+    limits = {"max_missing_fraction": 1.0, "max_bad_fraction": 1.0, "skipped_file": tmp_path / "skipped"}
+    for template in ("plain", "vicuna_v1"):
+        data = build_dataset(
+            records,
+            CachedPictures(llava_data),
+            template,
+            tokenizer,
+            num_image_tokens=4,
+            max_length=200,
+            refused=refused,
+            **limits,
+        )
+        report = data.report
+        assert report.num_read == 400
+        assert report.num_samples + report.num_skipped + report.num_without_picture == 400
+        assert min(report.num_samples, report.num_skipped) > 50
+        assert len((tmp_path / "skipped").read_text().splitlines()) == 400 - report.num_samples
+        assert all((data[i].labels != IGNORE).any() for i in range(len(data)))
 
 
 def test_text_rows_become_captions(tmp_path):

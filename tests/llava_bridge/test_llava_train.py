@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 import llava_bridge.train as stage
 from encoder.runtime.checkpoint import load_tensors
@@ -147,3 +148,44 @@ def test_merging_lora_leaves_biases_and_other_layers():
     torch.testing.assert_close(merged["q.weight"], base + 3 * up @ down)
     assert merged["q.bias"] is bias
     assert merged["norm.weight"] is norm
+
+
+def test_a_record_that_cannot_be_used_is_named_and_stops_the_stage_before_the_model(
+    align, tmp_path, llava_data, monkeypatch
+):
+    rows = json.loads((llava_data / "train.json").read_text())
+    rows[5]["conversations"][1]["value"] = None
+    rows[6]["conversations"] = rows[6]["conversations"][1:2]
+    (tmp_path / "dirty.json").write_text(json.dumps(rows))
+    dirty = replace(align, data=[str(tmp_path / "dirty.json")], num_epochs=0.2)
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="2 of 32 records cannot be used"):
+        patch.setattr(stage, "load_model", None)
+        stage.train(dirty, tmp_path / "out")
+    named = [
+        json.loads(line) for line in (tmp_path / "out" / "skipped_records.jsonl").read_text().splitlines()
+    ]
+    assert [row["name"].rpartition("/")[2] for row in named] == ["dirty.json row 5", "sample sample-6"]
+    report = stage.train(replace(dirty, max_bad_fraction=0.1), tmp_path / "out")["data"]
+    assert (report["num_read"], report["num_samples"], report["num_skipped"]) == (32, 30, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "reason"),
+    [
+        ("gpt2", {"n_embd": 8, "n_layer": 1, "n_head": 1}, "not a `model` under an `lm_head`"),
+        ("phi", {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}, "head has a bias"),
+        ("opt", {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}, "no `embed_tokens`"),
+        ("gemma2", {"hidden_size": 8, "num_hidden_layers": 1}, "changes its logits"),
+        (
+            "gpt_neox",
+            {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1},
+            "does not fit LLaVA",
+        ),
+    ],
+)
+def test_a_language_model_that_llava_cannot_hold_is_refused_before_its_weights(
+    align, tmp_path, kind, options, reason
+):
+    AutoConfig.for_model(kind, **options).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"language model .* \({kind}\).*{reason}.*kinds that work: Llama"):
+        stage.train(replace(align, init=str(tmp_path)), tmp_path / "out")
