@@ -27,6 +27,7 @@ WINGS = {
     "encoder.training": ("encoder.runtime", "encoder.data", "encoder.metrics", "encoder.models"),
     "harness.metrics": (),
     "harness.own_data": (),
+    "harness.paper": ("harness.replica.mark",),
     "harness.replica": (),
     "harness.tasks": (),
     "harness.running": ("harness.config",),

@@ -1,0 +1,154 @@
+"""A look at the data sets: ImageNet, LLaVA's two, the five benchmarks."""
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from harness.paper.headers import parquet_rows, read_json
+
+PRETRAIN_JSON, MIX_JSON = "blip_laion_cc_sbu_558k.json", "llava_v1_5_mix665k.json"
+COLUMNS = {  # data set -> folder, split, the columns that lmms-eval reads
+    "SEED-Bench": (
+        "data",
+        "test",
+        "question choice_a choice_b choice_c choice_d answer data_type question_id image",
+    ),
+    "POPE": ("data", "test", "question answer question_id category image"),
+    "MME": ("data", "test", "question answer question_id category image"),
+    "GQA": ("testdev_balanced_instructions", "testdev", "id imageId question answer"),
+    "GQA pictures": ("testdev_balanced_images", "testdev", "id image"),
+    "ScienceQA": ("ScienceQA-FULL", "test", "image question choices answer hint"),
+    "ScienceQA-IMG": ("ScienceQA-IMG", "test", "image question choices answer hint"),
+}
+_FOLDERS = {"GQA pictures": "GQA", "ScienceQA-IMG": "ScienceQA"}
+_LOOKED_AT = 200  # records of a JSON whose pictures are looked for
+_OPENED = 8  # of these, pictures whose header is read
+_MAX_MISSING = 0.01  # what the trainer tolerates too
+_CLASSES, _PUBLISHED = 1000, {"train": 1_281_167, "val": 50_000}
+_PICTURES = (".jpeg", ".jpg", ".png", ".webp")
+Look = tuple[dict[str, int], list[str]]
+
+
+def imagenet(path: Path) -> Look:
+    """Folders of synsets, the hub's parquet, or shards; train and val (or validation)."""
+    files = sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")])
+    if files:
+        counts = {}
+        for split in ("train", "validation"):
+            of_split = [file for file in files if file.name.startswith(f"{split}-")]
+            if not of_split:
+                raise ValueError(f"{path} has no {split}-*.parquet")
+            counts[split] = parquet_rows(of_split, ("image", "label"))
+        return counts, []
+    shards = {split: sorted((path / split).glob("*.tar")) for split in ("train", "val")}
+    if all(shards.values()):
+        return {f"{split} shards": len(of_split) for split, of_split in shards.items()}, []
+    return _synsets(path)
+
+
+def _synsets(path: Path) -> Look:
+    classes, counts, faults = {}, {}, []
+    for split in ("train", "val"):
+        folder = path / split
+        if not folder.is_dir():
+            raise ValueError(f"{path} has no folder {split}, no parquet and no shards")
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        names = [entry.name for entry in entries if entry.is_dir()]
+        if not names:
+            flat = sum(entry.name.lower().endswith(_PICTURES) for entry in entries)
+            raise ValueError(f"{folder} holds {flat} pictures and no class folders: sort them into synsets")
+        num_of = {name: sum(not entry.is_dir() for entry in os.scandir(folder / name)) for name in names}
+        classes[split], counts[f"{split} pictures"] = set(names), sum(num_of.values())
+        faults += [f"{folder / name} is empty" for name, num in num_of.items() if not num][:3]
+        for name in names[:: max(1, len(names) // _OPENED)]:
+            faults += [fault for file in sorted((folder / name).iterdir())[:1] for fault in _opens(file)]
+    if classes["train"] != classes["val"]:
+        odd = sorted(classes["train"] ^ classes["val"])
+        faults.append(f"{path}: {len(odd)} classes are in one of train and val alone, first {odd[0]}")
+    if len(classes["train"]) == _CLASSES:
+        for split, num in _PUBLISHED.items():
+            if counts[f"{split} pictures"] != num:
+                got = counts[f"{split} pictures"]
+                faults.append(f"{path / split} holds {got:,} pictures, ImageNet-1k has {num:,}")
+    return {"classes": len(classes["train"]), **counts}, faults
+
+
+def llava_pretrain(path: Path) -> Look:
+    """The JSON of captions, and its pictures in images/."""
+    return _records(path / PRETRAIN_JSON, path / "images")
+
+
+def llava_mix(path: Path) -> Look:
+    """The JSON of conversations, and the sets of pictures beside it."""
+    return _records(path / MIX_JSON, path)
+
+
+def _records(file: Path, folder: Path) -> Look:
+    records = read_json(file)
+    if not isinstance(records, list) or not records:
+        raise ValueError(f"{file} is not a list of records")
+    for number, record in enumerate(records):
+        if fault := _fault(record):
+            raise ValueError(f"{file}: record {number} {fault}")
+    pictured = [record["image"] for record in records if "image" in record]
+    by_set = defaultdict(list)
+    for name in pictured:
+        by_set["/".join(name.split("/")[:-1]) if folder == file.parent else ""].append(name)
+    faults = []
+    for place, names in sorted(by_set.items()):
+        tried = names[:: max(1, len(names) // _LOOKED_AT)]
+        missing = [name for name in tried if not (folder / name).is_file()]
+        if len(missing) > _MAX_MISSING * len(tried):
+            where = folder / place if place else folder
+            faults.append(
+                f"{where}: {len(missing)} of {len(tried)} pictures are not there, first {missing[0]}"
+            )
+        there = [name for name in tried if name not in missing]
+        faults += [fault for name in there[:_OPENED] for fault in _opens(folder / name)]
+    return {"records": len(records), "without a picture": len(records) - len(pictured)}, faults
+
+
+def _fault(record: Any) -> str | None:
+    if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
+        return "has no list of conversations"
+    turns = record["conversations"]
+    if not turns or not all(isinstance(turn, dict) and {"from", "value"} <= turn.keys() for turn in turns):
+        return "has a turn without from and value"
+    if not isinstance(record.get("image", ""), str):
+        return f"names no picture: image is {record['image']!r}"
+    return None
+
+
+def _opens(file: Path) -> list[str]:
+    """What is wrong with a picture's header, if anything."""
+    try:
+        with Image.open(file) as picture:
+            picture.verify()
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        return [f"{file} is not a picture: {str(error).splitlines()[0][:120]}"]
+    return []
+
+
+def benchmarks(path: Path) -> Look:
+    """The parquet of each, with the columns that its task reads; each is counted whatever befalls another."""
+    counts, faults = {}, []
+    for name, (config, split, columns) in COLUMNS.items():
+        folder = path / _FOLDERS.get(name, name)
+        try:
+            counts[name] = parquet_rows(_files(folder, config, split), columns.split())
+        except (ValueError, OSError) as error:
+            faults.append(f"{name}: {error}")
+    return counts, faults
+
+
+def _files(folder: Path, config: str, split: str) -> Sequence[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}")
+    files = sorted((folder / config).glob(f"{split}-*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"no {split}-*.parquet in {folder / config}")
+    return files

@@ -1,0 +1,94 @@
+"""One look at every source: found or not, what is in it, what is wrong with it."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from harness.paper import data_sets, networks
+from harness.paper.sources import LARGE, SOURCES, SourcesConfig, places
+from harness.replica.mark import is_marked
+
+Counts = Mapping[str, int]
+# source -> a look at its place: what is counted, then each fault in one line
+CHECKS: dict[str, Callable[[Path], tuple[Counts, list[str]]]] = {
+    "imagenet": data_sets.imagenet,
+    "llava_pretrain": data_sets.llava_pretrain,
+    "llava_mix": data_sets.llava_mix,
+    "benchmarks": data_sets.benchmarks,
+    "language_model": networks.language_model,
+    "openvision3": networks.openvision3,
+    "vae": networks.vae,
+    "clip": networks.clip,
+    "inception": networks.inception,
+    "lpips": networks.lpips,
+    "adm": networks.adm,
+    "dino": networks.dino,
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Seen:
+    """One source. path: where it is, None if it was not found; looked: where it was looked for."""
+
+    name: str
+    what: str
+    path: Path | None
+    looked: tuple[Path, ...]
+    how: str
+    counts: Counts
+    faults: tuple[str, ...]
+    is_replica: bool
+
+    @property
+    def is_fine(self) -> bool:
+        return self.path is not None and not self.faults
+
+
+def look(
+    config: SourcesConfig,
+    data_root: Path | None,
+    needed: Iterable[str] = tuple(SOURCES),
+    *,
+    is_large: bool = False,
+) -> list[Seen]:
+    """Look at the sources in `needed`.
+
+    is_large: the tables of the L encoders, whose baseline is another CLIP.
+    """
+    seen = []
+    for name in needed:
+        source = (LARGE if is_large else {}).get(name, SOURCES[name])
+        looked = tuple(places(name, source, config, data_root))
+        path = next((place for place in looked if place.exists()), None)
+        counts, faults = _check(name, path) if path is not None else ({}, [])
+        replica = path is not None and is_in_replica(path)
+        seen.append(Seen(name, source.what, path, looked, source.how, counts, tuple(faults), replica))
+    return seen
+
+
+def is_in_replica(path: Path) -> bool:
+    """Whether a file or folder lies in a replica: what is made of it is a rehearsal."""
+    path = path.resolve()
+    return any(is_marked(folder) for folder in (path, *path.parents))
+
+
+def _check(name: str, path: Path) -> tuple[Counts, list[str]]:
+    try:
+        return CHECKS[name](path)
+    except (ValueError, OSError) as error:
+        return {}, [str(error).splitlines()[0]]
+
+
+def render(seen: Sequence[Seen]) -> str:
+    """A line for each source: name, found or not, what is in it; below it each fault, or how to get it."""
+    lines = []
+    for each in seen:
+        state = "missing" if each.path is None else "ok" if each.is_fine else "wrong"
+        counts = ", ".join(f"{num:,} {what}" for what, num in each.counts.items())
+        mark = "  (replica)" if each.is_replica else ""
+        lines.append(f"{state:8}{each.name:16}{each.what:22}{counts}{mark}".rstrip())
+        if each.path is None:
+            where = ", ".join(map(str, each.looked)) or f"nowhere: give data_root or sources.{each.name}"
+            lines += [f"        looked for in {where}", f"        get it from {each.how}"]
+        lines += [f"        {fault}" for fault in each.faults]
+    return "\n".join(lines)

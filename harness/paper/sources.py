@@ -1,0 +1,78 @@
+"""The twelve sources by name: where each is looked for, how it is got. The layout: docs/paper.md."""
+
+import dataclasses
+from pathlib import Path
+
+from encoder.runtime.config import ROOT
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SourcesConfig:
+    """A place of its own for a source; None: its place under `data_root`."""
+
+    imagenet: str | None = None  # folders of synsets, the hub's parquet, or shards
+    llava_pretrain: str | None = None
+    llava_mix: str | None = None
+    benchmarks: str | None = None
+    language_model: str | None = None
+    openvision3: str | None = None  # a folder of releases, or one release
+    vae: str | None = None
+    clip: str | None = None
+    inception: str | None = None  # these four: the file, or its folder
+    lpips: str | None = None
+    adm: str | None = None
+    dino: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """places: under data_root, in the order in which they are looked for."""
+
+    what: str
+    places: tuple[str, ...]
+    how: str
+
+
+SOURCES = {
+    "imagenet": Source(
+        "ImageNet-1k", ("imagenet", "imagenet-1k"), "image-net.org, or hub ILSVRC/imagenet-1k"
+    ),
+    "llava_pretrain": Source("LLaVA-Pretrain", ("LLaVA-Pretrain",), "hub liuhaotian/LLaVA-Pretrain"),
+    "llava_mix": Source(
+        "LLaVA's mix of 665k",
+        ("LLaVA-Instruct",),
+        "hub liuhaotian/LLaVA-Instruct-150K, and its pictures' sets",
+    ),
+    "benchmarks": Source("the five benchmarks", ("benchmarks",), "hub lmms-lab-encoder/<each>"),
+    "language_model": Source("language model", ("vicuna-7b-v1.5",), "hub lmsys/vicuna-7b-v1.5"),
+    "openvision3": Source("OpenVision 3", ("openvision3",), 'hub collection "OpenVision 3" of UCSC-VLAA'),
+    "vae": Source(
+        "FLUX.1's VAE", ("FLUX.1-dev/vae", "FLUX.1-schnell/vae"), "hub black-forest-labs/FLUX.1-dev"
+    ),
+    "clip": Source("CLIP B/16", ("clip-vit-base-patch16",), "hub openai/clip-vit-base-patch16"),
+    "inception": Source(
+        "Inception of 2015",
+        ("inception/weights-inception-2015-12-05-6726825d.pth",),
+        "github.com/toshas/torch-fidelity, release v0.2.0",
+    ),
+    "lpips": Source(
+        "AlexNet for LPIPS", ("lpips/alexnet-owt-7be5be79.pth",), "download.pytorch.org/models/<file>"
+    ),
+    "adm": Source(
+        "ADM's statistics",
+        ("adm/VIRTUAL_imagenet256_labeled.npz",),
+        "github.com/openai/guided-diffusion, evaluations",
+    ),
+    "dino": Source("DINO ViT-S/8", ("dino/model.safetensors",), "hub timm/vit_small_patch8_224.dino"),
+}
+LARGE = {"clip": Source("CLIP L/14", ("clip-vit-large-patch14",), "hub openai/clip-vit-large-patch14")}
+
+
+def places(name: str, source: Source, config: SourcesConfig, data_root: Path | None) -> list[Path]:
+    """Where one source is looked for; a file's own place may also be given as its folder."""
+    own = getattr(config, name)
+    if own is None:
+        return [ROOT / data_root / place for place in source.places] if data_root is not None else []
+    path = ROOT / own
+    file = Path(source.places[0]).name
+    return [path / file, path] if Path(file).suffix in (".pth", ".npz", ".safetensors") else [path]

@@ -1,0 +1,305 @@
+"""A look at the paper's sources: a replica is found whole, and each thing that is taken away or damaged is
+named."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from harness.paper.look import Seen, is_in_replica, look, render
+from harness.paper.sources import SOURCES, SourcesConfig
+from harness.replica.config import ReplicaConfig
+from harness.replica.mark import MARK
+from harness.replica.write import write
+
+SMALL = ReplicaConfig(
+    num_classes=2, train_pictures=4, val_pictures=3, pretrain_records=4, mix_records=12, questions=1,
+    adm_pictures=3, num_shards=2, shard_samples=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("sources") / "replica"
+    assert list(write(root, SMALL))
+    return root
+
+
+@pytest.fixture
+def root(whole, tmp_path) -> Path:
+    """The replica once more, by links: a test replaces files, it never writes into one."""
+    return Path(shutil.copytree(whole, tmp_path / "data", copy_function=os.link))
+
+
+def _see(root: Path | None, name: str, **places: str) -> Seen:
+    (seen,) = look(SourcesConfig(**places), root, [name])
+    return seen
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.unlink()
+    path.write_bytes(content)
+
+
+def _cut(path: Path) -> None:
+    """As after a download that broke off."""
+    _replace(path, path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
+def _edit(path: Path, **values: object) -> None:
+    _replace(path, json.dumps(json.loads(path.read_text()) | values).encode())
+
+
+def test_a_replica_is_found_whole_and_known_as_one(whole):
+    seen = {each.name: each for each in look(SourcesConfig(), whole)}
+    assert list(seen) == list(SOURCES)
+    assert {name: each.faults for name, each in seen.items() if not each.is_fine} == {}
+    assert all(each.is_replica for each in seen.values())
+    assert dict(seen["imagenet"].counts) == {"classes": 2, "train pictures": 8, "val pictures": 6}
+    assert dict(seen["llava_pretrain"].counts) == {"records": 4, "without a picture": 0}
+    assert dict(seen["llava_mix"].counts) == {"records": 14, "without a picture": 2}
+    assert seen["benchmarks"].counts["MME"] == 28
+    assert dict(seen["language_model"].counts) == {"layers": 2, "wide": 64, "pieces": 512}
+    assert dict(seen["clip"].counts) == {"tokens": 196, "wide": 48}
+    (large,) = look(SourcesConfig(), whole, ["clip"], is_large=True)
+    assert dict(large.counts) == {"tokens": 256, "wide": 64}
+    assert "wrong" not in render(list(seen.values())) and "missing" not in render(list(seen.values()))
+
+
+def test_without_its_mark_it_is_no_replica(root):
+    (root / MARK).unlink()
+    assert not is_in_replica(root / "imagenet")
+    assert not _see(root, "vae").is_replica
+
+
+def test_the_hub_s_parquet_and_shards_of_imagenet_are_found_too(root):
+    shutil.rmtree(root / "imagenet")
+    seen = _see(root, "imagenet")
+    assert seen.path == root / "imagenet-1k" and dict(seen.counts) == {"train": 8, "validation": 6}
+    shards = root / "imagenet"
+    for split in ("train", "val"):
+        (shards / split).mkdir(parents=True)
+        shutil.copy(root / "recap-datacomp/train/00000.tar", shards / split)
+    assert dict(_see(root, "imagenet").counts) == {"train shards": 1, "val shards": 1}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_what_is_missing_says_where_it_was_looked_for_and_how_to_get_it(tmp_path, name):
+    seen = _see(tmp_path, name)
+    assert seen.path is None and not seen.is_fine
+    text = render([seen])
+    assert text.startswith("missing")
+    assert all(str(tmp_path / place) in text for place in SOURCES[name].places)
+    assert SOURCES[name].how in text
+
+
+def test_each_place_is_settable_alone(whole, tmp_path):
+    release = whole / "openvision3/openvision3-vit-base-patch2-28"
+    assert _see(tmp_path, "openvision3", openvision3=str(release)).counts == {"releases": 1}
+    assert _see(None, "inception", inception=str(whole / "inception")).is_fine
+    assert _see(None, "dino", dino=str(whole / "dino/model.safetensors")).is_fine
+    nowhere = _see(None, "vae")
+    assert nowhere.path is None and "give data_root or sources.vae" in render([nowhere])
+    # a place of one's own is the only one: what lies under data_root does not stand in for it
+    assert _see(whole, "vae", vae=str(tmp_path / "other")).path is None
+
+
+def _flat_val(root: Path) -> None:
+    for picture in list((root / "imagenet/val").rglob("*.JPEG")):
+        picture.rename(root / "imagenet/val" / picture.name)
+    for folder in (root / "imagenet/val").iterdir():
+        if folder.is_dir():
+            folder.rmdir()
+
+
+def _lose_a_class(root: Path) -> None:
+    shutil.rmtree(root / "imagenet/val/n01443537")
+
+
+def _lose_a_part(root: Path) -> None:
+    (root / "benchmarks/MME/data/test-00001-of-00002.parquet").unlink()
+
+
+def _lose_a_column(root: Path) -> None:
+    path = root / "benchmarks/POPE/data/test-00000-of-00001.parquet"
+    table = pq.read_table(path).drop_columns(["category"])
+    path.unlink()
+    pq.write_table(table, path)
+
+
+def _turn_without_value(root: Path) -> None:
+    path = root / "LLaVA-Instruct/llava_v1_5_mix665k.json"
+    records = json.loads(path.read_text())
+    records[3]["conversations"][0].pop("value")
+    _replace(path, json.dumps(records).encode())
+
+
+def _sd_vae(root: Path) -> None:
+    _edit(root / "FLUX.1-dev/vae/config.json", latent_channels=4, scaling_factor=0.18215)
+
+
+def _three_channels(root: Path) -> None:
+    path = root / "openvision3/openvision3-vit-base-patch2-32/open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["model_cfg"]["vision_cfg"].pop("in_channels")
+    _replace(path, json.dumps(config).encode())
+
+
+def _other_grid(root: Path) -> None:
+    folder = root / "openvision3"
+    source = folder / "openvision3-vit-base-patch2-28/open_clip_pytorch_model.bin"
+    _replace(folder / "openvision3-vit-base-patch2-32/open_clip_pytorch_model.bin", source.read_bytes())
+
+
+def _alexnet_as_inception(root: Path) -> None:
+    path = root / "inception/weights-inception-2015-12-05-6726825d.pth"
+    _replace(path, (root / "lpips/alexnet-owt-7be5be79.pth").read_bytes())
+
+
+def _page_as_npz(root: Path) -> None:
+    _replace(root / "adm/VIRTUAL_imagenet256_labeled.npz", b"<html>404</html>")
+
+
+def _own_statistics(root: Path) -> None:
+    path = root / "adm/VIRTUAL_imagenet256_labeled.npz"
+    path.unlink()
+    np.savez(path, mu=np.zeros(2048), sigma=np.eye(2048))
+
+
+def _pointer(root: Path) -> None:
+    _replace(root / "dino/model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:e1b\n")
+
+
+def _vgg_as_alexnet(root: Path) -> None:
+    path = root / "lpips/alexnet-owt-7be5be79.pth"
+    _replace(path, (root / "lpips/vgg16-397923af.pth").read_bytes())
+
+
+def _other_tokenizer(root: Path) -> None:
+    vocabulary = {str(number): number for number in range(600)}
+    (root / "vicuna-7b-v1.5/tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+
+
+def _page_as_weights(root: Path) -> None:
+    _replace(root / "inception/weights-inception-2015-12-05-6726825d.pth", b"<html>404</html>\n")
+
+
+def _no_width(root: Path) -> None:
+    _edit(root / "clip-vit-base-patch16/config.json", vision_config={"patch_size": 16, "image_size": 224})
+
+
+def _png_of_text(root: Path) -> None:
+    path = min((root / "LLaVA-Pretrain/images").rglob("*.jpg"))
+    _replace(path, b"not found")
+
+
+def _cut_file(place: str) -> Callable[[Path], None]:
+    return lambda root: _cut(root / place)
+
+
+def _away(place: str) -> Callable[[Path], None]:
+    def take(root: Path) -> None:
+        path = root / place
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return take
+
+
+DAMAGES = {
+    "flat val": ("imagenet", _flat_val, "6 pictures and no class folders: sort them into synsets"),
+    "a class in train alone": ("imagenet", _lose_a_class, "1 classes are in one of train and val alone"),
+    "no val": ("imagenet", _away("imagenet/val"), "no folder val"),
+    "no json": ("llava_pretrain", _away("LLaVA-Pretrain/blip_laion_cc_sbu_558k.json"), "no blip_laion"),
+    "cut json": ("llava_mix", _cut_file("LLaVA-Instruct/llava_v1_5_mix665k.json"), "is not JSON"),
+    "no images": ("llava_pretrain", _away("LLaVA-Pretrain/images"), "4 of 4 pictures are not there"),
+    "a page as picture": ("llava_pretrain", _png_of_text, "is not a picture"),
+    "no ocr_vqa": ("llava_mix", _away("LLaVA-Instruct/ocr_vqa"), "ocr_vqa/images: 2 of 2 pictures"),
+    "a turn without value": ("llava_mix", _turn_without_value, "record 3 has a turn without from and value"),
+    "cut parquet": (
+        "benchmarks",
+        _cut_file("benchmarks/SEED-Bench/data/test-00000-of-00002.parquet"),
+        "SEED-Bench: .*test-00000-of-00002.parquet is damaged or cut off",
+    ),
+    "a part is missing": ("benchmarks", _lose_a_part, "MME: .*1 of 2 files are there"),
+    "a column is missing": ("benchmarks", _lose_a_column, "POPE: .*has no column category"),
+    "no pictures of GQA": (
+        "benchmarks", _away("benchmarks/GQA/testdev_balanced_images"), "GQA pictures: no testdev-"
+    ),
+    "no tokenizer": ("language_model", _away("vicuna-7b-v1.5/tokenizer.model"), "has no tokenizer"),
+    "cut tokenizer": ("language_model", _cut_file("vicuna-7b-v1.5/tokenizer.model"), "is damaged or cut off"),
+    "a file of weights is missing": (
+        "language_model", _away("vicuna-7b-v1.5/pytorch_model-00002-of-00002.bin"), "1 of 2 files are missing"
+    ),
+    "cut weights": (
+        "language_model", _cut_file("vicuna-7b-v1.5/pytorch_model-00001-of-00002.bin"), "damaged or cut off"
+    ),
+    "another width": (
+        "language_model",
+        lambda root: _edit(root / "vicuna-7b-v1.5/config.json", hidden_size=4096),
+        r"embeddings are \(512, 64\), config.json says \(512, 4096\)",
+    ),
+    "more pieces than words": ("language_model", _other_tokenizer, "tokenizer has 600 pieces, the model 512"),
+    "a config of something else": (
+        "language_model",
+        lambda root: _replace(root / "vicuna-7b-v1.5/config.json", b"[1]"),
+        "config.json holds a list, expected a mapping",
+    ),
+    "a page as weights": ("inception", _page_as_weights, "is no state dict, damaged or cut off"),
+    "no width": ("clip", _no_width, "config.json has no hidden_size"),
+    "another VAE": ("vae", _sd_vae, "not FLUX.1's VAE: latent_channels is 4, must be 16"),
+    "cut VAE": ("vae", _cut_file("FLUX.1-dev/vae/diffusion_pytorch_model.safetensors"), "is cut off: "),
+    "OpenVision 1": ("openvision3", _three_channels, "takes 3 channels, OpenVision 3 takes 16"),
+    "another grid": ("openvision3", _other_grid, r"positional_embedding is \(197, 48\), must be \(257, 48\)"),
+    "no processor": (
+        "clip", _away("clip-vit-base-patch16/preprocessor_config.json"), "no preprocessor_config.json"
+    ),
+    "no CLIP": (
+        "clip",
+        lambda root: _edit(root / "clip-vit-base-patch16/config.json", model_type="siglip"),
+        "is not CLIP: model_type is 'siglip'",
+    ),
+    "AlexNet as Inception": ("inception", _alexnet_as_inception, "not the 2015 Inception"),
+    "VGG as AlexNet": ("lpips", _vgg_as_alexnet, r"features.0.weight is \(64, 3, 3, 3\)"),
+    "a page as statistics": ("adm", _page_as_npz, "is not an .npz"),
+    "FID statistics alone": ("adm", _own_statistics, "mu_s is missing"),
+    "a pointer of git": ("dino", _pointer, "a pointer in place of the file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_each_damage_is_named_in_one_line(root, damage):
+    name, hurt, message = DAMAGES[damage]
+    hurt(root)
+    seen = _see(root, name)
+    assert not seen.is_fine
+    assert len(seen.faults) == 1
+    assert re.search(message, seen.faults[0]), seen.faults[0]
+    assert "\n" not in seen.faults[0] and render([seen]).startswith("wrong")
+
+
+def test_one_benchmark_that_is_missing_costs_no_other_its_count(root):
+    shutil.rmtree(root / "benchmarks/POPE")
+    seen = _see(root, "benchmarks")
+    assert seen.faults == (f"POPE: no folder {root / 'benchmarks/POPE'}",)
+    assert {"SEED-Bench", "MME", "GQA", "ScienceQA", "ScienceQA-IMG"} <= seen.counts.keys()
+
+
+def test_a_few_missing_pictures_of_many_are_no_fault(tmp_path):
+    """As the trainer: up to one in a hundred may be missing."""
+    folder = tmp_path / "LLaVA-Pretrain"
+    (folder / "images").mkdir(parents=True)
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a"}]
+    records = [{"id": str(i), "image": f"{i}.jpg", "conversations": turns} for i in range(100)]
+    (folder / "blip_laion_cc_sbu_558k.json").write_text(json.dumps(records))
+    for i in range(1, 100):
+        Image.new("RGB", (8, 8)).save(folder / "images" / f"{i}.jpg")
+    assert _see(tmp_path, "llava_pretrain").is_fine
+    (folder / "images" / "1.jpg").unlink()
+    assert "2 of 100 pictures are not there" in _see(tmp_path, "llava_pretrain").faults[0]
