@@ -108,8 +108,11 @@ def write_task(task: str, data_root: Path | None, folder: Path) -> None:
 
     Raises:
         FileNotFoundError: its data are not under `data_root`.
+        ValueError: they name pictures elsewhere.
     """
     import lmms_eval
+
+    from llava_bridge.embedded import refuse_outside_pictures
 
     benchmark = BENCHMARKS[task]
     packaged = Path(lmms_eval.__file__).parent / "tasks" / benchmark.yaml
@@ -118,6 +121,8 @@ def write_task(task: str, data_root: Path | None, folder: Path) -> None:
         lines.append("dataset_kwargs: {}")
     else:
         files = find_parquet(benchmark, task, data_root)
+        for path in files:
+            refuse_outside_pictures(path)
         if task == "gqa":
             files = _split_gqa(files, data_root)
         named = json.dumps([str(path.resolve()) for path in files])

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
+from encoder.data.roots import find_picture
 from encoder.runtime.files import replacing
 from encoder.runtime.stage import write_json
 
@@ -51,7 +52,13 @@ class EmbeddedPictures:
         key = hashlib.sha256(identity.encode()).hexdigest()[:24]
         copy, index = self.folder / f"{key}.pictures", self.folder / f"{key}.json"
         with (self.folder / f"{key}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one process copies, the others wait for it
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # one process copies, the others wait for it
+            except OSError as error:
+                raise OSError(
+                    f"the disk of {self.folder} has no file locks ({error.strerror}); set picture_cache to a "
+                    "folder on one that has"
+                ) from None
             if not index.is_file():
                 names, places = _copy(path, copy)
                 write_json(index, {"parquet": str(path), "names": names, "places": places})
@@ -59,6 +66,51 @@ class EmbeddedPictures:
         data = np.memmap(copy, np.uint8, "r") if found["places"] else None
         self.places |= {name: (data, start, end) for name, (start, end) in found["places"].items()}
         return found["names"]
+
+
+def refuse_outside_pictures(path: Path) -> None:
+    """Look for rows of a parquet file that name a picture without holding it: `datasets` would open the file
+    of that name, wherever it is.
+
+    Raises:
+        ValueError: a name leads out of the parquet file's folder (see `encoder.data.roots`), or there is no
+            such file; or the file is damaged.
+    """
+    path = path.resolve()
+    try:
+        with parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES) as file:
+            for column in _picture_columns(file):
+                for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
+                    for picture in _flat(batch.column(0).to_pylist()):
+                        if not picture.get("bytes") and picture.get("path"):
+                            find_picture(picture["path"], [path.parent])
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} names a picture that it does not hold: {error}") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    except ValueError as error:
+        reason = str(error).split(";")[0]
+        raise ValueError(f"{path}: {reason}; write the picture itself into the file") from None
+
+
+def _picture_columns(file: parquet.ParquetFile) -> set[str]:
+    """The columns of {bytes, path}, or of lists of them, in which some bytes are missing by the file's own
+    count."""
+    found, metadata = set(), file.metadata
+    paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    for i, name in enumerate(paths):
+        if not name.endswith(".bytes") or f"{name.removesuffix('bytes')}path" not in paths:
+            continue
+        for group in range(metadata.num_row_groups):
+            counted = metadata.row_group(group).column(i).statistics
+            if counted is None or not counted.has_null_count or counted.null_count:
+                found.add(name.split(".")[0])
+    return found
+
+
+def _flat(values: list) -> Iterator[dict]:
+    for value in values:
+        yield from _flat(value) if isinstance(value, list) else [value or {}]
 
 
 def _copy(path: Path, copy: Path) -> tuple[list[str | None], dict[str, tuple[int, int]]]:

@@ -42,12 +42,14 @@ def load_tasks(config: EvaluateConfig) -> list:
     """lmms-eval's objects of our own tasks, with their parquet files filled in.
 
     Raises:
-        ValueError: no YAML defines a task; names those there are.
+        ValueError: no YAML defines a task; names those there are. Or a parquet file names pictures elsewhere.
         FileNotFoundError: a parquet file is missing.
     """
     if not config.tasks:
         return []
     from lmms_eval.tasks import TaskManager, get_task_dict
+
+    from llava_bridge.embedded import refuse_outside_pictures
 
     manager = TaskManager("ERROR", include_path=str(ROOT / config.task_dir), include_defaults=False)
     wanted = []
@@ -58,6 +60,8 @@ def load_tasks(config: EvaluateConfig) -> list:
             )
         if parquet is not None and not (ROOT / parquet).is_file():
             raise FileNotFoundError(f"data of task '{name}' not found: {ROOT / parquet}")
+        if parquet is not None:
+            refuse_outside_pictures(ROOT / parquet)
         files = (
             {"dataset_kwargs": {"data_files": {"test": str(ROOT / parquet)}}} if parquet is not None else {}
         )

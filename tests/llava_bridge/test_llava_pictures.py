@@ -1,6 +1,8 @@
 """Broken pictures: what the look before the first step finds, and what becomes of a sample whose picture
 breaks off while it is read."""
 
+import errno
+import fcntl
 import io
 import json
 from dataclasses import replace
@@ -18,7 +20,7 @@ import llava_bridge.train as stage
 from encoder.runtime.checkpoint import load_tensors
 from llava_bridge.config import LlavaConfig
 from llava_bridge.data import build_dataset, collate, read_records
-from llava_bridge.embedded import EmbeddedPictures
+from llava_bridge.embedded import EmbeddedPictures, refuse_outside_pictures
 from llava_bridge.hf import UnitImageProcessor
 from llava_bridge.model import build
 from llava_bridge.pictures import BrokenPictures, LivePictures
@@ -226,3 +228,50 @@ def test_both_stages_train_on_parquet_at_a_fixed_number_of_tokens(config, on_the
     assert stage.train(second, tmp_path / "instruct")["encoder"]["num_tokens"] == 9
     with pytest.raises(ValueError, match="was aligned at 9 picture tokens, not num_image_tokens 4"):
         stage.train(replace(second, num_image_tokens=4), tmp_path / "other")
+
+
+def test_a_name_that_leads_out_of_the_folders_is_a_missing_picture_unless_allowed(live_data):
+    inner = live_data / "images"
+    outside = ["../secret.png", str(live_data / "secret.png")]
+    (live_data / "secret.png").write_bytes(noise(1))
+    pictures = LivePictures(inner, UnitImageProcessor(32))
+    assert "0.png" in pictures and "../images/0.png" in pictures
+    assert not any(name in pictures for name in outside)
+    for name in outside:
+        with pytest.raises(ValueError, match=r"secret\.png leads out of .*images; .*allow_outside_root=true"):
+            pictures.open(name)
+    allowed = LivePictures(inner, UnitImageProcessor(32), allow_outside_root=True)
+    expected = LivePictures(live_data, UnitImageProcessor(32)).stack(["secret.png"])
+    for name in outside:
+        assert name in allowed and torch.equal(allowed.stack([name]), expected)
+
+
+def test_evaluation_refuses_parquet_that_names_pictures_elsewhere(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "near.png").write_bytes(noise(1))
+    (tmp_path / "secret.png").write_bytes(noise(2))
+    held, near = {"bytes": noise(0), "path": "/elsewhere/0.png"}, {"bytes": None, "path": "near.png"}
+    path = tmp_path / "data" / "test.parquet"
+    for rows in ([held], [held, near], [held, None]):
+        Dataset.from_list([{"image": row} for row in rows]).to_parquet(path)
+        refuse_outside_pictures(path)
+    far = {"bytes": None, "path": str(tmp_path / "secret.png")}
+    for rows in ([held, far], [[held], [near, far]]):  # SEED-Bench has lists
+        Dataset.from_list([{"image": row} for row in rows]).to_parquet(path)
+        with pytest.raises(ValueError, match=r"test\.parquet: .*secret\.png leads out of .*; write the pict"):
+            refuse_outside_pictures(path)
+    Dataset.from_list([{"image": near | {"path": "none.png"}}]).to_parquet(path)
+    with pytest.raises(ValueError, match=r"names a picture that it does not hold: none\.png is in none of"):
+        refuse_outside_pictures(path)
+    path.write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match=r"test\.parquet is damaged"):
+        refuse_outside_pictures(path)
+
+
+def test_a_disk_without_locks_gets_a_message(on_the_hub, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match=r"has no file locks \(No locks available\); set picture_cache to"):
+        EmbeddedPictures(tmp_path / "cache").add(on_the_hub)
