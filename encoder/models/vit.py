@@ -38,12 +38,18 @@ def sin_cos_positions(height: int, width: int, dim: int) -> Tensor:
     if dim % 4 or dim < 8:
         raise ValueError(f"width {dim} must be a multiple of 4, at least 8, for sin-cos positions")
     quarter = dim // 4
-    cpu = torch.device("cpu")  # said, since the table is kept and may first be asked for under torch.device
+    cpu = torch.device("cpu")  # the table is kept: not wherever torch.device() points at the first call
     omega = 10000 ** (-torch.arange(quarter, dtype=torch.float64, device=cpu) / (quarter - 1))
     rows, columns = torch.arange(height, device=cpu), torch.arange(width, device=cpu)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     x, y = x.reshape(-1, 1) * omega, y.reshape(-1, 1) * omega
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()
+
+
+@lru_cache(maxsize=16)
+def positions_on(device: torch.device, height: int, width: int, dim: int) -> Tensor:
+    """`sin_cos_positions` on a device: copied there once, not at each forward pass."""
+    return sin_cos_positions(height, width, dim).to(device)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -160,13 +166,14 @@ class ViTEncoder(nn.Module):
         stored, grid = self.positional_embedding, self.shape.grid
         if (height, width) == (grid, grid):
             return stored
-        own = sin_cos_positions(grid, grid, stored.shape[1]).to(stored)
+        own = positions_on(stored.device, grid, grid, stored.shape[1]).to(stored)
         if not torch.allclose(stored[1:], own, atol=8e-3):  # what bf16 keeps of it
             raise ValueError(
                 f"a {height}x{width} grid needs positions to be computed, but this tower's table "
                 f"({grid}x{grid}) is not the sin-cos one; feed it {grid * self.shape.patch_size} wide inputs"
             )
-        return torch.cat([stored[:1], sin_cos_positions(height, width, stored.shape[1]).to(stored)])
+        computed = positions_on(stored.device, height, width, stored.shape[1])
+        return torch.cat([stored[:1], computed.to(stored)])
 
     def tokens(self, inputs: Tensor, *, skip_last: int = 0) -> Tensor:
         """inputs (B C h w) -> tokens (B N D) after all blocks but the last `skip_last`.
@@ -221,7 +228,8 @@ class ViTDecoder(nn.Module):
         if height * width != z_u.shape[1]:
             raise ValueError(f"{z_u.shape[1]} tokens do not fill a {height}x{width} grid")
         x = self.embed(z_u)
-        x = self.transformer(x + sin_cos_positions(height, width, self.shape.width).to(x))
+        positions = positions_on(x.device, height, width, self.shape.width)
+        x = self.transformer(x + positions.to(x))
         return rearrange(
             self.head(self.ln_post(x)),
             "B (h w) (p q C) -> B C (h p) (w q)",

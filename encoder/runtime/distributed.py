@@ -1,6 +1,9 @@
-"""What the trainers need of other processes: rows gathered with their gradients, sums, and counts."""
+"""What the trainers need of other processes: rows with their gradients, sums, counts, shared work."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,6 +13,25 @@ from torch import Tensor
 def num_processes() -> int:
     """How many processes train together; 1 outside a launch."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def process_number() -> int:
+    """This process's place among those that train together, from 0."""
+    return dist.get_rank() if num_processes() > 1 else 0
+
+
+def share_out(do: Callable[[int], Any], number: int) -> list[Any]:
+    """[do(0), ..., do(number - 1)] in every process, each computed by one of them, in turns.
+
+    The values travel pickled: small tensors on the CPU, numbers.
+    """
+    world, own = num_processes(), process_number()
+    done = {index: do(index) for index in range(own, number, world)}
+    if world > 1:
+        parts: list[Any] = [None] * world
+        dist.all_gather_object(parts, done)
+        done = {index: value for part in parts for index, value in part.items()}
+    return [done[index] for index in range(number)]
 
 
 class _GatherRows(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from encoder.models.openvision3 import OpenVision3
 from encoder.models.vae import FrozenVAE
 from encoder.runtime import checkpoint
 from encoder.runtime.config import ROOT
+from encoder.runtime.distributed import share_out
 from encoder.runtime.stage import progress
 from encoder.training.options import TrainConfig
 
@@ -55,20 +57,44 @@ def cache_latents(vae: FrozenVAE, images: Tensor, out_dir: Path, name: str) -> T
     return z_vae
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the towers make of samples, a row each, on the CPU: mean z_u (N D), pooled (N E), the alt texts'
+    features (N E), and the reconstructions' PSNR (N,) in dB; the last two where they were asked for."""
+
+    features: Tensor
+    pooled: Tensor
+    texts: Tensor | None
+    psnr: Tensor | None
+
+
 @torch.no_grad()
-def encode_set(model: OpenVision3 | Clip, samples: TrainingSet, limit: int) -> tuple[Tensor, Tensor]:
-    """z_u (N n D) and pooled (N E) of the first `limit` samples, on the CPU."""
+def see(
+    model: OpenVision3 | Clip, samples: TrainingSet, limit: int, vae: FrozenVAE | None, *, is_scored: bool
+) -> Seen:
+    """The first `limit` samples as `Seen`, `is_scored` with texts and PSNR; batches are shared among the
+    processes and tokens are not kept."""
     device = model.logit_scale.device
-    outputs = []
-    for rows in torch.arange(min(limit, len(samples))).split(EVAL_BATCH):
+    batches = torch.arange(min(limit, len(samples))).split(EVAL_BATCH)
+
+    def look(number: int) -> list[Tensor]:
+        rows = batches[number]
         if samples.z_vae is not None:
-            outputs.append(model.encoder(samples.z_vae[rows].float().to(device)))
+            output = model.encoder(samples.z_vae[rows].to(device).float())
         else:
-            outputs.append(model.encoder(normalise(to_pixels(samples.images[rows])).to(device)))
-    return torch.cat([each.z_u.cpu() for each in outputs]), torch.cat([each.pooled.cpu() for each in outputs])
+            output = model.encoder(normalise(to_pixels(samples.images[rows].to(device))))
+        found = [output.z_u.mean(dim=1), output.pooled]
+        if is_scored:
+            found.append(model.text(samples.alt_ids[rows].long().to(device)))
+        if is_scored and isinstance(model, OpenVision3):
+            pixels = to_pixels(samples.images[rows].to(device))
+            found.append(psnr(pixels, vae.decode(model.decoder(output.z_u))))
+        return [each.cpu() for each in found]
+
+    columns = [torch.cat(each) for each in zip(*share_out(look, len(batches)), strict=True)]
+    return Seen(*columns, *[None] * (4 - len(columns)))
 
 
-@torch.no_grad()
 def evaluate(
     model: OpenVision3 | Clip,
     fit: tuple[TrainingSet, Tensor] | None,
@@ -81,25 +107,17 @@ def evaluate(
     scored on the rest.
     """
     samples, labels = held_out
-    device = model.logit_scale.device
-    z_u, pooled = encode_set(model, samples, len(samples))
-    texts = [model.text(ids.long().to(device)).cpu() for ids in samples.alt_ids.split(EVAL_BATCH)]
-    image_to_text, text_to_image = recall_at_1(pooled, torch.cat(texts))
+    seen = see(model, samples, len(samples), vae, is_scored=True)
+    image_to_text, text_to_image = recall_at_1(seen.pooled, seen.texts)
     scores = {"r1_image_to_text": image_to_text, "r1_text_to_image": text_to_image}
-    features = z_u.mean(dim=1)
+    features = seen.features
     if fit is not None:
-        z_u_fit, _ = encode_set(model, fit[0], PROBE_SAMPLES)
-        fitted = z_u_fit.mean(dim=1), fit[1][: len(z_u_fit)]
-        probed = features, labels
+        features_fit = see(model, fit[0], PROBE_SAMPLES, vae, is_scored=False).features
+        fitted, probed = (features_fit, fit[1][: len(features_fit)]), (features, labels)
     else:
         fitted, probed = (features[::2], labels[::2]), (features[1::2], labels[1::2])
     if min(labels.min(), fitted[1].min()) >= 0:  # -1: the data has no classes
         scores["linear_probe"] = linear_probe(*fitted, *probed)
-    if isinstance(model, OpenVision3):
-        pairs = zip(samples.images.split(EVAL_BATCH), z_u.split(EVAL_BATCH), strict=True)
-        values = [
-            psnr(to_pixels(images), vae.decode(model.decoder(tokens.to(device))).cpu(), highest=120)
-            for images, tokens in pairs
-        ]
-        scores["psnr"] = torch.cat(values).mean().item()
+    if seen.psnr is not None:
+        scores["psnr"] = seen.psnr.mean().item()
     return scores

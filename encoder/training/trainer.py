@@ -44,6 +44,8 @@ from encoder.training.options import TrainConfig
 from encoder.training.run import CHECKPOINT, Run
 from encoder.training.step import Step, backward, probe_parameters
 
+COMPILED_FORMS = 64  # of a block's forward in one phase, before torch runs blocks uncompiled
+
 
 def cut_batch(config: TrainConfig, num_processes: int, process: int) -> Cut:
     """This process's parts of each batch.
@@ -88,9 +90,16 @@ def build_model(config: TrainConfig) -> OpenVision3 | Clip:
 
 
 def speed_up(model: nn.Module, config: TrainConfig) -> None:
-    """Checkpoint the activations of every block and compile it, as config says; in place, names kept."""
+    """Checkpoint the activations of every block and compile it, as config says; in place, names kept.
+
+    All blocks share one `forward`, whose compiled forms dynamo counts together: a few for each kind of tower
+    (width, mask, gradients or none), a few more for lengths and batch sizes. Beyond its limit of 8 it runs
+    blocks as they are, in silence; so the limit is higher, and an earlier phase's forms are forgotten.
+    """
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     if config.compile:
+        torch._dynamo.reset()
+        torch._dynamo.config.recompile_limit = COMPILED_FORMS
         for block in blocks:
             block.compile()
     if config.activation_checkpointing:

@@ -8,6 +8,7 @@ import signal
 import socket
 import tarfile
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -112,6 +113,39 @@ def test_checkpointed_activations_change_no_gradient_and_no_name(root):
         names = set(model.state_dict())
     assert names == set(OpenVision3(chosen.openvision3).state_dict())
     assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
+
+
+def test_every_block_of_a_second_phase_runs_compiled(root, monkeypatch):
+    """Counted by a backend that runs what it is given; without the reset it was none of the second phase."""
+    ran, calls = [], []
+
+    def backend(graph, _inputs):
+        return lambda *inputs: ran.append(1) or graph.forward(*inputs)
+
+    true_compile = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: true_compile(self, backend=backend))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", torch._dynamo.config.recompile_limit)
+    for side, width in ((8, 16), (4, 32)):
+        towers = config(root).openvision3
+        sizes = {"width": width, "layers": 1, "head_width": 16}
+        shape = replace(
+            towers,
+            encoder=replace(towers.encoder, image_size=side, **sizes),
+            decoder=replace(towers.decoder, in_width=width),
+        )
+        chosen = replace(config(root), openvision3=shape, compile=True)
+        model = trainer.build_model(chosen)
+        for block in (each for each in model.modules() if isinstance(each, trainer.Block)):
+            block.register_forward_pre_hook(lambda *_: calls.append(1))
+        trainer.speed_up(model, chosen)
+        ran.clear(), calls.clear()
+        for count, length in ((4, 8), (3, 7), (2, 5)):
+            z_vae, ids = torch.randn(count, 16, side, side), torch.zeros(count, length, dtype=torch.long)
+            for is_trained in (True, False):
+                with torch.set_grad_enabled(is_trained):
+                    z_u = model.encoder(z_vae).z_u
+                    model.decoder(z_u), model.captioner(z_u, ids), model.text(ids[:, :1].expand(-1, 8))
+        assert len(ran) == 3 * 2 * 4 == len(calls)
 
 
 def in_child(target, *arguments) -> multiprocessing.Process:
