@@ -17,12 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from encoder.data.account import Account
 from encoder.runtime.stage import progress, write_json
 from harness.own_data.listing import SPLITS, Listing, list_source
 
 if TYPE_CHECKING:
     from PIL import Image
 
+SKIPPED = "skipped.txt"  # a JSON line for each picture that could not be read
 CARD = "card.json"  # beside the splits: how many pictures of each class
 _SHARD_SIZE = 1000
 _PROGRESS_EVERY = 100
@@ -57,24 +59,22 @@ def run(config: OwnDataConfig, out_dir: Path) -> dict:
     """
     listing = list_source(config.source)
     total = sum(len(paths) for paths in listing.files.values())
-    skipped: list[str] = []
+    account = Account(config.max_bad_fraction, what="pictures", file=out_dir / SKIPPED)
     counts: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
     labels: set[int] = set()  # of the train pictures
     with _Writer(out_dir, config.image_size) as writer:
-        for split, key, picture, record in _samples(config, listing, skipped):
+        for split, key, picture, record in _samples(config, listing, account):
             writer.add(split, key, picture, record)
             counts[split][record["class_name"]] = counts[split].get(record["class_name"], 0) + 1
             labels |= {record["label"]} if split == "train" else set()
             done = writer.num_written
             if done % _PROGRESS_EVERY == 0:
                 progress(out_dir, done, max(total, done), "pictures")
-            _judge(skipped, done, config.max_bad_fraction, at_least=_SHARD_SIZE)
-        _judge(skipped, writer.num_written, config.max_bad_fraction, at_least=1)
-    (out_dir / "skipped.txt").write_text("".join(f"{line}\n" for line in skipped))
+        account.finish()
     _check_splits(config, listing, counts, labels)
     write_json(out_dir / CARD, {"source": config.source, "counts": counts})
     totals = {split: sum(by_class.values()) for split, by_class in counts.items()}
-    return {**totals, "num_classes": len(counts["train"]), "num_skipped": len(skipped)}
+    return {**totals, "num_classes": len(counts["train"]), "num_skipped": account.num_bad}
 
 
 def _check_splits(
@@ -99,7 +99,7 @@ def _check_splits(
 
 
 def _samples(
-    config: OwnDataConfig, listing: Listing, skipped: list[str]
+    config: OwnDataConfig, listing: Listing, account: Account
 ) -> Iterator[tuple[str, str, "Image.Image", dict[str, Any]]]:
     """(split, key, picture, record) of everything that can be read."""
     from PIL import Image  # here: the command line asks this module for a folder's classes only
@@ -116,8 +116,10 @@ def _samples(
                     bound = f"label must be an integer below own_data.num_classes={config.num_classes}"
                     raise ValueError(f"{split}/{sample.key}: {bound}, got {label!r}")
                 record = {"class_name": str(label), **sample.record, "label": label}
+                account.add_good()
                 yield split, sample.key, Image.fromarray(sample.pixels), record
-            skipped += [str(bad) for bad in reader.bad]
+            for bad in reader.bad:
+                account.add_bad(*str(bad).split(": ", 1))  # its name, the reason
             continue
         labels = {name: label for label, name in enumerate(listing.class_names)}
         for index, path in enumerate(paths):
@@ -125,8 +127,9 @@ def _samples(
                 content = path.read_bytes()
                 picture = decode_picture(content)
             except (OSError, ValueError) as error:
-                skipped.append(f"{path}: {error}")
+                account.add_bad(str(path), error)
                 continue
+            account.add_good()
             name = path.parent.name
             beside = path.with_suffix(".txt")
             caption = beside.read_text(errors="replace").strip() if beside.is_file() else ""
@@ -137,15 +140,6 @@ def _samples(
 def _split(content: bytes, test_fraction: float) -> str:
     share = int.from_bytes(hashlib.sha256(content).digest()[:6], "big") / 2**48
     return "test" if share < test_fraction else "train"
-
-
-def _judge(skipped: list[str], num_written: int, max_bad_fraction: float, at_least: int) -> None:
-    num_seen = num_written + len(skipped)
-    if len(skipped) > max_bad_fraction * max(num_seen, at_least):
-        named = "; ".join(skipped[:3])
-        raise ValueError(
-            f"{len(skipped)} of {num_seen} pictures cannot be read, more than {max_bad_fraction:.2%}: {named}"
-        )
 
 
 class _Writer:

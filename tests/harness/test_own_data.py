@@ -108,9 +108,12 @@ def test_broken_pictures_and_bombs_are_named_and_skipped_up_to_a_fraction(folder
     out.mkdir()
     assert run(config(folder, max_bad_fraction=0.1), out)["num_skipped"] == 2
     skipped = (out / "skipped.txt").read_text()
+    assert len(skipped.splitlines()) == 2
     assert "broken.png" in skipped
     assert "bomb.png" in skipped
-    with pytest.raises(ValueError, match=r"2 of 62 pictures cannot be read, more than 1.00%"):
+    with pytest.raises(
+        ValueError, match=r"2 of 62 pictures are unusable, more than the allowed 1.00%.*skipped.txt"
+    ):
         run(config(folder), out)
 
 
