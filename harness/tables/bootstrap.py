@@ -1,16 +1,25 @@
 """Paired bootstrap: is an encoder's score on the same questions another than the baseline's?
 
 Whole groups of questions (twin scenes, which share their words) are drawn again with replacement, the same
-draw for both encoders and for all seeds; the interval holds the middle 95 % of the differences.
+draw for both encoders and for all seeds. The variance of the difference is that over the draws plus, with
+several seeds, each encoder's variance over its seeds divided by their number; p is Student's, with the
+degrees of freedom of Welch and Satterthwaite (one less than the groups, one less than the seeds), since a
+dozen groups or two seeds say little about their own spread. The interval holds the middle 95 % of the
+differences drawn; with several seeds it is Student's too.
+
+Of many comparisons some would differ by luck: p is corrected for the number of all that are made together,
+by Holm's method (Scandinavian Journal of Statistics 6, 1979), which holds however they depend on each
+other.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from scipy import stats
 
 from encoder.data.scenes.wording import DIMENSIONS
 
@@ -29,6 +38,9 @@ class Pair:
     difference: float
     low: float
     high: float
+    p: float  # of a difference as large by chance, for this comparison alone
+    p_holm: float = 1.0  # corrected for the number of comparisons
+    is_different: bool = False
     num_questions: int
     num_groups: int
     num_seeds: int
@@ -60,7 +72,23 @@ def compare(answers: Sequence[Answers], baseline: str, seed: int = 0) -> dict | 
             interval = _interval(ours[key], theirs[key], _STATISTICS[_statistic_of(key)], seed)
             pairs.append(Pair(encoder=encoder, key=key, **interval))
     about = {"baseline": baseline, "confidence_percent": CONFIDENCE_PERCENT, "num_resamples": NUM_RESAMPLES}
-    return {**about, "seed": seed, "pairs": [asdict(pair) for pair in pairs]}
+    about |= {"correction": "Holm", "num_tests": len(pairs), "seed": seed}
+    corrected = holm([pair.p for pair in pairs])
+    found = [
+        replace(pair, p_holm=p, is_different=100 * p <= 100 - CONFIDENCE_PERCENT)
+        for pair, p in zip(pairs, corrected, strict=True)
+    ]
+    return {**about, "pairs": [asdict(pair) for pair in found]}
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Each p corrected for the number of tests: the i-th least times as many as are not below it, never less
+    than the one before, at most 1."""
+    corrected, largest = [0.0] * len(ps), 0.0
+    for i, place in enumerate(sorted(range(len(ps)), key=lambda place: ps[place])):
+        largest = max(largest, min(1.0, (len(ps) - i) * ps[place]))
+        corrected[place] = largest
+    return corrected
 
 
 @dataclass(frozen=True)
@@ -156,18 +184,39 @@ def _interval(ours: _Counts, theirs: _Counts, statistic: Callable, seed: int) ->
     weights = generator.multinomial(num_groups, even, NUM_RESAMPLES).astype(float)  # R G
 
     def score(side: _Counts, weights: np.ndarray) -> np.ndarray:
-        return 100 * statistic(np.einsum("rg,sgc->rsc", weights, side.counts)).mean(axis=1)  # R
+        return 100 * statistic(np.einsum("rg,sgc->rsc", weights, side.counts))  # R S
 
     with np.errstate(invalid="ignore"):
-        drawn = score(ours, weights) - score(theirs, weights)
-    once = np.ones((1, num_groups))
-    tail = (100 - CONFIDENCE_PERCENT) / 2
-    low, high = np.percentile(drawn, [tail, 100 - tail])
+        drawn = score(ours, weights).mean(axis=1) - score(theirs, weights).mean(axis=1)
+    by_seed = [score(side, np.ones((1, num_groups)))[0] for side in (ours, theirs)]
+    difference = float(by_seed[0].mean() - by_seed[1].mean())
+    low, high, p = _student(difference, drawn, num_groups, by_seed)
+    if max(map(len, by_seed)) == 1:
+        tail = (100 - CONFIDENCE_PERCENT) / 2
+        low, high = map(float, np.nanpercentile(drawn, [tail, 100 - tail]))
     return {
-        "difference": float(score(ours, once)[0] - score(theirs, once)[0]),
-        "low": float(low),
-        "high": float(high),
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "p": p,
         "num_questions": ours.num_questions,
         "num_groups": num_groups,
         "num_seeds": ours.counts.shape[0],
     }
+
+
+def _student(
+    difference: float, drawn: np.ndarray, num_groups: int, by_seed: Sequence[np.ndarray]
+) -> tuple[float, float, float]:
+    """Interval and p from the variance over groups of questions and each encoder's over its seeds."""
+    parts = [(float(np.nanvar(drawn, ddof=1)), num_groups - 1)]
+    parts += [
+        (float(values.var(ddof=1)) / len(values), len(values) - 1) for values in by_seed if len(values) > 1
+    ]
+    total = sum(variance for variance, _ in parts)
+    if not total > 0:  # the same in each group and for each seed
+        return difference, difference, 1.0 if difference == 0 else 0.0
+    freedom = total**2 / sum(variance**2 / each for variance, each in parts)
+    half = float(stats.t.ppf(0.5 + CONFIDENCE_PERCENT / 200, freedom)) * total**0.5
+    p = 2 * float(stats.t.sf(abs(difference) / total**0.5, freedom))
+    return difference - half, difference + half, p

@@ -116,6 +116,14 @@ def measured_at(board: Mapping, quote: str = "") -> str:
 def comparison_words(board: Mapping) -> str:
     """What a star says."""
     about = board["comparisons"]
+    if "correction" in about:
+        share = (100 - about["confidence_percent"]) / 100
+        return (
+            f"differs from {about['baseline']} on the same questions: p <= {share:g} after "
+            f"{about['correction']}'s correction for {about['num_tests']} tests (paired bootstrap, "
+            f"{about['num_resamples']} resamples of whole groups of questions; the spread over several seeds "
+            "counts too)"
+        )
     return (
         f"differs from {about['baseline']} on the same questions: the {about['confidence_percent']} % "
         f"interval of the difference leaves out 0 (paired bootstrap, {about['num_resamples']} resamples of "
@@ -129,11 +137,12 @@ def keys_of(rows: Sequence[Mapping]) -> list[str]:
 
 
 def different_from_baseline(board: Mapping) -> set[tuple[str, str]]:
-    """(encoder, key) of the numbers whose 95 % interval of the difference from the baseline leaves out 0."""
+    """(encoder, key) of the numbers that differ from the baseline's, better or worse; of a comparison before
+    the correction for many tests, those whose interval of the difference leaves out 0."""
     return {
         (each["encoder"], each["key"])
         for each in board.get("comparisons", {}).get("pairs", [])
-        if each["low"] > 0 or each["high"] < 0
+        if each.get("is_different", each["low"] > 0 or each["high"] < 0)
     }
 
 

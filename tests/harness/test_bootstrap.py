@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.tables import bootstrap
-from harness.tables.bootstrap import Answers, compare
+from harness.tables.bootstrap import Answers, compare, holm
 
 NUM_GROUPS = 40
 
@@ -131,3 +131,59 @@ def test_a_handful_of_groups_is_called_nothing(tmp_path, questions, monkeypatch)
     found = pairs(compare(answers, "b"))
     assert found["Scenes-SEED"]["num_groups"] == 11 and found["Scenes-SEED"]["low"] > 0
     assert not any(key.startswith("Scenes-SEED/") for key in found)  # 5 or 6 groups a dimension
+
+
+def test_holm_is_the_stepwise_rule_written_out():
+    generator = np.random.default_rng(3)
+    ps = [*generator.random(20) ** 4, 0.002, 0.002]
+    corrected = holm(ps)
+    for share in (0.01, 0.05, 0.3):
+        rejected, order = set(), np.argsort(ps, kind="stable")
+        for i, place in enumerate(
+            order
+        ):  # stop at the first that is not small enough for those that are left
+            if ps[place] > share / (len(ps) - i):
+                break
+            rejected.add(int(place))
+        assert {i for i, p in enumerate(corrected) if p <= share} == rejected
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
+
+
+def test_of_many_equal_encoders_none_is_starred_where_single_intervals_star_some(tmp_path, questions):
+    names = [f"e{i}" for i in range(14)]
+    files = [write(tmp_path, name, 0.5, seed=10 + i) for i, name in enumerate(names)]
+    answers = [
+        Answers(encoder=name, samples=[path], questions=questions)
+        for name, path in zip(names, files, strict=True)
+    ]
+    content = compare(answers, "e0")
+    assert content["correction"] == "Holm" and content["num_tests"] == len(content["pairs"]) > 50
+    alone = [pair for pair in content["pairs"] if pair["low"] > 0 or pair["high"] < 0]
+    assert alone and not any(pair["is_different"] for pair in content["pairs"])
+
+
+def test_the_spread_over_seeds_is_part_of_the_difference(tmp_path, questions):
+    """Two seeds that lie 60 points apart tell less than their questions; two that agree tell as much."""
+    steady = [write(tmp_path, f"steady{i}", 0.85, seed=i) for i in range(2)]
+    apart = [write(tmp_path, f"apart{i}", right, seed=5 + i) for i, right in enumerate((0.2, 0.85))]
+    base = [write(tmp_path, f"base{i}", 0.25, seed=20 + i) for i in range(2)]
+    named = {"steady": steady, "apart": apart, "base": base}
+    answers = [Answers(encoder=name, samples=files, questions=questions) for name, files in named.items()]
+    found = {(each["encoder"], each["key"]): each for each in compare(answers, "base")["pairs"]}
+    assert found["steady", "Scenes-SEED"]["is_different"]
+    wide = found["apart", "Scenes-SEED"]
+    assert wide["difference"] > 20 and not wide["is_different"] and wide["low"] < 0 < wide["high"]
+    scores = {
+        name: [
+            100
+            * np.mean([r["is_correct"] for r in map(json.loads, path.open()) if r["task"] == "scenes_seed"])
+            for path in files
+        ]
+        for name, files in named.items()
+    }
+    assert wide["difference"] == pytest.approx(np.mean(scores["apart"]) - np.mean(scores["base"]))
+    spread = np.var(scores["apart"], ddof=1) / 2 + np.var(scores["base"], ddof=1) / 2
+    assert wide["high"] - wide["low"] > 2 * 12.7 * 0.9 * np.sqrt(
+        spread
+    )  # Student's 97.5 % at one degree: 12.7
