@@ -6,7 +6,7 @@ Relative paths are relative to the repository root.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from encoder.blind import BLIND, blind_side
 from encoder.runtime.device import Device
@@ -42,6 +42,8 @@ class EncoderConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokensConfig:
     """Stage `encoder.tokens`: the tokens of every picture, once, for both bridges."""
+
+    MAY_CHANGE: ClassVar = ("batch_size", "device")
 
     encoder: str  # what `load_encoder` takes
     data: str  # folder of shards; or, with `records`, the folder that picture names are relative to

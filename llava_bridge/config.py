@@ -4,7 +4,7 @@ Relative paths are relative to the repository root.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from encoder.runtime.device import Device, Precision
 from encoder.training.options import OptimConfig
@@ -36,6 +36,11 @@ class LlamaShape:
 class TrainLlmConfig:
     """Stage `llava_bridge.train_llm`: train the demo's Llama on text alone, from scratch."""
 
+    MAY_CHANGE: ClassVar = (
+        "precision", "attention", "compile", "device", "log_steps", "checkpoint_steps", "keep_checkpoints",
+        "skip_non_finite",
+    )  # fmt: skip
+
     corpus: list[str]  # JSONL files of {id, conversations} and {id, text} rows
     num_steps: int  # on whole conversations
     batch_size: int = 16
@@ -59,6 +64,8 @@ class TrainLlmConfig:
     seed: int = 0
     log_steps: int = 50
     checkpoint_steps: int = 500
+    keep_checkpoints: int = 1  # as in `encoder.training.options.TrainConfig`
+    skip_non_finite: int = 0  # as there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +75,12 @@ class LlavaConfig:
     Stage 1 trains the projector on captions (`plain`), stage 2 projector and language model on
     conversations (`vicuna_v1`).
     """
+
+    # Not the rates: transformers and DeepSpeed keep those of the first start with the optimiser
+    MAY_CHANGE: ClassVar = (
+        "attention", "gradient_checkpointing", "compile", "picture_cache", "max_missing_fraction",
+        "log_steps", "checkpoint_steps",
+    )  # fmt: skip
 
     stage: Literal[1, 2]
     encoder: str  # what `encoder.load_encoder` takes

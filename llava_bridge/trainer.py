@@ -98,7 +98,7 @@ class StageReport(TrainerCallback):
         if not math.isfinite(logs["loss"]) or not math.isfinite(grad_norm):
             raise ValueError(
                 f"the loss is {logs['loss']}, its gradient's norm {grad_norm} at step {state.global_step}; "
-                "lower learning_rate"
+                "start again in another folder with a lower learning_rate"
             )
         rate = (state.global_step - self.first_step) * self.batch_size / (time.monotonic() - self.started)
         progress(

@@ -63,6 +63,8 @@ class StreamConfig:
 class CacheConfig:
     """Stage `encoder.cache`: shards of bf16 VAE latents beside their pictures and texts."""
 
+    MAY_CHANGE: ClassVar = ("batch_size", "device", "max_bad_fraction")
+
     vae: str  # folder or hub id
     shards: str  # as in `SourceConfig`
     image_size: int  # px; a multiple of the VAE's downsampling
@@ -79,6 +81,8 @@ class CacheConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScenesConfig:
     """Stage `encoder.data.scenes.write`: pictures of Scenes with their texts, questions and conversations."""
+
+    MAY_CHANGE: ClassVar = ("num_workers",)
 
     image_size: int  # pixels, 64 to 512
     num_train: int

@@ -24,6 +24,7 @@ from encoder.runtime.card import write_card
 from encoder.runtime.config import ROOT
 from encoder.runtime.device import require_device
 from encoder.runtime.stage import progress
+from encoder.training.finite import FiniteSteps
 from encoder.training.optim import MuonWithAdamW, autocast, build_adamw, update
 from llava_bridge.config import LlamaShape, TrainLlmConfig
 from llava_bridge.data import DataReport, LlavaDataset, collate, read_records, training_order
@@ -222,8 +223,10 @@ def train(config: TrainLlmConfig, out_dir: Path) -> dict:
 
     # ---- resume
     path, first_step, seconds = out_dir / "checkpoint.pt", 0, 0.0
-    if path.is_file():
-        state = checkpoint.load(path)
+    finite = FiniteSteps(config.skip_non_finite)
+    if newest := checkpoint.newest(path):
+        state = checkpoint.load(newest)
+        finite.skipped = state.get("skipped", 0)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         first_step, seconds = state["step"], state["seconds"]
@@ -235,16 +238,16 @@ def train(config: TrainLlmConfig, out_dir: Path) -> dict:
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         token_losses = lesson_losses if course.is_lesson(step) else corpus_losses
         terms = train_step(token_losses, batch, config.precision, config.text_weight)
-        grad_norm = update(optimiser, terms["loss"], config.optim, step, num_steps)
+        grad_norm = update(optimiser, terms["loss"], config.optim, step, num_steps, finite=finite)
         done = step + 1
         if done % config.log_steps == 0 or done == num_steps:
             rate = (done - first_step) / (time.monotonic() - started - seconds)
             scalars = {name: value.item() for name, value in terms.items()}
             progress(out_dir, done, num_steps, **scalars, grad_norm=grad_norm, steps_per_second=rate)
         if done % config.checkpoint_steps == 0 or done == num_steps:
-            state = {"step": done, "seconds": time.monotonic() - started}
+            state = {"step": done, "seconds": time.monotonic() - started, "skipped": finite.skipped}
             state |= {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-            checkpoint.save(path, state)
+            checkpoint.save(path, state, keep=config.keep_checkpoints)
 
     # ---- evaluate, export
     return export(model, tokenizer, course, time.monotonic() - started, out_dir / "weights")
