@@ -11,7 +11,17 @@ from rich.console import Console
 from encoder.runtime.config import dump
 from encoder.runtime.stage import BAD_INPUT, INTERRUPTED, make_writable
 from harness import report, subcommands
-from harness.config import ABLATION, ALL, Options, Preset, SuiteConfig, chosen_suites, parse, written_preset
+from harness.config import (
+    ABLATION,
+    ALL,
+    Options,
+    Preset,
+    SuiteConfig,
+    chosen_suites,
+    parse,
+    results_folder,
+    written_preset,
+)
 from harness.encoders import resolve_encoder
 from harness.running import engines
 from harness.running.display import Display
@@ -41,7 +51,8 @@ python harness/run.py check encoders=[...]         do they keep the contract? li
   seeds=[0,1]                          what depends on the seed runs for each: mean, deviation, n
   launch=local|torchrun|slurm          how stages start; processes=8: of those that several can share
   seed=0  device=cpu|cuda  runs_dir=runs  results_dir=results
-  a.b=value                            a value of the preset, e.g. rae.train.num_steps=100
+  a.b=value                            a value of the preset, e.g. rae.train.num_steps=100; the tables of
+                                       such a run go to results/local, not into the preset's own
 
   --list   suites, presets, encoders and tasks
   --plan   the stages: cached or not, how long, GPU-hours, disk
@@ -143,7 +154,7 @@ def run(graph: Graph, plans: list[SuitePlan], options: Options, preset: Preset, 
         outcomes = launcher.run()
         suites = {plan.suite.name: [each for each in plans if each.suite is plan.suite] for plan in plans}
         reports = [_report(seeds, outcomes, options, preset, console) for seeds in suites.values()]
-        page = report.write(options.results_dir.resolve() / options.preset)
+        page = report.write(results_folder(options, preset))
     console.print("\nfiles:")
     for path in [*(path for each in reports for path in each.files), page]:
         console.print(f"  {_shown(path)}", highlight=False, soft_wrap=True, markup=False)
@@ -167,7 +178,7 @@ def _report(
     suite's plan for each seed.
     """
     plan = plans[0]
-    folder = options.results_dir.resolve() / options.preset / plan.suite.name
+    folder = results_folder(options, preset) / plan.suite.name
     seeds = []
     for each in plans:
         identity = Identity(suite=plan.suite.name, preset=options.preset, seed=each.seed)
@@ -180,7 +191,9 @@ def _report(
     dump({**said, "encoders": [row.encoder for row in plan.rows]}, folder / RUN_CONFIG)
     grids.show(board, plan.suite, console)
     planned = zip(rows, plan.rows, strict=True)  # what a row cannot have by its nature is no failure
-    is_complete = not any(set(row["not_run"]) - set(asked.undefined) for row, asked in planned)
+    is_complete = not any(
+        set(row["not_run"]) - set(asked.undefined) or row.get("incomplete") for row, asked in planned
+    )
     return _Report(files, is_complete=is_complete)
 
 

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from encoder.options import FeatureChoice
-from encoder.runtime.config import ROOT, ConfigError, choose, load, nearest
+from encoder.runtime.config import ROOT, ConfigError, choose, load, nearest, resolve
+from encoder.runtime.stage import sha256_json
 
 CONFIGS = ROOT / "configs"
 ABLATION = "ablation"  # the suite that a preset need not have
 ALL = "all"  # suite=all: every suite that does not train encoders
 # Of encoder.options.TrainConfig: which samples are seen, in which order
 _SAMPLES = ("num_steps", "batch_size", "image_size", "train_limit", "seed", "contrastive_texts", "init")
+LOCAL = "local"  # below the results folder: runs with values of their own; git ignores it
+_WITHOUT_EFFECT = ("jobs", "slurm", "seconds", "disk_mb", "assumed_flops")  # of a preset, on any number
 Config = TypeVar("Config")
 
 
@@ -259,6 +262,24 @@ def chosen_suites(name: str) -> list[SuiteConfig]:
         choose({**files, ALL: None}, name, "suite")
     chosen = [load(SuiteConfig, files[key]) for key in (files if name == ALL else [name])]
     return [suite for suite in chosen if suite.is_part_of_all or name != ALL]
+
+
+def results_folder(options: Options, preset: Preset) -> Path:
+    """Where a run's tables go: `<results_dir>/<preset>`. In the repository's own results folder, which is
+    committed, a run with other values than the preset's file has, or with encoders, seeds or a device of its
+    own, goes to `local/<preset>-<hash of its values>` instead.
+    """
+    results = options.results_dir.resolve()
+    values, written = (
+        {key: value for key, value in resolve(each).items() if key not in _WITHOUT_EFFECT}
+        for each in (preset, written_preset(options.preset))
+    )
+    usual = Options()
+    own = {name: getattr(options, name) for name in ("encoders", "all_seeds", "device")}
+    is_usual = values == written and all(getattr(usual, name) == value for name, value in own.items())
+    if is_usual or results != usual.results_dir.resolve():
+        return results / options.preset
+    return results / LOCAL / f"{options.preset}-{sha256_json({**own, 'preset': values})[:8]}"
 
 
 def stage_config(cls: type[Config], section: Mapping[str, Any], name: str, **filled: Any) -> Config:

@@ -77,7 +77,11 @@ def rebuild(suite: SavedSuite) -> dict:
     """The leaderboard again, its numbers from the result files, its commit as recorded."""
     rows = [
         {
-            **{name: row[name] for name in ("encoder", "kind", "source", "not_run", "groups") if name in row},
+            **{
+                name: row[name]
+                for name in ("encoder", "kind", "source", "not_run", "groups", "incomplete")
+                if name in row
+            },
             "files": {key: result_files(metric) for key, metric in row["metrics"].items()},
         }
         for row in suite.own_rows

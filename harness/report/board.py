@@ -165,7 +165,7 @@ def _reasons(suite: SavedSuite) -> list[Markup]:
     """A list: one line per encoder and reason, with the keys that it took."""
     groups: dict[tuple[str, str], list[str]] = {}
     for row in suite.board["rows"]:
-        for key, reason in row["not_run"].items():
+        for key, reason in {**row["not_run"], **row.get("incomplete", {})}.items():
             groups.setdefault((row["encoder"], reason), []).append(key)
     lines = [
         element("li", element("b", encoder), f": {', '.join(keys)}: {reason}")

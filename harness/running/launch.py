@@ -69,7 +69,7 @@ class Launcher:
         """
         if self.launch == "slurm":
             self.jobs = len(self.graph)  # the cluster decides what runs at once
-        reused = [stage for stage in self.graph if stage.done() is not None]
+        reused = [stage for stage in self.graph if stage.whole() is not None]
         self.outcomes.update({stage.folder: Outcome("reused") for stage in reused})
         self.display.reused(reused)
         estimates = {stage.folder: stage.seconds or _UNKNOWN_SECONDS for stage in self.graph}
@@ -108,7 +108,9 @@ class Launcher:
 
     def _start(self, stage: Stage) -> None:
         make_writable(stage.folder)
-        (stage.folder / DONE).unlink(missing_ok=True)  # one that cannot be read
+        (stage.folder / DONE).unlink(
+            missing_ok=True
+        )  # one that cannot be read, or says what could not be run
         config = stage.folder / "config.yaml"
         dump(stage.config, config)
         write_json(stage.folder / LAUNCH, launch_facts(stage, self.threads))

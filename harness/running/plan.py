@@ -46,7 +46,7 @@ def print_plan(graph: Graph, preset: Preset, options: Options, console: Console)
         table.add_column(heading, justify="left" if heading in ("stage", "state", "folder") else "right")
     left, hours_left, disk_left, computing, uncounted = {}, 0.0, 0.0, 0.0, 0
     for stage in graph:
-        done = stage.done()
+        done = stage.whole()
         state = "cached" if done is not None else "begun" if stage.folder.is_dir() else "to run"
         counted = _computed(stage, preset, options) if done is None else 0.0
         computed, uncounted = counted or 0.0, uncounted + (counted is None)

@@ -63,6 +63,12 @@ class Stage:
             return None
         return done if isinstance(done, dict) else None
 
+    def whole(self) -> dict | None:
+        """As `done`, but None also where the result says what could not be run: it is tried again."""
+        done = self.done()
+        result = done.get("result") if done else None
+        return None if isinstance(result, dict) and result.get("not_run") else done
+
 
 @dataclass
 class Graph:

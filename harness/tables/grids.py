@@ -254,7 +254,7 @@ def _reasons(board: Mapping) -> Iterator[str]:
     """One line per encoder and reason, with the keys that it took."""
     groups: dict[tuple[str, str], list[str]] = {}
     for row in board["rows"]:
-        for key, reason in row["not_run"].items():
+        for key, reason in {**row["not_run"], **row.get("incomplete", {})}.items():
             groups.setdefault((row["encoder"], reason), []).append(key)
     for (encoder, reason), keys in groups.items():
         yield f"- {encoder}: {', '.join(keys)}: {reason}"

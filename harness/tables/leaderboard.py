@@ -47,8 +47,7 @@ def build(suite: SuiteConfig, preset: str, rows: Iterable[Mapping], folder: Path
             metrics[key] = aggregate(contents, names)
         built.append({name: row[name] for name in ("encoder", "kind", "source")})
         built[-1] |= {"metrics": metrics, "not_run": row["not_run"]}
-        if row.get("groups"):
-            built[-1]["groups"] = row["groups"]
+        built[-1] |= {name: row[name] for name in ("groups", "incomplete") if row.get(name)}
     board = {
         "suite": suite.name,
         "preset": preset,

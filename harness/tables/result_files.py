@@ -70,12 +70,12 @@ def collect(row: Row, outcomes: Mapping[Path, Outcome], folder: Path, identity: 
             continue
         done = part.stage.done()
         metrics = {key: Metric(**metric) for key, metric in done["result"]["metrics"].items()}
-        for key in part.keys:
-            if key not in metrics:
-                not_run[key] = f"{part.stage.label} did not give it"
+        reasons = dict.fromkeys(part.keys, f"{part.stage.label} did not give it")
+        reasons |= done["result"].get("not_run", {})
+        not_run |= {key: why for key, why in reasons.items() if key not in metrics and _is_wanted(part, key)}
         facts = None
         for key, metric in metrics.items():
-            if part.only_keys and key not in part.keys:
+            if not _is_wanted(part, key):
                 continue
             path = (
                 folder / "values" / slug(row.encoder) / f"seed{identity.seed}" / f"{slug(key, keep='/')}.json"
@@ -98,9 +98,13 @@ def collect(row: Row, outcomes: Mapping[Path, Outcome], folder: Path, identity: 
     }
 
 
+def _is_wanted(part: Part, key: str) -> bool:
+    return not part.only_keys or key in part.keys
+
+
 def merge_seeds(rows: Sequence[Mapping]) -> dict:
     """One row of its runs with several seeds (`collect`'s answers): each key has the files of all seeds that
-    gave it, and is not run where none did.
+    gave it, and is not run where none did. What only some gave is in `incomplete`: {key: reason}.
     """
     files: dict[str, list[str]] = {}
     not_run: dict[str, str] = {}
@@ -108,7 +112,13 @@ def merge_seeds(rows: Sequence[Mapping]) -> dict:
         for key, names in row["files"].items():
             files.setdefault(key, []).extend(names)
         not_run |= row["not_run"]
-    return {**rows[0], "files": files, "not_run": {k: why for k, why in not_run.items() if k not in files}}
+    merged = {**rows[0], "files": files, "not_run": {k: why for k, why in not_run.items() if k not in files}}
+    incomplete = {
+        key: f"{len(files[key])} of {len(rows)} seeds; another: {why}"
+        for key, why in not_run.items()
+        if key in files
+    }
+    return merged | ({"incomplete": incomplete} if incomplete else {})
 
 
 def slug(name: str, keep: str = "") -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from encoder.runtime.config import ROOT, ConfigError
 from harness.command_line import main
-from harness.config import parse
+from harness.config import parse, results_folder
 
 WITHOUT_TORCH = """
 import sys
@@ -192,3 +192,26 @@ def test_the_plan_counts_the_gpus_of_all_machines(words, dit, tokens, scenes, tm
     labels = ("ov3-demo: train the DiT", "ov3-demo: tokens of train pictures", "scenes")
     shown = [re.search(r"1 h 00 min +(\d+\.\d\d)?", lines[label])[1] for label in labels]
     assert shown == [dit, tokens, scenes]
+
+
+def test_runs_with_values_of_their_own_do_not_replace_the_committed_tables(tmp_path):
+    def place(*words):
+        return results_folder(*parse(list(words)))
+
+    committed = ROOT / "results" / "demo"
+    assert place() == place("suite=generation", "launch=torchrun", "processes=2") == committed
+    assert place("jobs=1", "seconds.scenes=3", "runs_dir=elsewhere", "results_dir=results") == committed
+    others = [
+        place("rae.train.num_steps=3"),
+        place("rae.train.num_steps=4", "results_dir=results"),
+        place("encoders=[ov3-demo]"),
+        place("seed=1"),
+        place("seeds=[0,1]"),
+        place("device=cuda"),
+    ]
+    assert len(set(others)) == 6 and place("jobs=1", "seed=1") == place("seed=1")
+    for other in others:
+        assert other.parent == ROOT / "results" / "local" and other.name.startswith("demo-")
+    assert place("seed=1", f"results_dir={tmp_path}") == tmp_path / "demo"  # a place of one's own is kept
+    ignored = subprocess.run(["git", "check-ignore", others[0]], cwd=ROOT, capture_output=True, check=False)
+    assert ignored.returncode in (0, 128)  # 128: no clone

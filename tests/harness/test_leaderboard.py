@@ -254,6 +254,32 @@ def test_seeds_give_mean_deviation_and_number_and_equal_stages_count_once():
     assert "result_files" not in same
 
 
+def test_a_benchmark_that_failed_in_a_complete_stage_is_not_run_with_its_reason(tmp_path):
+    row, stage = make_row(tmp_path, "a", metrics(25.0, 3.0, 50.0))
+    done = stage.done()
+    del done["result"]["metrics"]["PSNR"]
+    done["result"]["not_run"] = {"PSNR": "no pictures", "MME-P": "parquet cut off", "rFD-lite0": "stale"}
+    (stage.folder / "DONE.json").write_text(json.dumps(done))
+    content, _ = make_board(tmp_path, [(row, stage)])
+    built = content["rows"][0]
+    assert built["not_run"] == {"PSNR": "no pictures", "MME-P": "parquet cut off"}
+    assert "rFD-lite0" in built["metrics"] and "PSNR" not in built["metrics"]
+
+
+def test_a_seed_that_failed_stands_in_the_row(tmp_path):
+    pairs = [make_row(tmp_path, name, metrics(25.0, 3.0, 50.0)) for name in ("a", "b")]
+    ends = (Outcome("done"), Outcome("failed", "killed"))
+    rows = [
+        collect(row, {stage.folder: end}, tmp_path / "results", dataclasses.replace(IDENTITY, seed=seed))
+        for seed, ((row, stage), end) in enumerate(zip(pairs, ends, strict=True))
+    ]
+    board = leaderboard.build(SUITE, "demo", [merge_seeds(rows)], tmp_path / "results")
+    (row,) = (row for row in board["rows"] if row["kind"] != "published")
+    assert row["metrics"]["PSNR"]["num_seeds"] == 1 and row["not_run"] == {}
+    assert row["incomplete"]["PSNR"] == "1 of 2 seeds; another: killed"
+    assert "- a: PSNR, rFD-lite0, yes: 1 of 2 seeds; another: killed" in grids.markdown(board, SUITE)
+
+
 def test_a_number_that_one_seed_has_is_not_not_run():
     rows = [
         {"encoder": "a", "files": {"PSNR": ["0"]}, "not_run": {"SSIM": "killed"}},
@@ -262,6 +288,10 @@ def test_a_number_that_one_seed_has_is_not_not_run():
     merged = merge_seeds(rows)
     assert merged["files"] == {"PSNR": ["0"], "SSIM": ["1"]}
     assert merged["not_run"] == {"LPIPS": "no weights"}
+    assert merged["incomplete"] == {
+        "PSNR": "1 of 2 seeds; another: killed",
+        "SSIM": "1 of 2 seeds; another: killed",
+    }
 
 
 def test_stars_and_seeds_show_in_the_cells():

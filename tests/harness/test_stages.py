@@ -106,6 +106,22 @@ def test_a_graph_runs_once_and_is_then_reused(module, runs_dir):
     assert (third.folder / "starts").read_text() == "x"
 
 
+def test_what_a_complete_stage_could_not_run_is_tried_again_and_nothing_else(module, runs_dir):
+    run(chain(module, runs_dir))
+    second = next(stage for stage in chain(module, runs_dir) if stage.name == "second")
+    done = second.done()
+    done["result"]["not_run"] = {"SEED-Bench": "no such file"}
+    (second.folder / DONE).write_text(json.dumps(done))
+    ends = run(chain(module, runs_dir))
+    assert {name: end.state for name, end in ends.items()} == {
+        "first": "reused",
+        "second": "done",
+        "third": "reused",
+        "fourth": "reused",
+    }
+    assert second.whole() == second.done() and second.done()["result"] == {"number": 2}
+
+
 def test_a_failed_check_stops_whatever_reads_what_it_guards(module, runs_dir):
     graph = chain(module, runs_dir)
     first, *_ = graph
