@@ -157,6 +157,8 @@ class TokenStore:
             shard.check(count, self.shards[0].tokens)
         self.ends = torch.tensor(list(itertools.accumulate(counts)))  # number of pictures up to each
         self.has_flips = all(shard.flipped is not None for shard in self.shards)
+        # each shard's tensor of the pictures as they are, and of their mirror images
+        self._sides = [[shard.tokens for shard in self.shards], [shard.flipped for shard in self.shards]]
         self.num_tokens, self.width = self.shards[0].tokens.shape[1:]
 
     def __reduce__(self) -> tuple:
@@ -206,16 +208,13 @@ class TokenStore:
             )
         if len(self.shards) == 1 and is_flipped is None:
             return self.shards[0].tokens[indices]
-        shard = torch.bucketize(indices, self.ends, right=True)
-        rows = indices - torch.cat([torch.zeros(1, dtype=torch.long), self.ends])[shard]
-        group = 2 * shard + (0 if is_flipped is None else is_flipped.long())  # a tensor of a file each
-        order = group.argsort(stable=True)
-        found = torch.empty(len(indices), self.num_tokens, self.width, dtype=self.shards[0].tokens.dtype)
-        values, counts = group[order].unique_consecutive(return_counts=True)
-        for value, places in zip(values.tolist(), order.split(counts.tolist()), strict=True):
-            source = self.shards[value // 2]
-            found[places] = (source.flipped if value % 2 else source.tokens)[rows[places]]
-        return found
+        if not len(indices):
+            return self.shards[0].tokens[:0]
+        places = torch.bucketize(indices, self.ends, right=True)
+        rows = indices - torch.cat([torch.zeros(1, dtype=torch.long), self.ends])[places]
+        flips = [False] * len(indices) if is_flipped is None else is_flipped.tolist()
+        found = zip(places.tolist(), rows.tolist(), flips, strict=True)
+        return torch.stack([self._sides[flip][place][row] for place, row, flip in found])
 
     def moments(self) -> StreamingMoments:
         """The exact moments of all tokens (N D), mirrored ones too: as the shards hold them, else counted."""
@@ -234,7 +233,11 @@ class _Shard:
     flipped: Tensor | None
     labels: Tensor
     moments: StreamingMoments | None
-    contents: dict[str, Any]  # what its metadata say
+    metadata: str  # JSON of what it holds and what it was made of
+
+    @property
+    def contents(self) -> dict[str, Any]:
+        return json.loads(self.metadata)
 
     @staticmethod
     def open(path: Path) -> _Shard:
@@ -249,7 +252,7 @@ class _Shard:
         try:
             with safe_open(path, framework="pt") as file:
                 held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                contents = json.loads((file.metadata() or {}).get(_CONTENTS, "{}"))
+                contents = (file.metadata() or {}).get(_CONTENTS, "{}")
             tokens = held["tokens"]
             labels = held.get("labels", torch.full((len(tokens),), NO_CLASS))
         except Exception as error:  # safetensors has kinds of its own, which are not importable everywhere

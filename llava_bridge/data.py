@@ -155,7 +155,10 @@ def build_dataset(
         max_length,
         lambda name, reason: bad.append(BadSample(name, reason)),
     )
-    lost = [BadSample(f"sample {record['id']}", f"no picture {record['image']}") for record in without]
+    lost = [
+        BadSample(f"sample {record['id']}", f"no picture {record['image']}: {absent[record['image']]}")
+        for record in without
+    ]
     _judge(bad, num_read, max_bad_fraction, lost, skipped_file)
     used = [record for record, sample in zip(candidates, encoded, strict=True) if sample is not None]
     if not used:
@@ -177,14 +180,16 @@ def build_dataset(
 
 def _absent_pictures(
     records: Sequence[Mapping], pictures: CachedPictures | LivePictures | None, max_missing_fraction: float
-) -> dict[str, None]:
-    """The pictures that records ask for and that are not there, each once, in order."""
+) -> dict[str, str]:
+    """The pictures that records ask for and that cannot be used, each once, in order, with the reason."""
     names = dict.fromkeys(record["image"] for record in records if record.get("image"))
-    absent = dict.fromkeys(name for name in names if pictures is None or name not in pictures)
+    faults = {name: "no pictures are given" if pictures is None else pictures.fault(name) for name in names}
+    absent = {name: fault for name, fault in faults.items() if fault is not None}
     if len(absent) > max_missing_fraction * len(names):
+        first = "; ".join(f"{name}: {fault}" for name, fault in list(absent.items())[:_NAMED_IN_ERROR])
         raise ValueError(
             f"{len(absent)} of {len(names)} pictures are missing or unreadable, allowed fraction "
-            f"{max_missing_fraction}; the first: {', '.join(list(absent)[:_NAMED_IN_ERROR])}"
+            f"{max_missing_fraction}; the first: {first}"
         )
     if pictures is not None:
         pictures.broken.limit = int(max_missing_fraction * len(names)) - len(absent)

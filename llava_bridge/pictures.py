@@ -90,7 +90,11 @@ class CachedPictures:
         self.embedded = None
 
     def __contains__(self, name: str) -> bool:
-        return name in self.store
+        return self.fault(name) is None
+
+    def fault(self, name: str) -> str | None:
+        """Why a picture cannot be used; None where nothing is wrong."""
+        return None if name in self.store else f"{self.store.folder} holds no tokens of it"
 
     def stack(self, names: Sequence[str]) -> Tensor:
         """Tokens of the named pictures, B N D; no names give one zero picture (see `data.collate`)."""
@@ -133,13 +137,17 @@ class LivePictures:
         return find_picture(name, self.roots, allow_outside_root=self.allow_outside_root).open("rb")
 
     def __contains__(self, name: str) -> bool:
-        """Whether the file is there, its header is a picture's, and its end is not missing."""
+        return self.fault(name) is None
+
+    def fault(self, name: str) -> str | None:
+        """Why a picture cannot be used, by a look at its file: it is not there, its header is no picture's,
+        or its end is missing; None where nothing is wrong."""
         try:
             with self.open(name) as file:
                 check_picture(file)
-        except Exception:  # of any kind: PIL's readers raise whatever the bytes make them
-            return False
-        return True
+        except Exception as error:  # of any kind: PIL's readers raise whatever the bytes make them
+            return " ".join(str(error).split())[:200] or type(error).__name__
+        return None
 
     def stack(self, names: Sequence[str]) -> Tensor:
         """Pixels in [0, 1] of the named pictures, B 3 H W, a broken one black and noted in `broken`; no names

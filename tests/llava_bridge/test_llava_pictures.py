@@ -28,6 +28,7 @@ from llava_bridge.prompt import IGNORE
 
 NUM_PICTURES = 12  # as in conftest
 BROKEN = "images/2.png"  # of samples 2, 14 and 26
+TALK = [{"from": "human", "value": "<image>\nwhat is this"}, {"from": "gpt", "value": "a cat"}]
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +69,7 @@ def test_a_file_that_is_cut_off_is_found_before_the_first_step(tmp_path, kind):
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     pictures = LivePictures(tmp_path, UnitImageProcessor(32))
-    usable = {name for name in files if name in pictures}
+    usable = {name for name in files if pictures.fault(name) is None}
     # WebP has no end mark, but a length in its header that PIL compares
     assert usable == {"whole", "longer"}
 
@@ -76,7 +77,7 @@ def test_a_file_that_is_cut_off_is_found_before_the_first_step(tmp_path, kind):
 def test_a_picture_that_breaks_off_later_is_black_noted_and_limited(live_data):
     broken = BrokenPictures(live_data / "noted", limit=1)
     pictures = LivePictures(live_data, UnitImageProcessor(32), broken)
-    assert BROKEN in pictures
+    assert pictures.fault(BROKEN) is None
     pixels = pictures.stack(["images/0.png", BROKEN, BROKEN])
     assert pixels[0].std() > 0.1
     assert (pixels[1:] == 0).all()
@@ -230,20 +231,27 @@ def test_both_stages_train_on_parquet_at_a_fixed_number_of_tokens(config, on_the
         stage.train(replace(second, num_image_tokens=4), tmp_path / "other")
 
 
-def test_a_name_that_leads_out_of_the_folders_is_a_missing_picture_unless_allowed(live_data):
+def test_a_name_that_leads_out_of_the_folders_is_a_missing_picture_unless_allowed(live_data, tokenizer):
     inner = live_data / "images"
     outside = ["../secret.png", str(live_data / "secret.png")]
     (live_data / "secret.png").write_bytes(noise(1))
     pictures = LivePictures(inner, UnitImageProcessor(32))
-    assert "0.png" in pictures and "../images/0.png" in pictures
-    assert not any(name in pictures for name in outside)
+    assert pictures.fault("0.png") is None and pictures.fault("../images/0.png") is None
+    assert pictures.fault("none.png") == f"none.png is in none of {inner}"
     for name in outside:
-        with pytest.raises(ValueError, match=r"secret\.png leads out of .*images; .*allow_outside_root=true"):
-            pictures.open(name)
+        assert pictures.fault(name).startswith(f"{name} leads out of {inner}; ")
+    records = [{"id": name, "image": name, "conversations": TALK} for name in ("0.png", *outside)]
+    options = {"num_image_tokens": 4, "max_length": 200, "max_missing_fraction": 0.7}
+    skipped = live_data / "skipped.jsonl"
+    data = build_dataset(records, pictures, "vicuna_v1", tokenizer, skipped_file=skipped, **options)
+    assert (data.report.num_missing, data.report.missing) == (2, outside)
+    lines = [json.loads(line) for line in skipped.read_text().splitlines()]
+    assert [line["name"] for line in lines] == [f"sample {name}" for name in outside]
+    assert all("leads out of" in line["reason"] for line in lines)
     allowed = LivePictures(inner, UnitImageProcessor(32), allow_outside_root=True)
     expected = LivePictures(live_data, UnitImageProcessor(32)).stack(["secret.png"])
     for name in outside:
-        assert name in allowed and torch.equal(allowed.stack([name]), expected)
+        assert allowed.fault(name) is None and torch.equal(allowed.stack([name]), expected)
 
 
 def test_evaluation_refuses_parquet_that_names_pictures_elsewhere(tmp_path):
