@@ -150,6 +150,7 @@ def run(graph: Graph, plans: list[SuitePlan], options: Options, preset: Preset, 
             launch=options.launch,
             processes=options.processes,
             slurm=preset.slurm,
+            device=options.device or preset.device,
         )
         outcomes = launcher.run()
         suites = {plan.suite.name: [each for each in plans if each.suite is plan.suite] for plan in plans}

@@ -20,6 +20,7 @@ from typing import IO, Any, Literal, Protocol
 from encoder.runtime.config import ROOT, ConfigError
 from encoder.runtime.stage import DONE, write_json
 from harness.running import attach, provenance
+from harness.running.gpus import uses_gpu
 from harness.running.stages import Stage
 
 LAUNCH = "launch.json"  # beside DONE.json: what the stage ran with
@@ -182,12 +183,21 @@ def check_slurm(parameters: Mapping[str, Any]) -> None:
         slurm_executor(Path(folder), parameters, "check")
 
 
-def job_parameters(module: str, processes: int, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What a job of this stage's module asks of submitit: `nodes` machines where several can share it."""
-    if module not in MULTI_PROCESS:
-        return {**parameters, "nodes": 1, "tasks_per_node": 1}
-    gpus = {"gpus_per_node": processes} if processes > 1 else {}
-    return {**gpus, **parameters}
+def job_parameters(
+    module: str, processes: int, parameters: Mapping[str, Any], *, is_gpu: bool = False
+) -> dict[str, Any]:
+    """What a job of this stage's module asks of submitit: `nodes` machines where several can share it, and as
+    many GPUs on each as the stage uses: one a process (or `gpus_per_node`), one where it runs in one process,
+    none where it computes on none.
+    """
+    wanted = {key: value for key, value in parameters.items() if key != "gpus_per_node"}
+    is_shared = module in MULTI_PROCESS
+    if not is_shared:
+        wanted |= {"nodes": 1, "tasks_per_node": 1}
+    gpus = parameters.get("gpus_per_node", processes if is_gpu else 0)
+    if not gpus or not uses_gpu(module):
+        return wanted
+    return wanted | {"gpus_per_node": gpus if is_shared else 1}
 
 
 def num_machines(wanted: Mapping[str, Any]) -> int:
@@ -199,23 +209,23 @@ def num_processes(module: str, launch: Launch, processes: int, parameters: Mappi
     """Of a stage, on all of its machines."""
     if module not in MULTI_PROCESS:
         return 1
-    machines = num_machines(job_parameters(module, processes, parameters)) if launch == "slurm" else 1
-    return processes * machines
+    return processes * (num_machines(parameters) if launch == "slurm" else 1)
 
 
 def num_gpus(module: str, launch: Launch, processes: int, parameters: Mapping[str, Any]) -> int:
-    """GPUs that a stage holds while it runs: one a process, or what its job asks of each node."""
-    count = num_processes(module, launch, processes, parameters)
+    """GPUs that a stage holds while it runs where the device is one: one a process, or what its job asks of
+    each node."""
     if launch != "slurm":
-        return count
-    wanted = job_parameters(module, processes, parameters)
-    held = wanted.get("gpus_per_node")
-    return count if held is None else held * wanted.get("nodes", 1)
+        return num_processes(module, launch, processes, parameters) if uses_gpu(module) else 0
+    wanted = job_parameters(module, processes, parameters, is_gpu=True)
+    return wanted.get("gpus_per_node", 0) * wanted.get("nodes", 1)
 
 
-def submit(stage: Stage, processes: int, environment: Mapping[str, str], parameters: Mapping) -> SlurmJob:
+def submit(
+    stage: Stage, processes: int, environment: Mapping[str, str], parameters: Mapping, *, is_gpu: bool = False
+) -> SlurmJob:
     """A stage as a job; its submission files lie in the stage's folder."""
-    wanted = job_parameters(stage.module, processes, parameters)
+    wanted = job_parameters(stage.module, processes, parameters, is_gpu=is_gpu)
     executor = slurm_executor(stage.folder / "slurm", wanted, stage.name)
     words = stage_words(stage, processes, num_machines(wanted))
     return SlurmJob(executor.submit(RunStage(words, environment, str(stage.log))), stage)

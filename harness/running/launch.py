@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from encoder.runtime.config import ROOT, dump, resolve
 from encoder.runtime.stage import DONE, make_writable, sha256_json, write_json
-from harness.running import engines, provenance
+from harness.running import engines, gpus, provenance
 from harness.running.display import Display
 from harness.running.engines import LAUNCH, Launch, Work
 from harness.running.stages import Graph, Stage
@@ -58,6 +58,9 @@ class Launcher:
     launch: Launch = "local"
     processes: int = 1  # of the stages that several can share; with torchrun and slurm
     slurm: Mapping[str, Any] = field(default_factory=dict)  # submitit's parameters
+    device: str = "cpu"  # of the stages: on a GPU, Slurm is asked for some, and local jobs take turns on them
+    gpus: list[str] = field(default_factory=list)  # of this machine, as CUDA_VISIBLE_DEVICES names them
+    gpu_of: dict[Path, str] = field(default_factory=dict)  # of the running stages that have one to themselves
     outcomes: dict[Path, Outcome] = field(default_factory=dict)
     running: dict[Path, tuple[Stage, Work, float]] = field(default_factory=dict)
 
@@ -69,6 +72,8 @@ class Launcher:
         """
         if self.launch == "slurm":
             self.jobs = len(self.graph)  # the cluster decides what runs at once
+        elif self.device == "cuda":
+            self.gpus = gpus.visible_gpus()
         reused = [stage for stage in self.graph if stage.whole() is not None]
         self.outcomes.update({stage.folder: Outcome("reused") for stage in reused})
         self.display.reused(reused)
@@ -120,12 +125,22 @@ class Launcher:
             log.write(f"{_ATTEMPT}{time.strftime('%F %T')} python -m {stage.module}\n")
             log.flush()
             if self.launch == "slurm":
-                work = engines.submit(stage, self.processes, environment, self.slurm)
+                is_gpu = self.device == "cuda"
+                work = engines.submit(stage, self.processes, environment, self.slurm, is_gpu=is_gpu)
             else:
-                environment = {**os.environ, **environment}
+                environment = {**os.environ, **environment, **self._take_gpu(stage)}
                 work = engines.start_process(stage, self.processes, environment, log, self.lock)
         self.running[stage.folder] = (stage, work, time.monotonic())
         self.display.started(stage)
+
+    def _take_gpu(self, stage: Stage) -> dict[str, str]:
+        """The variable that gives a stage in one process the GPU on which the fewest others run; nothing
+        where it uses none, there is none, or several processes share them all."""
+        is_shared = self.processes > 1 and stage.module in engines.MULTI_PROCESS
+        if not self.gpus or is_shared or not gpus.uses_gpu(stage.module):
+            return {}
+        self.gpu_of[stage.folder] = gpus.least_busy(self.gpus, self.gpu_of.values())
+        return {gpus.VARIABLE: self.gpu_of[stage.folder]}
 
     def _collect(self) -> None:
         for stage, process, started in list(self.running.values()):
@@ -133,6 +148,7 @@ class Launcher:
             if code is None:
                 continue
             del self.running[stage.folder]
+            self.gpu_of.pop(stage.folder, None)
             seconds = time.monotonic() - started
             if code == 0 and stage.done() is not None:
                 self._end(stage, Outcome("done", seconds=seconds))

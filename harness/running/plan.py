@@ -13,8 +13,6 @@ from harness.running.display import clock
 from harness.running.engines import num_gpus, num_processes
 from harness.running.stages import Graph, Stage
 
-_WITHOUT_GPU = ("encoder.data.", "harness.own_", "harness.trained")  # modules
-
 
 def print_choices(console: Console) -> None:
     """Suites, presets, encoders and lmms-eval tasks, each with what its file says about it."""
@@ -94,13 +92,11 @@ def _computed(stage: Stage, preset: Preset, options: Options) -> float | None:
 
 
 def _units(module: str, preset: Preset, options: Options, is_gpu: bool) -> int:
-    """GPUs that a stage holds (rendering, packing and reading logs: none, unless its job asks for some), or
-    cores that it keeps busy."""
+    """GPUs that a stage holds (rendering, packing and reading logs: none), or cores that it keeps busy."""
     launched = options.launch, options.processes, preset.slurm
     if not is_gpu:
         return preset.threads * num_processes(module, *launched)
-    is_asked = options.launch == "slurm" and "gpus_per_node" in preset.slurm
-    return 0 if module.startswith(_WITHOUT_GPU) and not is_asked else num_gpus(module, *launched)
+    return num_gpus(module, *launched)
 
 
 def _megabytes(folder: Path) -> float:

@@ -44,11 +44,11 @@ def package_versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """The working tree's commit, with `-dirty` where tracked files differ from it, results apart (a run
     renders them); None outside a clone."""
-    commit = _output(["git", "-C", str(ROOT), "rev-parse", "HEAD"])
+    commit = output(["git", "-C", str(ROOT), "rev-parse", "HEAD"])
     if not commit:
         return None
     changed = ["git", "-C", str(ROOT), "status", "--porcelain", "-uno", "--", ".", ":!results"]
-    return commit + ("-dirty" if _output(changed) else "")
+    return commit + ("-dirty" if output(changed) else "")
 
 
 @functools.cache
@@ -56,7 +56,7 @@ def hardware() -> dict[str, str | int | None]:
     """Processor, cores, memory in GiB and GPU of this machine."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    gpu = _output(query) if shutil.which(query[0]) else ""
+    gpu = output(query) if shutil.which(query[0]) else ""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -75,7 +75,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _output(command: list[str]) -> str:
+def output(command: list[str]) -> str:
+    """What a command prints; nothing where it fails or is not there."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
     except (OSError, subprocess.SubprocessError):

