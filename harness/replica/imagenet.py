@@ -74,7 +74,7 @@ def _files(config: ReplicaConfig, split: str) -> Iterator[_File]:
     stream = scenes(config.seed, f"imagenet/{split}", of_scenes)
     while any(len(found) < num for found in by_class.values()):
         scene = next(stream)
-        if len(by_class.get(scene.label, range(num))) < num:
+        if scene.label in by_class and len(by_class[scene.label]) < num:
             by_class[scene.label].append(scene)
     number = 0
     for label, found in by_class.items():
@@ -82,8 +82,8 @@ def _files(config: ReplicaConfig, split: str) -> Iterator[_File]:
             number += 1
             picture = draw(scene, size_of(number))
             data = _odd(picture, place) if label == 0 else jpeg(picture)
-            train = f"{synsets[label]}_{number}.JPEG"
-            yield train if split == "train" else f"ILSVRC2012_val_{number:08d}.JPEG", label, data
+            stem = f"{synsets[label]}_{number}" if split == "train" else f"ILSVRC2012_val_{number:08d}"
+            yield f"{stem}.JPEG", label, data
 
 
 def _odd(picture: Image.Image, place: int) -> bytes:

@@ -1,6 +1,5 @@
 """All sources, one after the other, under one root."""
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,7 +51,7 @@ def write(root: Path, config: ReplicaConfig) -> Iterator[str]:
     if root.exists() and any(root.iterdir()):
         raise ValueError(f"{root} is not empty: a replica takes a folder of its own; choose another")
     make_writable(root)
-    sizes = resolve(dataclasses.replace(config))
+    sizes = resolve(config)
     write_mark(root, config.seed, sizes, complete=False)
     for name, make in (SOURCES | (NETWORKS if config.networks else {})).items():
         yield f"{name:15} {make(root, config)}"

@@ -19,7 +19,7 @@ from torchvision.datasets import ImageFolder
 import harness.replica
 from encoder.runtime.config import ConfigError, load
 from harness.replica import __main__ as command
-from harness.replica import benchmarks, imagenet, llava, shards
+from harness.replica import benchmarks, imagenet, llava, shards, yes_no
 from harness.replica.config import ReplicaConfig
 from harness.replica.mark import MARK, README, is_marked, write_mark
 from harness.replica.write import write
@@ -108,13 +108,13 @@ def test_the_answers_of_each_benchmark_are_balanced_as_published(data, tmp_path)
     pairs: dict[str, list] = {}
     for row in mme:
         pairs.setdefault(row["question_id"], []).append(row["answer"])
-    assert len(pairs) == len(benchmarks.MME_TOPICS)
+    assert len(pairs) == len(yes_no.MME_TOPICS)
     assert all(sorted(answers) == ["No", "Yes"] for answers in pairs.values())
     pope = _rows(data, "POPE", None, "test", tmp_path).select_columns(["category", "answer"])
     counts = {(row["category"], row["answer"]): 0 for row in pope}
     for row in pope:
         counts[row["category"], row["answer"]] += 1
-    assert set(counts) == {(name, answer) for name in benchmarks.POPE_SETTINGS for answer in ("yes", "no")}
+    assert set(counts) == {(name, answer) for name in yes_no.POPE_SETTINGS for answer in ("yes", "no")}
     assert len(set(counts.values())) == 1
     full = _rows(data, "ScienceQA", "ScienceQA-FULL", "test", tmp_path)
     pictured = _rows(data, "ScienceQA", "ScienceQA-IMG", "test", tmp_path)

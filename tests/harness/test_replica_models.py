@@ -206,3 +206,30 @@ def test_every_network_s_folder_says_that_it_is_a_replica(root):
     folders += [*clip.MODELS, *(f"{openvision3.FOLDER}/{name}" for name in openvision3.RELEASES)]
     for folder in folders:
         assert "Replica" in (root / folder / README).read_text()
+
+
+def test_our_own_readers_take_them_too(root):
+    """What was written without them."""
+    from encoder.load import load_encoder
+    from encoder.metrics.inception import Inception
+    from encoder.metrics.statistics import Statistics
+    from harness.metrics.lpips import Lpips
+    from rae_bridge.config import AdversarialConfig
+    from rae_bridge.discriminator import FrozenFeatures
+
+    pixels = torch.rand(1, 3, 100, 80)
+    codec = str(root / vae.FOLDER)
+    for name, (side, width, *_) in openvision3.RELEASES.items():
+        frozen = load_encoder(str(root / openvision3.FOLDER / name), vae=codec)
+        assert frozen.encode(pixels).shape == (1, (side // 2) ** 2, width)
+    for name, (patch_size, width, _, _) in clip.MODELS.items():
+        frozen = load_encoder(f"clip:{root / name}", features="penultimate")
+        assert frozen.encode(pixels).shape == (1, (224 // patch_size) ** 2, width)
+    assert Inception.load(str(root / judges.INCEPTION / judges.INCEPTION_FILE)) is not None
+    for net, file in judges.TRUNKS.items():
+        assert Lpips(net, str(root / judges.LPIPS / file))(pixels, 1 - pixels).item() > 0
+    seen = FrozenFeatures(AdversarialConfig(checkpoint=str(root / dino.FOLDER / dino.WEIGHTS)))
+    assert [tuple(each.shape) for each in seen(pixels)] == [(1, 384, 784)] * 5
+    path = root / adm.FOLDER / adm.FILE
+    assert Statistics.load(path).mean.shape == (2048,)
+    assert Statistics.load(path, "mu_s", "sigma_s").mean.shape == (2023,)
