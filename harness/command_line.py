@@ -8,21 +8,23 @@ from pathlib import Path
 
 from rich.console import Console
 
-from encoder.runtime.config import dump
+from encoder.runtime.config import ConfigError, dump
 from encoder.runtime.stage import BAD_INPUT, INTERRUPTED, make_writable
 from harness import report, subcommands
 from harness.config import (
     ABLATION,
     ALL,
+    REHEARSAL,
     Options,
     Preset,
     SuiteConfig,
     chosen_suites,
+    find_places,
     parse,
     results_folder,
     written_preset,
 )
-from harness.encoders import resolve_encoder
+from harness.encoders import Encoder, resolve_encoder
 from harness.running import engines
 from harness.running.display import Display
 from harness.running.launch import Launcher, Outcome
@@ -31,6 +33,7 @@ from harness.running.plan import print_choices, print_plan
 from harness.running.stages import Graph
 from harness.suites import plan_suite
 from harness.suites.foundation import add_foundation
+from harness.suites.released import add_released
 from harness.suites.request import Request, SuitePlan
 from harness.tables import against_baseline, grids, leaderboard
 from harness.tables.result_files import Identity, collect, merge_seeds
@@ -50,6 +53,9 @@ python harness/run.py check encoders=[...]         do they keep the contract? li
                                        module:my_module:MyEncoder, timm:<model>, ... (the preset's)
   seeds=[0,1]                          what depends on the seed runs for each: mean, deviation, n
   launch=local|torchrun|slurm          how stages start; processes=8: of those that several can share
+  data_root=<folder>                   where preset=paper's sources lie (docs/paper.md)
+  tasks=[pope,gqa]                     these benchmarks of preset=paper alone
+  overrides=<file.yaml>                values over the preset's, as on the command line
   seed=0  device=cpu|cuda  runs_dir=runs  results_dir=results
   a.b=value                            a value of the preset, e.g. rae.train.num_steps=100; the tables of
                                        such a run go to results/local, not into the preset's own
@@ -103,11 +109,14 @@ def make_plans(graph: Graph, options: Options, preset: Preset) -> list[SuitePlan
     foundation = add_foundation(graph, preset, preset.foundation, device) if preset.foundation else None
     made = foundation.encoders if foundation else {}
     written = written_preset(options.preset)
+    places = find_places(options, preset)
+    if options.tasks and places is None:
+        raise ConfigError(f"tasks={options.tasks} are benchmarks of presets on real sources, as preset=paper")
 
     def request(suite: SuiteConfig, into: Graph, seed: int) -> Request:
         controls = [preset.controls.get(name, name) for name in suite.controls]
-        words = dict.fromkeys([*names, *controls])
-        encoders = [made.get(name) or resolve_encoder(name) for name in words]
+        words = dict.fromkeys([*names, *filter(None, controls)])
+        encoders = [made.get(name) or _encoder(into, preset, places, suite, name) for name in words]
         return Request(
             graph=into,
             preset=preset,
@@ -117,9 +126,11 @@ def make_plans(graph: Graph, options: Options, preset: Preset) -> list[SuitePlan
             seed=seed,
             device=device,
             foundation=foundation,
+            places=places,
+            tasks=options.tasks,
         )
 
-    if preset.baseline is not None and preset.baseline not in {*names, *made}:
+    if preset.baseline is not None and preset.baseline not in {*names, *made, *preset.released}:
         resolve_encoder(preset.baseline)  # a misspelt one would leave every comparison out
     chosen = chosen_suites(options.suite)
     plans = []
@@ -128,9 +139,18 @@ def make_plans(graph: Graph, options: Options, preset: Preset) -> list[SuitePlan
         plans += [plan_suite(request(suite, graph, seed)) for suite in chosen]
     every = chosen_suites(ALL) + (chosen_suites(ABLATION) if preset.ablation else [])
     for suite in every:
-        if suite not in chosen:
+        if suite not in chosen and places is None:  # who has LLaVA's data need not have ImageNet
             plan_suite(request(suite, Graph(graph.runs_dir), options.seed))
     return plans
+
+
+def _encoder(
+    graph: Graph, preset: Preset, places: Mapping[str, Path] | None, suite: SuiteConfig, name: str
+) -> Encoder:
+    """A release of the preset's, or whatever else the word means."""
+    if name in preset.released:
+        return add_released(graph, name, preset.released[name], suite.name, places)
+    return resolve_encoder(name)
 
 
 def run(graph: Graph, plans: list[SuitePlan], options: Options, preset: Preset, console: Console) -> int:
@@ -154,8 +174,9 @@ def run(graph: Graph, plans: list[SuitePlan], options: Options, preset: Preset, 
         )
         outcomes = launcher.run()
         suites = {plan.suite.name: [each for each in plans if each.suite is plan.suite] for plan in plans}
+        results = results_folder(options, preset)
         reports = [_report(seeds, outcomes, options, preset, console) for seeds in suites.values()]
-        page = report.write(results_folder(options, preset))
+        page = report.write(results)
     console.print("\nfiles:")
     for path in [*(path for each in reports for path in each.files), page]:
         console.print(f"  {_shown(path)}", highlight=False, soft_wrap=True, markup=False)
@@ -179,10 +200,13 @@ def _report(
     suite's plan for each seed.
     """
     plan = plans[0]
-    folder = results_folder(options, preset) / plan.suite.name
+    results = results_folder(options, preset)
+    folder, is_rehearsal = results / plan.suite.name, results.name == REHEARSAL
     seeds = []
     for each in plans:
-        identity = Identity(suite=plan.suite.name, preset=options.preset, seed=each.seed)
+        identity = Identity(
+            suite=plan.suite.name, preset=options.preset, seed=each.seed, rehearsal=is_rehearsal
+        )
         seeds.append([collect(row, outcomes, folder, identity) for row in each.rows])
     rows = [merge_seeds(runs) for runs in zip(*seeds, strict=True)]
     against_baseline.write([each.rows for each in plans], outcomes, preset.baseline, folder)

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from encoder.options import FeatureChoice
-from encoder.runtime.config import ROOT, ConfigError, choose, load, nearest, resolve
+from encoder.runtime.config import ROOT, ConfigError, choose, load, nearest, read_yaml, resolve
 from encoder.runtime.stage import sha256_json
+from harness.paper.sources import SourcesConfig, locate
+from harness.replica.mark import is_in_replica
 
 CONFIGS = ROOT / "configs"
 ABLATION = "ablation"  # the suite that a preset need not have
 ALL = "all"  # suite=all: every suite that does not train encoders
 # Of encoder.options.TrainConfig: which samples are seen, in which order
 _SAMPLES = ("num_steps", "batch_size", "image_size", "train_limit", "seed", "contrastive_texts", "init")
+REHEARSAL = "rehearsal"  # the results folder of whatever reads a replica
 LOCAL = "local"  # below the results folder: runs with values of their own; git ignores it
 _WITHOUT_EFFECT = ("jobs", "slurm", "seconds", "disk_mb", "assumed_flops")  # of a preset, on any number
 Config = TypeVar("Config")
@@ -36,6 +39,9 @@ class Options:
     device: Literal["cpu", "cuda"] | None = None  # None: the preset's
     launch: Literal["local", "torchrun", "slurm"] = "local"
     processes: int = 1  # of one machine, for the stages that several can share; torchrun and slurm
+    overrides: Path | None = None  # YAML of values over the preset's, under those of the command line
+    data_root: Path | None = None  # the folder of a preset's real sources: `harness.paper.sources`
+    tasks: list[str] | None = None  # benchmarks of suite=understanding on real sources; None: the preset's
     runs_dir: Path = ROOT / "runs"
     results_dir: Path = ROOT / "results"
 
@@ -61,10 +67,14 @@ class Options:
 class LlavaSections:
     """Values for the stages of `llava_bridge`."""
 
-    # Folder of a causal language model with its tokenizer; None: the one that the foundation trains
+    # Folder of a causal language model with its tokenizer; None: the foundation's, or the real sources'
     language_model: str | None = None
     task_dir: str = "harness/tasks"
-    tasks: dict[str, str]  # lmms-eval task -> parquet file below the data folder
+    tasks: dict[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # lmms-eval task -> parquet file below the data folder
+    # Names in llava_bridge.benchmarks, asked on real sources
+    benchmarks: list[str] = dataclasses.field(default_factory=list)
     align: dict[str, Any]  # LLaVA-1.5 stage 1: llava_bridge.config.LlavaConfig
     instruct: dict[str, Any]  # LLaVA-1.5 stage 2: llava_bridge.config.LlavaConfig
     evaluate: dict[str, Any]  # llava_bridge.config.EvaluateConfig
@@ -77,6 +87,8 @@ class RaeSections:
     train: dict[str, Any]  # TrainDiTConfig
     generate: dict[str, Any]  # GenerateConfig
     reconstruct: dict[str, Any]  # ReconstructConfig
+    # TrainDecoderConfig, for encoders whose config says `decoder: train`
+    train_decoder: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +146,15 @@ class FoundationSections:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ReleasedEncoder:
+    """A row on real sources; the two suites may judge releases of different resolutions. Each holds fields of
+    encoder.options.EncoderConfig, `{openvision3}` and the like standing for a source's path."""
+
+    understanding: dict[str, Any]
+    generation: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """One size of everything: `configs/presets/<name>.yaml`."""
 
@@ -142,7 +163,10 @@ class Preset:
     device: Literal["cpu", "cuda"] = "cpu"
     jobs: int = 1  # stages that run at the same time
     threads: int = 1  # of each stage; part of what makes a run repeatable
-    scenes: dict[str, Any]  # encoder.options.ScenesConfig
+    # With `released`, the paper's own data in place of Scenes: places beside `data_root`
+    sources: SourcesConfig = dataclasses.field(default_factory=SourcesConfig)
+    released: dict[str, ReleasedEncoder] = dataclasses.field(default_factory=dict)
+    scenes: dict[str, Any] = dataclasses.field(default_factory=dict)  # encoder.data.options.ScenesConfig
     own_data: dict[str, Any] = dataclasses.field(
         default_factory=dict
     )  # harness.own_data.OwnDataConfig: pictures of one's own instead
@@ -153,7 +177,8 @@ class Preset:
     score: dict[str, Any]  # ScoreConfig
     baseline: str | None = None  # the encoder that the others are tested against, question by question
     # A suite's control -> what stands for it at this size: blind has to have as many tokens as the others
-    controls: dict[str, str] = dataclasses.field(default_factory=dict)
+    # null: no such row
+    controls: dict[str, str | None] = dataclasses.field(default_factory=dict)
     ablation: AblationSections | None = None
     foundation: FoundationSections | None = None
     slurm: dict[str, Any] = dataclasses.field(
@@ -165,8 +190,12 @@ class Preset:
     disk_mb: dict[str, float] = dataclasses.field(default_factory=dict)  # likewise, of what it leaves
 
     def __post_init__(self) -> None:
-        if (self.llava.language_model is None) == (self.foundation is None):
-            raise ValueError("give either llava.language_model or a foundation section, which trains one")
+        given = (self.llava.language_model is not None, self.foundation is not None, bool(self.released))
+        if sum(given) != 1:
+            raise ValueError(
+                "give one of llava.language_model, foundation, which trains one, and released, whose sources "
+                "hold one"
+            )
         if self.jobs < 1 or self.threads < 1:
             raise ValueError(f"jobs and threads must be at least 1, got {self.jobs} and {self.threads}")
         for name, least in (("nodes", 1), ("tasks_per_node", 1), ("gpus_per_node", 0)):
@@ -232,7 +261,10 @@ def parse(words: Sequence[str]) -> tuple[Options, Preset]:
             )
     options = load(Options, None, option_words, name="command line")
     chosen_suites(options.suite)
-    preset = load(Preset, choose(presets(), options.preset, "preset"), overrides)
+    values = read_yaml(choose(presets(), options.preset, "preset"))
+    if options.overrides is not None:
+        values = merged(values, read_yaml(options.overrides))
+    preset = load(Preset, values, overrides, name=f"preset {options.preset}")
     return options, preset
 
 
@@ -264,25 +296,34 @@ def chosen_suites(name: str) -> list[SuiteConfig]:
     return [suite for suite in chosen if suite.is_part_of_all or name != ALL]
 
 
+def find_places(options: Options, preset: Preset) -> dict[str, Path] | None:
+    """Where the real sources lie; None for a preset that makes its own data."""
+    return locate(preset.sources, options.data_root) if preset.released else None
+
+
 def results_folder(options: Options, preset: Preset) -> Path:
     """Where a run's tables go: `<results_dir>/<preset>`. In the repository's own results folder, which is
     committed, a run with other values than the preset's file has, or with encoders, seeds or a device of its
-    own, goes to `local/<preset>-<hash of its values>` instead.
+    own, goes to `local/<preset>-<hash of its values>` instead. What reads a replica of the real sources goes
+    to `rehearsal`, wherever the results are.
     """
     results = options.results_dir.resolve()
+    places = find_places(options, preset)
+    if places is not None and any(is_in_replica(place) for place in places.values()):
+        return results / REHEARSAL
     values, written = (
         {key: value for key, value in resolve(each).items() if key not in _WITHOUT_EFFECT}
         for each in (preset, written_preset(options.preset))
     )
     usual = Options()
-    own = {name: getattr(options, name) for name in ("encoders", "all_seeds", "device")}
+    own = {name: getattr(options, name) for name in ("encoders", "all_seeds", "device", "tasks")}
     is_usual = values == written and all(getattr(usual, name) == value for name, value in own.items())
     if is_usual or results != usual.results_dir.resolve():
         return results / options.preset
     return results / LOCAL / f"{options.preset}-{sha256_json({**own, 'preset': values})[:8]}"
 
 
-def stage_config(cls: type[Config], section: Mapping[str, Any], name: str, **filled: Any) -> Config:
+def stage_config(cls: type[Config], section: Mapping[str, Any], name: str, /, **filled: Any) -> Config:
     """A stage's config from a preset's section and what the harness fills in (paths, seed, device).
 
     Raises:

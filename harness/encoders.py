@@ -56,10 +56,10 @@ def resolve_encoder(word: str) -> Encoder:
     names = encoder_configs()
     if word in names:
         config = load(EncoderConfig, names[word])
-        return Encoder(name=word, word=word, config=config, files=(names[word], *_files_of(config)))
+        return Encoder(name=word, word=word, config=config, files=(names[word], *files_of(config)))
     if word.endswith(".yaml") and Path(word).is_file():
         config, path = load(EncoderConfig, word), Path(word).resolve()
-        return Encoder(name=config.name, word=str(path), config=config, files=(path, *_files_of(config)))
+        return Encoder(name=config.name, word=str(path), config=config, files=(path, *files_of(config)))
     config = EncoderConfig(name=word, source=word)
     scheme, colon, _ = word.partition(":")
     if colon and not Path(word).exists():
@@ -72,10 +72,10 @@ def resolve_encoder(word: str) -> Encoder:
             f"unknown encoder '{word}'{nearest(word, names)}; names: {', '.join(names)}; "
             f"or a folder, a YAML file like theirs, a hub id, {kinds}"
         )
-    return Encoder(name=word, word=word, config=config, files=_files_of(config))
+    return Encoder(name=word, word=word, config=config, files=files_of(config))
 
 
-def _files_of(config: EncoderConfig) -> tuple[Path, ...]:
+def files_of(config: EncoderConfig) -> tuple[Path, ...]:
     """Weights folders and module files that an encoder is made of; hub ids and timm's names stand for
     themselves."""
     scheme, _, rest = config.source.partition(":")
@@ -86,7 +86,7 @@ def _files_of(config: EncoderConfig) -> tuple[Path, ...]:
     for place in (each.removesuffix(SHIFTED) for each in filter(None, places)):
         if folder := _folder(place):
             files.append(folder)
-        elif place not in ("own", "pixels") and scheme not in SCHEMES and not _is_hub_id(place):
+        elif place not in ("own", "pixels", "train") and scheme not in SCHEMES and not _is_hub_id(place):
             raise FileNotFoundError(f"encoder {config.name}: weights folder not found: {place}")
     return tuple(dict.fromkeys(files))
 

@@ -9,79 +9,13 @@ aggregation are lmms-eval's own; each task runs alone, so that one that fails co
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from llava_bridge.answers import bootstrap_stderr, mean_f1_of_settings, parse_yes_no_official
+from llava_bridge.benchmark_table import BENCHMARKS, Benchmark
 
 GQA_IMAGES = "LLAVA_BRIDGE_GQA_IMAGES"  # environment variable: GQA's picture files, joined by os.pathsep
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Benchmark:
-    """One packaged task. `metrics`: lmms-eval's key -> (ours, factor to the unit shown)."""
-
-    yaml: str  # under lmms_eval/tasks
-    data_set: str  # the hub repository's name, without its owner
-    config: str  # its folder there
-    split: str
-    metrics: Mapping[str, tuple[str, float]]
-    unit: str = "%"
-    replace: Mapping[str, Any] = field(default_factory=dict)  # keys of the packaged YAML
-
-
-BENCHMARKS = {
-    "mme": Benchmark(
-        yaml="mme/mme.yaml", data_set="MME", config="data", split="test", unit="points",
-        metrics={"mme_perception_score": ("MME-P", 1.0), "mme_cognition_score": ("MME-C", 1.0)},
-    ),
-    "seedbench": Benchmark(
-        yaml="seedbench/seedbench.yaml", data_set="SEED-Bench", config="data", split="test",
-        metrics={"seed_image": ("SEED-Bench", 100.0)},
-        replace={"process_docs": "!function llava_bridge.benchmarks.keep_images"},
-    ),
-    "scienceqa_img": Benchmark(
-        yaml="scienceqa/scienceqa_img.yaml", data_set="ScienceQA", config="ScienceQA-IMG", split="test",
-        metrics={"exact_match": ("ScienceQA-IMG", 100.0)},
-    ),
-    "gqa": Benchmark(
-        yaml="gqa/gqa.yaml", data_set="GQA", config="testdev_balanced_instructions", split="testdev",
-        metrics={"exact_match": ("GQA", 100.0)},
-    ),
-    "pope": Benchmark(
-        yaml="pope/pope.yaml", data_set="POPE", config="data", split="test",
-        metrics={
-            f"pope_{key}": (f"POPE/{name}/exact", 100.0)
-            for key, name in (
-                ("accuracy", "accuracy"), ("precision", "precision"),
-                ("recall", "recall"), ("f1_score", "f1"),
-            )
-        },
-    ),
-    "textvqa_val": Benchmark(
-        yaml="textvqa/textvqa_val.yaml", data_set="textvqa", config="data", split="validation",
-        metrics={"exact_match": ("TextVQA", 100.0)},
-    ),
-    "mmbench_en_dev_static": Benchmark(
-        yaml="mmbench/mmbench_en_dev_static.yaml", data_set="MMBench", config="en", split="dev",
-        metrics={"gpt_eval_score": ("MMBench-static", 1.0)},
-    ),
-    "ocrbench": Benchmark(
-        yaml="ocrbench/ocrbench.yaml", data_set="OCRBench", config="data", split="test",
-        metrics={"ocrbench_accuracy": ("OCRBench", 100.0)},
-        # the packaged sum is over 1,000 whatever was asked, and adds up over the runs of a process
-        replace={"metric_list": "[{metric: ocrbench_accuracy, higher_is_better: true, "
-                 "aggregation: !function llava_bridge.benchmarks.mean_of_scores}]"},
-    ),
-    "chartqa": Benchmark(
-        yaml="chartqa/chartqa.yaml", data_set="ChartQA", config="data", split="test",
-        metrics={"relaxed_overall": ("ChartQA", 100.0)},
-    ),
-}  # fmt: skip
-PAPER = ("mme", "seedbench", "scienceqa_img", "gqa", "pope")  # of OpenVision 3's Table 4
-TASK_SETS = {"paper": PAPER, "extended": tuple(BENCHMARKS)}
 
 
 def find_parquet(benchmark: Benchmark, task: str, data_root: Path) -> list[Path]:

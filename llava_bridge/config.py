@@ -180,6 +180,7 @@ class EvaluateConfig:
     task_dir: str = "harness/tasks"  # folder of those tasks' YAMLs
     # public benchmarks as lmms-eval packages them, each of which runs or says why not: see `benchmarks`
     task_set: Literal["none", "paper", "extended"] = "none"
+    benchmarks: list[str] = field(default_factory=list)  # these instead, by their names in `benchmarks`
     data_root: str | None = None  # folder of their parquet files; None: from the hub
     batch_size: int = 64
     max_new_tokens: int = 16
@@ -190,5 +191,5 @@ class EvaluateConfig:
     seed: int = 0  # of the bootstrap behind the standard errors
 
     def __post_init__(self):
-        if not self.tasks and self.task_set == "none":
-            raise ValueError("nothing to evaluate: give tasks or task_set")
+        if not self.tasks and not self.benchmarks and self.task_set == "none":
+            raise ValueError("nothing to evaluate: give tasks, benchmarks or task_set")

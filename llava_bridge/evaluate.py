@@ -125,17 +125,18 @@ def run_benchmarks(
 ) -> dict[str, str]:
     """Run the task set's benchmarks one by one, add their metrics to `metrics` and their answers to
     samples.jsonl; returns {metric key: reason} of those that could not run."""
-    if config.task_set == "none":
+    if not config.benchmarks and config.task_set == "none":
         return {}
-    from llava_bridge.benchmarks import BENCHMARKS, TASK_SETS, reason, run_task
+    from llava_bridge.benchmark_table import BENCHMARKS, TASK_SETS
+    from llava_bridge.benchmarks import reason, run_task
 
     data_root = ROOT / config.data_root if config.data_root is not None else None
     not_run: dict[str, str] = {}
-    for task in TASK_SETS[config.task_set]:
+    for task in config.benchmarks or TASK_SETS[config.task_set]:
         try:
             scores, rows = run_task(task, data_root, out_dir / "tasks", score)
         except Exception as error:  # of any kind: the reason stands in the result, the others go on
-            not_run |= dict.fromkeys((key for key, _ in BENCHMARKS[task].metrics.values()), reason(error))
+            not_run |= dict.fromkeys(BENCHMARKS[task].keys, reason(error))
             continue
         metrics |= scores
         with (out_dir / "samples.jsonl").open("a") as file:
@@ -146,7 +147,8 @@ def run_benchmarks(
 def evaluate(config: EvaluateConfig, out_dir: Path) -> dict:
     # ---- setup
     out_dir = out_dir.resolve()
-    is_local = config.task_set == "none" or config.data_root is not None
+    has_public = bool(config.benchmarks) or config.task_set != "none"
+    is_local = not has_public or config.data_root is not None
     if is_local and all(parquet is not None for parquet in config.tasks.values()):
         go_offline(out_dir / _CACHE)
     os.chdir(out_dir)

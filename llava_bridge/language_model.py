@@ -5,10 +5,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from encoder.data.records import IMAGE
-from llava_bridge.tokenizer import load_tokenizer
 
 _PAD = "<pad>"
 # What some kinds do to their logits, which LLaVA's own head would leave out
@@ -45,7 +44,7 @@ def _misfit(language_model: nn.Module, body: nn.Module) -> str | None:
 
 def open_tokenizer(llm: Path | str) -> PreTrainedTokenizerBase:
     """The language model's tokenizer, with a token for a picture and one that fills rows up."""
-    tokenizer = load_tokenizer(llm)
+    tokenizer = AutoTokenizer.from_pretrained(llm)
     if tokenizer.convert_tokens_to_ids(IMAGE) in (None, tokenizer.unk_token_id):
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
     if tokenizer.pad_token is None:

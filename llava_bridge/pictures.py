@@ -21,13 +21,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from encoder.data.embedded import EmbeddedPictures
 from encoder.data.pictures import check_size, decode_picture
 from encoder.data.roots import find_picture
 from encoder.runtime.config import ROOT
 from encoder.runtime.stage import write_json
 from encoder.token_store import TokenStore
 from llava_bridge.config import LlavaConfig
-from llava_bridge.embedded import EmbeddedPictures
 from llava_bridge.tower import FrozenTowerConfig, resize_grid
 
 END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # in a whole file's last bytes

@@ -71,10 +71,25 @@ class OnlineConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainDiTConfig:
-    """Stage `rae_bridge.train`: a diffusion transformer on the cached tokens of one frozen encoder."""
+class PicturesConfig:
+    """Pictures whose tokens are encoded anew at every step: `rae_bridge.live`."""
 
-    tokens: str  # folder written by `encoder.tokens` or `rae_bridge.cache`
+    folder: str  # as `encoder.data.picture_set.open_pictures` takes it
+    encoder: str  # what `encoder.load_encoder` takes
+    features: Features | None = None  # None: those that the encoder's config names for generation
+    split: Literal["train", "val", "test"] = "train"
+    num_for_statistics: int = 50_000  # pictures whose tokens give the latents' mean and variance
+    encode_batch_size: int = 64
+    num_threads: int = 8  # of each process, which read and decode
+    picture_cache: str = "runs/pictures"  # where parquet's pictures are copied, once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainDiTConfig:
+    """Stage `rae_bridge.train`: a diffusion transformer on the tokens of one frozen encoder."""
+
+    tokens: str | None = None  # folder written by `encoder.tokens` or `rae_bridge.cache`
+    pictures: PicturesConfig | None = None  # or pictures, encoded as they are needed
     num_classes: int
     num_steps: int
     batch_size: int = 1024
@@ -97,6 +112,8 @@ class TrainDiTConfig:
     checkpoint_steps: int = 500
 
     def __post_init__(self) -> None:
+        if (self.tokens is None) == (self.pictures is None):
+            raise ValueError("give either tokens, a folder that holds them, or pictures to encode")
         if self.batch_size % (self.micro_batch_size or self.batch_size):
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}"
@@ -209,6 +226,8 @@ class ReconstructConfig:
     data: str  # folder with {train,val,test}/*.tar
     split: Literal["train", "val", "test"] = "test"
     limit: int | None = None
+    # px on a side of what is compared, to which the decoder's pictures are brought; None: the decoder's own
+    image_size: int | None = None
     rounding: Literal["round", "truncate"] = "round"  # of x 255 to uint8; RAE truncates
     batch_size: int = 100
     device: Device = "cpu"

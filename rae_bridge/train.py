@@ -36,6 +36,7 @@ from rae_bridge.flow import flow_loss, interpolate, sample_time, shift_time, tra
 from rae_bridge.generate import TrainedFlow, stream_samples
 from rae_bridge.judge import FrechetJudge
 from rae_bridge.latents import CachedLatents, LatentStatistics, open_latents
+from rae_bridge.live import LiveTokens
 from rae_bridge.ranks import Ranks, no_sync, unwrapped
 from rae_bridge.shapes import DiTConfig
 
@@ -209,15 +210,24 @@ def build_model(config: TrainDiTConfig, cache: CachedLatents) -> DiT:
     return build_dit(shape)
 
 
-def load_rows(cache: CachedLatents, config: TrainDiTConfig, part: slice, step: int) -> tuple[Tensor, Tensor]:
-    """Latents (B D h w, not normalised) and classes (B,) of rows of a step, on the CPU, mirrored at random if
-    they can be.
+def open_tokens(config: TrainDiTConfig, device: str) -> CachedLatents | LiveTokens:
+    """The tokens to train on: kept in a folder, or encoded as they are needed."""
+    if config.pictures is not None:
+        return LiveTokens.open(config.pictures, device)
+    return open_latents(ROOT / config.tokens)
+
+
+def load_rows(
+    cache: CachedLatents | LiveTokens, config: TrainDiTConfig, part: slice, step: int
+) -> tuple[Tensor, Tensor]:
+    """Latents (B D h w, not normalised) and classes (B,) of rows of a step, some mirrored if they can be:
+    kept ones on the CPU, live ones where the encoder is.
     """
     indices = checkpoint.batch_indices(config.seed, step, config.batch_size, len(cache.labels))[part]
     draw = checkpoint.step_generator(config.seed, step, "flip")
     is_flipped = (torch.rand(config.batch_size, generator=draw) < 0.5)[part] if cache.has_flips else None
     rows = cache.latents(indices, is_flipped), cache.labels[indices]
-    is_pinned = config.device != "cpu" and torch.cuda.is_available()  # copied while the GPU computes
+    is_pinned = rows[0].is_cpu and config.device != "cpu" and torch.cuda.is_available()  # copied meanwhile
     return (rows[0].pin_memory(), rows[1].pin_memory()) if is_pinned else rows
 
 
@@ -229,7 +239,7 @@ def train(config: TrainDiTConfig, out_dir: Path) -> dict:
     ranks = Ranks.start(config.device)
     set_tf32(ranks.device, config.tf32)
     part = ranks.part(config.batch_size)
-    cache = open_latents(ROOT / config.tokens)
+    cache = open_tokens(config, ranks.device)
     if int(cache.labels.max()) >= config.num_classes:
         raise ValueError(
             f"num_classes {config.num_classes}: the tokens have a label {int(cache.labels.max())}"

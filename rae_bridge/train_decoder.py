@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from encoder.data.batch import to_pixels
-from encoder.data.shards import load_images
+from encoder.data.picture_set import load_pictures
 from encoder.frozen import FrozenEncoder
 from encoder.metrics.psnr import psnr
 from encoder.models.losses import pixel_l1
@@ -172,7 +172,7 @@ def load_splits(
     size = config.image_size or encoder.image_size
     limits = {"train": config.train_limit, config.eval_split: config.eval_limit}
     images = {
-        split: torch.as_tensor(load_images(ROOT / config.data, split, limit, image_size=size)[0])
+        split: torch.as_tensor(load_pictures(ROOT / config.data, split, limit, image_size=size)[0])
         for split, limit in limits.items()
     }
     if ranks.is_main:

@@ -35,6 +35,7 @@ WINGS = {
     "harness.report": ("harness.tables",),
     "harness.suites": (
         "harness.config",
+        "harness.described",
         "harness.encoders",
         "harness.metrics",
         "harness.own_data",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from encoder.data.shards import load_images
+from encoder.data.picture_set import load_pictures
 from encoder.runtime.config import ROOT, ConfigError, load, resolve
 from encoder.runtime.device import require_device
 from encoder.runtime.stage import main, progress, sha256_file, write_json
@@ -48,7 +48,7 @@ def run(config: ReferenceConfig, out_dir: Path) -> dict:
     if isinstance(network, EncoderJudge):
         judge = dataclasses.replace(judge, sha256=network.encoder.fingerprint)
     num, num_sets = config.num_samples, 1 if config.statistics else 2
-    pictures, records = load_images(
+    pictures, records = load_pictures(
         config.data, config.split, limit=num_sets * num, image_size=config.image_size
     )
     if len(pictures) < num_sets * num:

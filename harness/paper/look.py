@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.paper import data_sets, networks
 from harness.paper.sources import LARGE, SOURCES, SourcesConfig, places
-from harness.replica.mark import is_marked
+from harness.replica.mark import is_in_replica
 
 Counts = Mapping[str, int]
 # source -> a look at its place: what is counted, then each fault in one line
@@ -64,12 +64,6 @@ def look(
         replica = path is not None and is_in_replica(path)
         seen.append(Seen(name, source.what, path, looked, source.how, counts, tuple(faults), replica))
     return seen
-
-
-def is_in_replica(path: Path) -> bool:
-    """Whether a file or folder lies in a replica: what is made of it is a rehearsal."""
-    path = path.resolve()
-    return any(is_marked(folder) for folder in (path, *path.parents))
 
 
 def _check(name: str, path: Path) -> tuple[Counts, list[str]]:

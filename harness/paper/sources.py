@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from encoder.runtime.config import ROOT
+from encoder.runtime.config import ROOT, ConfigError
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +66,24 @@ SOURCES = {
     "dino": Source("DINO ViT-S/8", ("dino/model.safetensors",), "hub timm/vit_small_patch8_224.dino"),
 }
 LARGE = {"clip": Source("CLIP L/14", ("clip-vit-large-patch14",), "hub openai/clip-vit-large-patch14")}
+
+
+def locate(config: SourcesConfig, data_root: Path | None, *, is_large: bool = False) -> dict[str, Path]:
+    """Every source's path by its name: the first of its places that is there, else the first of them.
+
+    Raises:
+        ConfigError: a source has no place: neither one of its own nor a `data_root`.
+    """
+    found = {}
+    for name, source in (SOURCES | (LARGE if is_large else {})).items():
+        looked = places(name, source, config, data_root)
+        if not looked:
+            raise ConfigError(
+                f"no place for {name} ({source.what}): give data_root=<folder>, laid out as docs/paper.md "
+                f"says, or sources.{name}=<path>"
+            )
+        found[name] = next((place for place in looked if place.exists()), looked[0]).resolve()
+    return found
 
 
 def places(name: str, source: Source, config: SourcesConfig, data_root: Path | None) -> list[Path]:

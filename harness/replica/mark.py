@@ -22,6 +22,12 @@ def is_marked(root: Path) -> bool:
     return (root / MARK).is_file()
 
 
+def is_in_replica(path: Path) -> bool:
+    """Whether a file or folder lies in a replica: what is made of it is a rehearsal."""
+    path = path.resolve()
+    return any(is_marked(folder) for folder in (path, *path.parents))
+
+
 def readme(what: str, published: str) -> str:
     """The text of a source's README."""
     return (

@@ -20,8 +20,9 @@ from harness.config import AblationSections, LlavaSections, RaeSections, merged,
 from harness.encoders import Encoder
 from harness.running.stages import Stage
 from harness.suites.generation import RECONSTRUCTIONS, add_generation, add_reconstruction, add_reference
+from harness.suites.lessons import of_scenes
 from harness.suites.request import Request, SuitePlan
-from harness.suites.shared import add_scenes
+from harness.suites.shared import Pictures, add_scenes
 from harness.suites.understanding import add_answers
 from harness.tables.result_files import Part, Row
 from harness.trained import ENCODER_FILE, KEYS, TrainedConfig
@@ -53,7 +54,7 @@ def plan(request: Request) -> SuitePlan:
         choose(request.suite.studies, name, "study")
     request = dataclasses.replace(request, preset=_at_this_size(request.preset, sections))
     scenes = add_scenes(request)
-    reference = add_reference(request, scenes)
+    reference = add_reference(request, Pictures(folder=str(scenes.folder), made_by=scenes))
     variants = _variants(request, sections, scenes)
     rows, rebuilt, synergy = [], {}, {}
     for variant in variants:
@@ -134,13 +135,13 @@ def _row(
         files=(),
         stages=(variant.trained, described),
     )
-    checkpoint = encoder.checkpoint
-    stage, pictures = add_reconstruction(request, encoder, scenes, reference)
-    parts = [Part(stage=described, keys=KEYS, checkpoint=checkpoint), pictures]
+    checkpoint, pictures = encoder.checkpoint, Pictures(folder=str(scenes.folder), made_by=scenes)
+    stage, rebuilt = add_reconstruction(request, encoder, pictures, reference)
+    parts = [Part(stage=described, keys=KEYS, checkpoint=checkpoint), rebuilt]
     if set(variant.groups) & set(sections.bridges):
-        answers = add_answers(request, encoder, scenes, ANSWER_KEYS)
+        answers = add_answers(request, encoder, of_scenes(request, ANSWER_KEYS))
         parts.append(dataclasses.replace(answers, only_keys=True))
-        parts.append(add_generation(request, encoder, scenes, reference, stage)[1])
+        parts.append(add_generation(request, encoder, pictures, reference, stage)[1])
     source = f"trained here, {variant.config.num_steps} steps of {variant.config.batch_size}"
     row = Row(
         encoder=variant.name,

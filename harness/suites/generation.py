@@ -3,8 +3,11 @@
 scenes -> reference (two disjoint real sets; the floor)
 scenes -> reconstruct -> score                                        for each encoder
 scenes -> tokens of the train pictures -> dit -> generate -> score    for each encoder
+On real sources ImageNet takes Scenes' place, and the DiT sees its tokens live. An encoder whose config says
+`decoder: train` gets a pixel decoder first, on the same pictures.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -23,13 +26,15 @@ from harness.metrics.config import (
     lpips_judge,
 )
 from harness.running.stages import Stage
+from harness.suites.released import describe
 from harness.suites.request import Request, SuitePlan
-from harness.suites.shared import add_pictures, add_tokens, num_classes
+from harness.suites.shared import Pictures, add_tokens, find_pictures, num_classes
 from harness.suites.sizes import add_count, check_sizes, says_how_small
 from harness.tables.result_files import Part, Row
-from rae_bridge.config import GenerateConfig, ReconstructConfig, TrainDiTConfig
+from rae_bridge.config import GenerateConfig, ReconstructConfig, TrainDecoderConfig, TrainDiTConfig
 
 RECONSTRUCTIONS, SAMPLES = "reconstructions.npz", "samples.npz"
+TRAIN = "train"  # as an encoder's decoder: a pixel decoder is trained for it
 FLOOR = "real vs real"
 FLOOR_REASON = "the two sets hold different pictures: nothing is reconstructed"
 BLIND_REASON = "this encoder sees nothing: there is nothing to decode"
@@ -37,9 +42,10 @@ BLIND_REASON = "this encoder sees nothing: there is nothing to decode"
 
 def plan(request: Request) -> SuitePlan:
     """Stages and rows of this suite."""
-    scenes = add_pictures(request)
-    reference = add_reference(request, scenes)
-    add_count(request, scenes, reference.config)
+    pictures = find_pictures(request)
+    reference = add_reference(request, pictures)
+    if pictures.made_by is not None:
+        add_count(request, pictures.made_by, reference.config)
     rows, reconstructed, generated = [], {}, {}
     for encoder in request.encoders:
         if encoder.is_blind:
@@ -54,9 +60,9 @@ def plan(request: Request) -> SuitePlan:
                 )
             )
             continue
-        name = encoder.name
-        reconstructed[name], rebuilt = add_reconstruction(request, encoder, scenes, reference)
-        generated[name], sampled = add_generation(request, encoder, scenes, reference, reconstructed[name])
+        name, encoder = encoder.name, _with_decoder(request, encoder, pictures)
+        reconstructed[name], rebuilt = add_reconstruction(request, encoder, pictures, reference)
+        generated[name], sampled = add_generation(request, encoder, pictures, reference, reconstructed[name])
         rows.append(
             Row(
                 encoder=name,
@@ -81,11 +87,33 @@ def plan(request: Request) -> SuitePlan:
         suite=request.suite,
         rows=rows,
         draw=lambda folder, board: _draw(folder, reference, reconstructed, generated),
-        check=lambda: check_sizes(request, scenes, reference.config),
+        check=lambda: check_sizes(request, pictures.made_by, reference.config),
     )
 
 
-def add_reference(request: Request, scenes: Stage) -> Stage:
+def _with_decoder(request: Request, encoder: Encoder, pictures: Pictures) -> Encoder:
+    """The encoder with what turns its tokens into pixels: trained here, where its config says so."""
+    if encoder.config.decoder != TRAIN:
+        return encoder
+    section = request.preset.rae.train_decoder
+    if request.places is not None and section.get("adversarial") is not None:
+        dino = {"checkpoint": str(request.places["dino"])}
+        section = {**section, "adversarial": {**section["adversarial"], **dino}}
+    config = stage_config(
+        TrainDecoderConfig,
+        section,
+        "rae.train_decoder",
+        encoder=encoder.word,
+        data=pictures.folder,
+        device=request.device,
+    )
+    stage = _add(request, encoder, "train_decoder", config, "pixel decoder", pictures.inputs)
+    decoded = dataclasses.replace(encoder.config, decoder=str(stage.folder / "weights"))
+    described = describe(request.graph, decoded, made_by=[*encoder.stages, stage])
+    return dataclasses.replace(described, files=encoder.files)
+
+
+def add_reference(request: Request, pictures: Pictures) -> Stage:
     """The real pictures, and the judge with all the files that it is made of.
 
     Raises:
@@ -93,7 +121,9 @@ def add_reference(request: Request, scenes: Stage) -> Stage:
         FileNotFoundError: a file of it is not there.
     """
     section = request.preset.reference
-    filled = {"data": str(scenes.folder), "device": request.device}
+    filled = {"data": pictures.folder, "device": request.device}
+    if request.places is not None:
+        filled |= {"weights": str(request.places["inception"]), "statistics": str(request.places["adm"])}
     config = stage_config(ReferenceConfig, section, "reference", **filled)
     files = [ROOT / config.statistics] if config.statistics else []
     if config.extractor == INCEPTION:
@@ -108,7 +138,7 @@ def add_reference(request: Request, scenes: Stage) -> Stage:
         "harness.metrics.reference",
         config,
         label="real pictures and the floor",
-        inputs=[scenes],
+        inputs=pictures.inputs,
         files=files,
         seconds=request.seconds("reference"),
     )
@@ -120,7 +150,7 @@ def _present(path: Path) -> list[Path]:
 
 
 def add_reconstruction(
-    request: Request, encoder: Encoder, scenes: Stage, reference: Stage
+    request: Request, encoder: Encoder, pictures: Pictures, reference: Stage
 ) -> tuple[Stage, Part]:
     """The stage that reconstructs the test pictures, and its scores."""
     config = stage_config(
@@ -128,11 +158,11 @@ def add_reconstruction(
         request.preset.rae.reconstruct,
         "rae.reconstruct",
         encoder=encoder.word,
-        data=str(scenes.folder),
+        data=pictures.folder,
         limit=reference.config.num_samples,
         device=request.device,
     )
-    stage = _add(request, encoder, "reconstruct", config, "reconstruct", [scenes])
+    stage = _add(request, encoder, "reconstruct", config, "reconstruct", pictures.inputs)
     checkpoint = encoder.checkpoint
     part = _score(
         request, encoder, reference, "reconstruction", stage, RECONSTRUCTIONS, checkpoint=checkpoint
@@ -141,7 +171,7 @@ def add_reconstruction(
 
 
 def add_generation(
-    request: Request, encoder: Encoder, scenes: Stage, reference: Stage, reconstructed: Stage
+    request: Request, encoder: Encoder, pictures: Pictures, reference: Stage, reconstructed: Stage
 ) -> tuple[Stage, Part]:
     """The stages that train a generator on frozen tokens and draw from it (returned), and their scores.
 
@@ -149,13 +179,17 @@ def add_generation(
     """
     sections, seed, device = request.preset.rae, request.seed, request.device
     add = partial(_add, request, encoder)
-    tokens = add_tokens(request, encoder, "train", scenes)
-    request.graph.guard(tokens, reconstructed)
-    section = {**sections.train, **num_classes(request)}
-    config = stage_config(
-        TrainDiTConfig, section, "rae.train", tokens=str(tokens.folder), seed=seed, device=device
-    )
-    trained = add("train", config, "train the DiT", [tokens])
+    section, seen = {**sections.train, **num_classes(request)}, []
+    if pictures.made_by is None:
+        live = {"folder": pictures.folder, "encoder": encoder.word}
+        section["pictures"] = {**section.get("pictures", {}), **live}
+    else:
+        seen = [add_tokens(request, encoder, "train", pictures.made_by)]
+        section["tokens"] = str(seen[0].folder)
+    config = stage_config(TrainDiTConfig, section, "rae.train", seed=seed, device=device)
+    trained = add("train", config, "train the DiT", seen)
+    if seen:
+        request.graph.guard(seen[0], reconstructed)
     config = stage_config(
         GenerateConfig,
         sections.generate,
@@ -195,9 +229,10 @@ def _score(
     *,
     checkpoint: tuple[Path, ...],
 ) -> Part:
+    trunk_of_lpips = {} if request.places is None else {"lpips": str(request.places["lpips"])}
     config = stage_config(
         ScoreConfig,
-        request.preset.score,
+        {**trunk_of_lpips, **request.preset.score},
         "score",
         kind=kind,
         pictures=str(pictures.folder / file),

@@ -23,6 +23,8 @@ class Request:
     seed: int
     device: str
     foundation: Foundation | None = None  # what the preset trains itself
+    places: Mapping[str, Path] | None = None  # of the real sources by their names: `harness.paper.sources`
+    tasks: list[str] | None = None  # benchmarks, over the preset's
 
     def seconds(self, stage: str) -> float:
         """The preset's estimate for a stage; 0 where it gives none."""

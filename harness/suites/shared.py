@@ -1,5 +1,6 @@
 """Stages that more than one suite, or more than one row, starts from."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from encoder.data.options import ScenesConfig
@@ -19,14 +20,35 @@ _SECONDS_TO_START, _SECONDS_PER_BYTE_READ, _SECONDS_PER_PIXEL_WRITTEN = 3.0, 35e
 _BYTES_PER_PIXEL, _BYTES_PER_SAMPLE = 2.4, 3000  # of a PNG of a photograph, and of what a tar adds
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """The generation suite's pictures: made by a stage, or ImageNet as it lies on the disk."""
+
+    folder: str
+    made_by: Stage | None  # None: they are there
+
+    @property
+    def inputs(self) -> list[Stage]:
+        """The stage that makes them, if there is one."""
+        return [] if self.made_by is None else [self.made_by]
+
+
 def add_scenes(request: Request) -> Stage:
     """Pictures, texts and questions of the embedded world."""
     config = stage_config(ScenesConfig, request.preset.scenes, "scenes")
     return request.graph.add("scenes", "encoder.data.scenes.write", config, seconds=request.seconds("scenes"))
 
 
+def find_pictures(request: Request) -> Pictures:
+    """ImageNet on real sources, else one's own pictures where the preset names some, else Scenes."""
+    if request.places is not None:
+        return Pictures(folder=str(request.places["imagenet"]), made_by=None)
+    stage = add_pictures(request)
+    return Pictures(folder=str(stage.folder), made_by=stage)
+
+
 def add_pictures(request: Request) -> Stage:
-    """The generation suite's pictures: one's own where the preset names some, else Scenes."""
+    """One's own pictures where the preset names some, else Scenes."""
     section = request.preset.own_data
     if not section:
         return add_scenes(request)

@@ -30,13 +30,15 @@ def add_count(request: Request, pictures: Stage, reference: ReferenceConfig) -> 
         request.graph.guard(pictures, check)
 
 
-def check_sizes(request: Request, pictures: Stage, reference: ReferenceConfig) -> None:
-    """What is known before anything runs.
+def check_sizes(request: Request, pictures: Stage | None, reference: ReferenceConfig) -> None:
+    """What is known before anything runs; of pictures that no stage makes (None), the suite's own numbers.
 
     Raises:
         ConfigError: too few pictures or samples, with the numbers that would fit.
     """
     _check_samples(request, reference)
+    if pictures is None:
+        return
     asked = _asked(request, pictures, reference)
     needed = asked.num_sets * asked.num_samples
     if not request.preset.own_data:

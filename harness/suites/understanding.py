@@ -2,8 +2,9 @@
 
 scenes -> tokens of the LLaVA pictures -> llava_align -> llava_instruct -> llava_evaluate     for each encoder
 
-With pictures of one's own, their captions stand in for Scenes: they are what the model learns to say, and of
-the held-out ones it is asked which caption is whose.
+What is taught and asked is `lessons`: Scenes, captions of one's own (they are what the model learns to say,
+and of the held-out ones it is asked which caption is whose), or LLaVA-1.5's data and the public benchmarks,
+whose pictures go through the frozen tower at every step.
 """
 
 import re
@@ -14,55 +15,53 @@ from encoder.runtime.config import ROOT, choose
 from harness.config import stage_config
 from harness.encoders import Encoder
 from harness.running.stages import Stage
+from harness.suites.lessons import Lessons, find_lessons
 from harness.suites.request import Request, SuitePlan
-from harness.suites.shared import OWN_CAPTIONS, add_captions, add_scenes, add_tokens
+from harness.suites.shared import add_tokens
 from harness.tables.result_files import Part, Row
 from llava_bridge.config import EvaluateConfig, LlavaConfig
 
 CHANCE = 25.0  # % of Scenes-SEED's four options
 DIMENSION = "Scenes-SEED/"
-OWN_KEYS = ("Own-Captions",)
 
 
 def plan(request: Request) -> SuitePlan:
     """Stages and rows of this suite."""
-    if request.preset.own_data:
-        data, keys = add_captions(request), OWN_KEYS
-    else:
-        data, keys = add_scenes(request), tuple(key for key in request.suite.keys if key not in OWN_KEYS)
-    rows = [_row(request, encoder, data, keys) for encoder in request.encoders]
+    lessons = find_lessons(request)
+    rows = [_row(request, encoder, lessons) for encoder in request.encoders]
     return SuitePlan(suite=request.suite, rows=rows, draw=_draw)
 
 
-def _row(request: Request, encoder: Encoder, data: Stage, keys: tuple[str, ...]) -> Row:
+def _row(request: Request, encoder: Encoder, lessons: Lessons) -> Row:
     return Row(
         encoder=encoder.name,
         kind="blind" if encoder.is_blind else "measured",
-        source=_source(request, encoder),
-        parts=(add_answers(request, encoder, data, keys),),
+        source=_source(request, encoder, lessons),
+        parts=(add_answers(request, encoder, lessons),),
         undefined={},
     )
 
 
-def _source(request: Request, encoder: Encoder) -> str:
-    """Where the tokens come from, and how many there are left where their grid is resized."""
+def _source(request: Request, encoder: Encoder, lessons: Lessons) -> str:
+    """Where the tokens come from, how many there are left where their grid is resized, and who reads them."""
     resized = request.preset.llava.align.get("num_image_tokens")
-    return encoder.source("understanding") + (f", resized to {resized} tokens" if resized else "")
+    words = [encoder.source("understanding"), *([f"resized to {resized} tokens"] if resized else [])]
+    return ", ".join([*words, *(f"{what}: {name}" for what, name in lessons.places.items())])
 
 
-def add_answers(request: Request, encoder: Encoder, data: Stage, keys: tuple[str, ...]) -> Part:
-    """The stages from the frozen encoder to its scored answers about `data`, Scenes or one's own captions."""
-    trained = _train(request, encoder, data)
+def add_answers(request: Request, encoder: Encoder, lessons: Lessons) -> Part:
+    """The stages from the frozen encoder to its scored answers."""
+    trained = _train(request, encoder, lessons)
     sections = request.preset.llava
-    asked = {OWN_CAPTIONS: f"lmms/{OWN_CAPTIONS}.parquet"} if data.name == OWN_CAPTIONS else sections.tasks
     known = _tasks_of(ROOT / sections.task_dir)
-    tasks = {choose(known, task, "task"): str(data.folder / path) for task, path in asked.items()}
+    for task in lessons.questions.get("tasks", {}):
+        choose(known, task, "task")
     config = stage_config(
         EvaluateConfig,
         sections.evaluate,
         "llava.evaluate",
+        **lessons.questions,
         model=str(trained.folder / "weights"),
-        tasks=tasks,
         task_dir=sections.task_dir,
         device=request.device,
         seed=request.seed,
@@ -72,40 +71,42 @@ def add_answers(request: Request, encoder: Encoder, data: Stage, keys: tuple[str
         "llava_bridge.evaluate",
         config,
         label=f"{encoder.name}: answer and score",
-        inputs=[data, trained, *encoder.stages],
-        files=[ROOT / sections.task_dir, *encoder.files],
+        inputs=[*lessons.inputs, trained, *encoder.stages],
+        files=[ROOT / sections.task_dir, *lessons.asked_files, *encoder.files],
         **request.estimates("llava_evaluate", "llava_evaluate", of_language_model=True),
     )
     return Part(
         stage=evaluated,
-        keys=keys,
+        keys=lessons.keys,
         checkpoint=(trained.folder / "weights",),
-        data=tuple(data.folder / path for path in asked.values()),
-        answers=evaluated.folder / "samples.jsonl",
+        data=lessons.asked,
+        answers=evaluated.folder / "samples.jsonl" if lessons.has_pairs else None,
     )
 
 
-def _train(request: Request, encoder: Encoder, data: Stage) -> Stage:
+def _train(request: Request, encoder: Encoder, lessons: Lessons) -> Stage:
     """Both stages of LLaVA-1.5; returns the second."""
     sections = request.preset.llava
-    tokens = add_tokens(request, encoder, "llava", data)
-    features = encoder.config.features.understanding
-    if request.foundation is None:
-        previous, files, made = sections.language_model, [ROOT / sections.language_model], []
-    else:
+    seen, shared = {}, [*lessons.inputs]
+    if lessons.data is not None:  # the pictures that are seen again and again are encoded once
+        tokens = add_tokens(request, encoder, "llava", lessons.data)
+        seen, shared = {"tokens": str(tokens.folder)}, [*shared, tokens]
+    previous, files, made = lessons.language_model or sections.language_model, [*lessons.files], []
+    if request.foundation is not None:
         made = [request.foundation.language_model]
-        previous, files = str(made[0].folder / "weights"), []
-    previous_inputs = [data, tokens, *made]
-    for number, name, records in ((1, "align", "pretrain"), (2, "instruct", "instruct")):
+        previous = str(made[0].folder / "weights")
+    elif lessons.language_model is None:
+        files.append(ROOT / previous)
+    for number, name in ((1, "align"), (2, "instruct")):
         config = stage_config(
             LlavaConfig,
             getattr(sections, name),
             f"llava.{name}",
+            **lessons.stages[name],
+            **seen,
             stage=number,
             encoder=encoder.word,
-            features=features,
-            data=[str(data.folder / "llava" / f"{records}.json")],
-            tokens=str(tokens.folder),
+            features=encoder.config.features.understanding,
             init=previous,
             seed=request.seed,
         )
@@ -114,11 +115,11 @@ def _train(request: Request, encoder: Encoder, data: Stage) -> Stage:
             "llava_bridge.train",
             config,
             label=f"{encoder.name}: LLaVA stage {number}",
-            inputs=[*previous_inputs, *encoder.stages],
+            inputs=[*shared, *made, *encoder.stages],
             files=[*files, *_own_files(config.deepspeed), *encoder.files],
             **request.estimates(f"llava_{name}", f"llava_{name}", of_language_model=True),
         )
-        previous, previous_inputs = str(stage.folder / "weights"), [data, tokens, stage]
+        previous, made = str(stage.folder / "weights"), [stage]
     return stage
 
 

@@ -39,15 +39,18 @@ def build(suite: SuiteConfig, preset: str, rows: Iterable[Mapping], folder: Path
     """The leaderboard of rows that name their result files (`result_files.collect`), published rows last."""
     built, dates, commits = [], [], set()
     for row in rows:
-        metrics = {}
+        metrics, is_rehearsal = {}, False
         for key, names in row["files"].items():
             contents = [json.loads((folder / name).read_text()) for name in names]
             dates += [content["date"] for content in contents]
             commits |= {content["commit"] or "unknown" for content in contents}
             metrics[key] = aggregate(contents, names)
+            is_rehearsal |= any(content.get("rehearsal") for content in contents)
         built.append({name: row[name] for name in ("encoder", "kind", "source")})
         built[-1] |= {"metrics": metrics, "not_run": row["not_run"]}
         built[-1] |= {name: row[name] for name in ("groups", "incomplete") if row.get(name)}
+        if is_rehearsal:
+            built[-1]["rehearsal"] = True
     board = {
         "suite": suite.name,
         "preset": preset,

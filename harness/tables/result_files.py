@@ -53,6 +53,7 @@ class Identity:
     suite: str
     preset: str
     seed: int
+    rehearsal: bool = False  # made on a replica of the sources: no evidence about anything
 
 
 def collect(row: Row, outcomes: Mapping[Path, Outcome], folder: Path, identity: Identity) -> dict:
@@ -83,7 +84,7 @@ def collect(row: Row, outcomes: Mapping[Path, Outcome], folder: Path, identity: 
             facts = facts or _facts(part, done)
             content = {"key": key, "encoder": row.encoder, "kind": row.kind, "source": row.source}
             content |= {name: finite(value) for name, value in asdict(metric).items()}
-            content |= {**asdict(identity), **facts}
+            content |= {**_said(identity), **facts}
             if _read(path) != json.loads(json.dumps(content)):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, content)
@@ -100,6 +101,11 @@ def collect(row: Row, outcomes: Mapping[Path, Outcome], folder: Path, identity: 
 
 def _is_wanted(part: Part, key: str) -> bool:
     return not part.only_keys or key in part.keys
+
+
+def _said(identity: Identity) -> dict:
+    """An identity's fields; that it is a rehearsal stands only where it is one."""
+    return {name: value for name, value in asdict(identity).items() if name != "rehearsal" or value}
 
 
 def merge_seeds(rows: Sequence[Mapping]) -> dict:

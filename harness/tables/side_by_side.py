@@ -70,6 +70,13 @@ def compare(a: Path, b: Path) -> list[SuitePair]:
         ValueError: a leaderboard or result file that cannot be read; two presets of one suite in one folder.
     """
     sides = [_by_suite(results) for results in (a, b)]
+    rehearsed = [
+        any(row.get("rehearsal") for suite in side.values() for row in suite.own_rows) for side in sides
+    ]
+    if rehearsed[0] != rehearsed[1]:
+        raise ValueError(
+            f"{(a, b)[rehearsed[1]]} is a rehearsal on a replica, the other is not: they do not compare"
+        )
     pairs = []
     for name in dict.fromkeys(name for side in sides for name in side):
         suites = [side.get(name) for side in sides]

@@ -158,7 +158,7 @@ def test_the_plan_counts_gpu_hours_of_shared_stages_by_their_processes(tmp_path,
     lines = {line.split("  ")[1]: line for line in capsys.readouterr().out.splitlines() if line[:2] == "  "}
     assert "8.00" in lines["ov3-demo: train the DiT"]
     assert "2.5 GB" in lines["ov3-demo: train the DiT"]
-    assert "2.00" in lines["ov3-demo: tokens of train pictures"]
+    assert "16.00" in lines["ov3-demo: tokens of train pictures"]
 
 
 def test_a_plan_for_a_cluster_is_as_long_as_its_longest_chain(tmp_path, capsys):
@@ -176,11 +176,11 @@ def test_a_plan_for_a_cluster_is_as_long_as_its_longest_chain(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "dit", "tokens", "scenes"),  # GPU hours of stages of an hour
     [
-        (["launch=slurm", "processes=8"], "8.00", "1.00", None),
-        (["launch=slurm", "processes=8", "slurm.nodes=2"], "16.00", "1.00", None),
-        (["launch=slurm", "slurm.nodes=2"], "2.00", "1.00", None),
-        (["launch=slurm", "processes=4", "slurm.nodes=2", "slurm.gpus_per_node=8"], "16.00", "1.00", None),
-        (["launch=torchrun", "processes=8", "slurm.nodes=2"], "8.00", "1.00", None),
+        (["launch=slurm", "processes=8"], "8.00", "8.00", None),
+        (["launch=slurm", "processes=8", "slurm.nodes=2"], "16.00", "16.00", None),
+        (["launch=slurm", "slurm.nodes=2"], "2.00", "2.00", None),
+        (["launch=slurm", "processes=4", "slurm.nodes=2", "slurm.gpus_per_node=8"], "16.00", "16.00", None),
+        (["launch=torchrun", "processes=8", "slurm.nodes=2"], "8.00", "8.00", None),
     ],
 )
 def test_the_plan_counts_the_gpus_of_all_machines(words, dit, tokens, scenes, tmp_path, capsys):

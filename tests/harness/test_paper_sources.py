@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from harness.paper.look import Seen, is_in_replica, look, render
+from harness.paper.look import Seen, look, render
 from harness.paper.sources import SOURCES, SourcesConfig
 from harness.replica.config import ReplicaConfig
-from harness.replica.mark import MARK
+from harness.replica.mark import MARK, is_in_replica
 from harness.replica.write import write
 
 SMALL = ReplicaConfig(

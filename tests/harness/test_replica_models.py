@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import AutoTokenizer
 
 from harness.replica import adm, clip, dino, judges, language_model, openvision3, vae
 from harness.replica.config import ReplicaConfig
 from harness.replica.mark import README
-from llava_bridge.tokenizer import load_tokenizer
 
 CONFIG = ReplicaConfig(seed=2, adm_pictures=5)
 
@@ -40,7 +40,7 @@ def test_the_language_model_opens_with_transformers_and_spells_every_byte(root):
 
     folder = root / language_model.FOLDER
     assert not (folder / "tokenizer.json").exists()
-    tokenizer = load_tokenizer(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (1, 2, 0)
     assert tokenizer.pad_token == "<unk>"
     text = "USER: What colour is the boat? ASSISTANT: \u00e9\u732b 42"
@@ -64,7 +64,7 @@ def test_a_sentence_is_cut_as_sentencepiece_cuts_it(root):
     pieces = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
     assert [pieces.id_to_piece(number) for number in range(4)] == ["<unk>", "<s>", "</s>", "<0x00>"]
     text = "there is a small red boat at the top left."
-    ids = load_tokenizer(folder)(text, add_special_tokens=False).input_ids
+    ids = AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False).input_ids
     assert ids == pieces.encode(text)
     assert len(ids) < len(text) / 2  # words of the world are pieces
 

@@ -19,7 +19,8 @@ from transformers import (
     LlavaProcessor,
 )
 
-from llava_bridge.benchmarks import BENCHMARKS, TASK_SETS, find_parquet, reason
+from llava_bridge.benchmark_table import BENCHMARKS, TASK_SETS
+from llava_bridge.benchmarks import find_parquet, reason
 from llava_bridge.config import EvaluateConfig
 from llava_bridge.evaluate import evaluate
 
@@ -104,6 +105,8 @@ def data_root(tmp_path):
     columns = {"image": Image(), "question": TEXT, "choices": Sequence(TEXT), "answer": NUMBER, "hint": TEXT}
     write(root / "ScienceQA" / "ScienceQA-IMG" / "test-0.parquet", rows, **columns)
     write(root / "ScienceQA" / "ScienceQA-IMG" / "train-0.parquet", 5 * rows, **columns)
+    rows += [{**row, "image": None} for row in rows]  # half of ScienceQA's questions have no picture
+    write(root / "ScienceQA" / "ScienceQA-FULL" / "test-0.parquet", rows, **columns)
     rows = [{"id": str(i), "imageId": f"n{i}", "question": "what", "answer": "cat"} for i in range(4)]
     columns = {"id": TEXT, "imageId": TEXT, "question": TEXT, "answer": TEXT}
     write(root / "GQA" / "testdev_balanced_instructions" / "testdev-0.parquet", rows, **columns)
@@ -193,10 +196,11 @@ def test_llava_hf_folder_runs_the_papers_benchmarks_offline(llava_hf, data_root,
     result, rows = run(llava_hf, data_root, tmp_path, monkeypatch)
     assert result["not_run"] == {}
     assert (result["encoder"], result["num_image_tokens"]) == ("clip_vision_model", 4)
-    wanted = {key for task in TASK_SETS["paper"] for key, _ in BENCHMARKS[task].metrics.values()}
-    assert set(result["metrics"]) == wanted | {"POPE/f1/official"}
+    wanted = {key for task in TASK_SETS["paper"] for key in BENCHMARKS[task].keys}
+    assert set(result["metrics"]) == wanted
     counts = {key: metric["num_samples"] for key, metric in result["metrics"].items()}
     assert (counts["MME-P"], counts["SEED-Bench"], counts["ScienceQA-IMG"], counts["GQA"]) == (2, 3, 4, 4)
+    assert counts["ScienceQA"] == 8
     by_task = {task: [row for row in rows if row["task"] == task] for task in TASK_SETS["paper"]}
     right = sum(row["response"].lower().strip() == "cat" for row in by_task["gqa"])
     assert result["metrics"]["GQA"]["value"] == pytest.approx(100 * right / 4)
@@ -226,7 +230,7 @@ def test_extended_benchmarks_run_on_their_columns_and_the_rest_says_why_not(
     result, rows = run(llava_hf, extended_root, tmp_path, monkeypatch, task_set="extended")
     added = set(TASK_SETS["extended"]) - set(TASK_SETS["paper"])
     assert set(result["metrics"]) == {key for task in added for key, _ in BENCHMARKS[task].metrics.values()}
-    missing = {key for task in TASK_SETS["paper"] for key, _ in BENCHMARKS[task].metrics.values()}
+    missing = {key for task in TASK_SETS["paper"] for key in BENCHMARKS[task].keys}
     assert set(result["not_run"]) == missing
     assert all(why.startswith("FileNotFoundError: no data: ") for why in result["not_run"].values())
     values = {key: metric["value"] for key, metric in result["metrics"].items()}
@@ -259,5 +263,5 @@ def test_reason_is_the_first_cause():
 
 
 def test_nothing_to_evaluate_is_refused():
-    with pytest.raises(ValueError, match="give tasks or task_set"):
+    with pytest.raises(ValueError, match="give tasks, benchmarks or task_set"):
         EvaluateConfig(model="x")

@@ -17,10 +17,10 @@ from datasets import Image as ImageFeature
 from PIL import Image, ImageFile
 
 import llava_bridge.train as stage
+from encoder.data.embedded import EmbeddedPictures, refuse_outside_pictures
 from encoder.runtime.checkpoint import load_tensors
 from llava_bridge.config import LlavaConfig
 from llava_bridge.data import build_dataset, collate, read_records
-from llava_bridge.embedded import EmbeddedPictures, refuse_outside_pictures
 from llava_bridge.hf import UnitImageProcessor
 from llava_bridge.model import build
 from llava_bridge.pictures import BrokenPictures, LivePictures

@@ -1,0 +1,195 @@
+"""Pictures with a class, in any order: ImageNet as folders of synsets, as the hub's parquet files, or shards.
+
+    <folder>/<split>/<class>/<picture>              labels in the order of the classes' names
+    <folder>/<split>-*.parquet, <folder>/data/...   an `image` of {bytes, path} and a `label`, as on the hub
+    <folder>/<split>/*.tar                          KEY.<picture> and KEY.json with `label`, or KEY.cls
+
+Nothing is decoded before it is asked for. Letters: N pictures, S pixels on a side.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from encoder.data.embedded import EmbeddedPictures
+from encoder.data.pictures import decode_picture
+from encoder.data.shards import load_images, num_threads
+from encoder.runtime.config import ROOT
+
+Split = Literal["train", "val", "test"]
+NAMES = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}  # of folders and files
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+_AT_ONCE = 64  # pictures decoded between two copies into the whole
+CACHE = ROOT / "runs" / "pictures"  # where parquet's pictures are copied once, to be read in any order
+
+
+@dataclass(frozen=True, slots=True)
+class PictureSet:
+    """N pictures: `read(i)` gives the bytes of the i-th file, `labels` (N,) its class, `names` its name."""
+
+    labels: Tensor
+    names: Sequence[str]
+    read: Callable[[int], bytes]
+    class_names: tuple[str, ...]  # in order of their labels; empty where the files do not say
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(self, indices: Sequence[int], size: int, pool: ThreadPoolExecutor | None = None) -> Tensor:
+        """uint8 (B S S 3): the pictures at `indices`, cut to a square of `size` px as ADM cuts ImageNet.
+
+        Raises: ValueError, naming the picture that cannot be decoded.
+        """
+        run = pool.map if pool is not None else map
+        return torch.from_numpy(np.stack(list(run(lambda index: self._square(index, size), indices))))
+
+    def _square(self, index: int, size: int) -> np.ndarray:
+        try:
+            return np.asarray(centre_crop(decode_picture(self.read(index)), size))
+        except ValueError as error:
+            raise ValueError(f"picture {self.names[index]}: {error}") from None
+
+
+def centre_crop(picture: Image.Image, size: int) -> Image.Image:
+    """The middle square of a picture at `size` px: halved by averaging while twice as large, then bicubic.
+
+    Source: openai/guided-diffusion, image_datasets.py (center_crop_arr), which DiT, SiT and RAE copy.
+    """
+    while min(picture.size) >= 2 * size:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = size / min(picture.size)
+    picture = picture.resize(
+        (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC
+    )
+    left, top = (picture.width - size) // 2, (picture.height - size) // 2
+    return picture.crop((left, top, left + size, top + size))
+
+
+def open_pictures(folder: Path | str, split: Split, *, cache: Path = CACHE) -> PictureSet:
+    """The pictures of a split, in a fixed order; `cache` takes the copies of parquet's.
+
+    Raises:
+        FileNotFoundError: the folder holds the split in none of the three layouts.
+        ValueError: a file of it is damaged, or a picture has no class.
+    """
+    folder = Path(folder)
+    for name in NAMES[split]:
+        place = folder / name
+        if any(place.glob("*.tar")):
+            return _from_shards(sorted(place.glob("*.tar")))
+        if place.is_dir() and any(each.is_dir() for each in place.iterdir()):
+            return _from_folders(place)
+        for parent in (folder, folder / "data", place):
+            if files := sorted(parent.glob(f"{name}-*.parquet")):
+                return _from_parquet(files, cache)
+    tried = ", ".join(f"{name}/<class>/, {name}-*.parquet, {name}/*.tar" for name in NAMES[split])
+    raise FileNotFoundError(f"no pictures of split {split} in {folder}: it holds none of {tried}")
+
+
+def _from_folders(place: Path) -> PictureSet:
+    classes = sorted(each.name for each in place.iterdir() if each.is_dir())
+    files, labels = [], []
+    for label, name in enumerate(classes):
+        found = sorted(each for each in (place / name).iterdir() if each.suffix.lower() in SUFFIXES)
+        files += found
+        labels += [label] * len(found)
+    if not files:
+        raise ValueError(
+            f"no pictures ({', '.join(SUFFIXES)}) in the {len(classes)} class folders of {place}"
+        )
+    names = [f"{each.parent.name}/{each.name}" for each in files]
+    return PictureSet(torch.tensor(labels), names, lambda i: files[i].read_bytes(), tuple(classes))
+
+
+def _from_parquet(files: Sequence[Path], cache: Path) -> PictureSet:
+    from pyarrow import parquet
+
+    pictures, names, labels = EmbeddedPictures(cache), [], []
+    for path in files:
+        names += pictures.add(path)
+        labels += parquet.read_table(path, columns=["label"]).column(0).to_pylist()
+    missing = [i for i, name in enumerate(names) if name is None or labels[i] is None]
+    if missing:
+        raise ValueError(f"{files[0].parent}: row {missing[0]} has no picture or no label")
+    return PictureSet(torch.tensor(labels), names, lambda i: pictures[names[i]], ())
+
+
+def _from_shards(shards: Sequence[Path]) -> PictureSet:
+    places, labels, names = [], [], []
+    for shard in shards:
+        picture: dict[str, tuple[int, int]] = {}
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                key, _, suffix = member.name.partition(".")
+                if f".{suffix.lower()}" in SUFFIXES:
+                    picture[key] = (member.offset_data, member.size)
+                elif suffix in ("cls", "json") and key in picture:
+                    labels.append(_label(tar.extractfile(member).read(), suffix, f"{shard.name}:{key}"))
+                    places.append((shard, *picture.pop(key)))
+                    names.append(f"{shard.name}:{key}")
+        if picture:
+            raise ValueError(
+                f"{shard.name}:{next(iter(picture))} has no class: no KEY.cls, no `label` in KEY.json"
+            )
+
+    def read(index: int) -> bytes:
+        shard, start, size = places[index]
+        with shard.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+
+    return PictureSet(torch.tensor(labels), names, read, ())
+
+
+def _label(data: bytes, suffix: str, name: str) -> int:
+    try:
+        label = int(data) if suffix == "cls" else json.loads(data)["label"]
+    except (ValueError, KeyError, TypeError):
+        label = None
+    if type(label) is not int or label < 0:
+        raise ValueError(f"{name} has no class: {re.sub(rb'[^ -~]+', b' ', data[:60]).decode()}")
+    return label
+
+
+def load_pictures(
+    folder: Path | str, split: Split, limit: int | None = None, *, image_size: int | None = None
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """The first `limit` pictures of a split in memory: uint8 (N S S 3), with key, label and class of each.
+
+    Shards in the layout of Scenes are read as they are; anything else is cut to `image_size` as ADM does.
+
+    Raises:
+        FileNotFoundError: no such pictures.
+        ValueError: a damaged file; or no image_size for pictures of any size.
+    """
+    folder = Path(folder)
+    if any((folder / split).glob("*.tar")):
+        return load_images(folder, split, limit, image_size=image_size)
+    pictures = open_pictures(folder, split)
+    if image_size is None:
+        raise ValueError(f"pictures of {folder} have sizes of their own: give image_size")
+    indices = range(len(pictures))[:limit]
+    images = np.empty((len(indices), image_size, image_size, 3), np.uint8)
+    with ThreadPoolExecutor(num_threads()) as pool:
+        for start in range(0, len(indices), _AT_ONCE):
+            part = indices[start : start + _AT_ONCE]
+            images[start : start + len(part)] = pictures.images(part, image_size, pool).numpy()
+    labels = pictures.labels.tolist()
+    classes = pictures.class_names
+    records = [
+        {"key": pictures.names[i], "label": labels[i], "class_name": classes[labels[i]] if classes else ""}
+        for i in indices
+    ]
+    return images, records

@@ -1,0 +1,103 @@
+"""What the language models of suite=understanding are taught and asked: Scenes, one's own captions, or
+LLaVA-1.5's data and the public benchmarks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from encoder.runtime.config import ConfigError, choose
+from harness.running.stages import Stage
+from harness.suites.request import Request
+from harness.suites.shared import OWN_CAPTIONS, add_captions, add_scenes
+from llava_bridge.benchmark_table import BENCHMARKS
+
+PRETRAIN, MIX = "blip_laion_cc_sbu_558k.json", "llava_v1_5_mix665k.json"
+_STAGES = ("align", "instruct")  # LLaVA-1.5's first and second
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lessons:
+    """Data of both training stages and of the evaluation, as parts of their stages' configs."""
+
+    keys: tuple[str, ...]  # what the answers are scored by
+    stages: dict[str, dict[str, Any]]  # align and instruct -> fields of LlavaConfig
+    questions: dict[str, Any]  # fields of EvaluateConfig
+    asked: tuple[Path, ...]  # files with the questions
+    data: Stage | None = None  # makes the pictures, which are then cached as tokens; None: live pictures
+    files: tuple[Path, ...] = ()  # read by both training stages and made by none
+    language_model: str | None = None  # over the preset's
+    places: dict[str, str] = field(default_factory=dict)  # what a row says of its sources
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether the answers say which questions are twins, as comparing two encoders on them needs."""
+        return self.data is not None
+
+    @property
+    def inputs(self) -> tuple[Stage, ...]:
+        """The stage that all of them start from, if there is one."""
+        return () if self.data is None else (self.data,)
+
+    @property
+    def asked_files(self) -> tuple[Path, ...]:
+        """Files with questions that no stage makes."""
+        return self.asked if self.data is None else ()
+
+
+def find_lessons(request: Request) -> Lessons:
+    """Those that the preset means.
+
+    Raises:
+        ConfigError: an unknown task.
+        FileNotFoundError: a file of the real sources is not there.
+    """
+    if request.places is not None:
+        return _real(request)
+    if request.preset.own_data:
+        tasks = {OWN_CAPTIONS: f"lmms/{OWN_CAPTIONS}.parquet"}
+        return _made(add_captions(request), tasks, ("Own-Captions",))
+    return of_scenes(request, tuple(key for key in request.suite.keys if key.startswith("Scenes-")))
+
+
+def of_scenes(request: Request, keys: tuple[str, ...]) -> Lessons:
+    """The embedded world's, of which `keys` are wanted."""
+    return _made(add_scenes(request), request.preset.llava.tasks, keys)
+
+
+def _made(data: Stage, tasks: Mapping[str, str], keys: tuple[str, ...]) -> Lessons:
+    """Records and questions in the folder of the stage that makes them, in the layout of Scenes."""
+    asked = {name: str(data.folder / path) for name, path in tasks.items()}
+    records = {"align": "pretrain", "instruct": "instruct"}
+    return Lessons(
+        keys=keys,
+        stages={name: {"data": [str(data.folder / "llava" / f"{records[name]}.json")]} for name in _STAGES},
+        questions={"tasks": asked},
+        asked=tuple(map(Path, asked.values())),
+        data=data,
+    )
+
+
+def _real(request: Request) -> Lessons:
+    """LLaVA-1.5's own records on live pictures, and the benchmarks' parquet files."""
+    places = request.places
+    wanted = request.tasks or request.preset.llava.benchmarks
+    chosen = [choose(BENCHMARKS, name, "task") for name in wanted]
+    if not chosen:
+        raise ConfigError("no benchmarks: give tasks=[...] or llava.benchmarks")
+    pretrain, mix = places["llava_pretrain"], places["llava_mix"]
+    stages = {
+        "align": {"data": [str(pretrain / PRETRAIN)], "image_root": str(pretrain / "images")},
+        "instruct": {"data": [str(mix / MIX)], "image_root": str(mix)},
+    }
+    keys = dict.fromkeys(key for benchmark in chosen for key in benchmark.keys)
+    return Lessons(
+        keys=tuple(keys),
+        stages=stages,
+        questions={"benchmarks": list(wanted), "data_root": str(places["benchmarks"])},
+        asked=(places["benchmarks"],),
+        files=(pretrain / PRETRAIN, mix / MIX, places["language_model"]),
+        language_model=str(places["language_model"]),
+        places={"language model": places["language_model"].name},
+    )

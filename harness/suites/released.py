@@ -1,0 +1,60 @@
+"""The rows of a preset on real sources: released encoders by the paths of their weights, each suite its own.
+
+described: encoder.yaml with those paths -> what every stage hands to `load_encoder`
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from encoder.options import EncoderConfig
+from encoder.runtime.config import ConfigError
+from harness.config import ReleasedEncoder, stage_config
+from harness.described import ENCODER_FILE
+from harness.encoders import Encoder, files_of
+from harness.running.stages import Graph, Stage
+
+
+def add_released(
+    graph: Graph, name: str, released: ReleasedEncoder, suite: str, places: Mapping[str, Path]
+) -> Encoder:
+    """The encoder that one suite judges under this name.
+
+    Raises:
+        ConfigError: a field that EncoderConfig has not, or no such source.
+        FileNotFoundError: its weights are not there.
+    """
+    section = filled(getattr(released, suite), places)
+    config = stage_config(EncoderConfig, section, f"released.{name}.{suite}", name=name)
+    return describe(graph, config)
+
+
+def filled(section: Mapping[str, Any], places: Mapping[str, Path]) -> dict[str, Any]:
+    """`section` with `{name}` in its texts replaced by that source's path.
+
+    Raises:
+        ConfigError: a text names a source that there is not.
+    """
+    try:
+        return {
+            key: value.format_map(places) if isinstance(value, str) else value
+            for key, value in section.items()
+        }
+    except KeyError as error:
+        raise ConfigError(f"no source {error} for {dict(section)}; there are {', '.join(places)}") from None
+
+
+def describe(graph: Graph, config: EncoderConfig, made_by: Sequence[Stage] = ()) -> Encoder:
+    """An encoder by its settings alone, with the stage that writes them where `load_encoder` reads them.
+
+    made_by: the stages whose folders the settings name.
+    """
+    label = f"{config.name}: where it lies{', with its decoder' if made_by else ''}"
+    stage = graph.add("encoder", "harness.described", config, label=label, inputs=made_by)
+    return Encoder(
+        name=config.name,
+        word=str(stage.folder / ENCODER_FILE),
+        config=config,
+        files=() if made_by else files_of(config),
+        stages=(stage, *made_by),
+    )

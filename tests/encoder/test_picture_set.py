@@ -1,0 +1,122 @@
+"""ImageNet in the three forms it comes in: same pictures, same classes, cut as ADM cuts them."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from encoder.data.picture_set import centre_crop, load_pictures, open_pictures
+
+SIZES = [(40, 30), (17, 64), (130, 33), (32, 32), (64, 70), (33, 31)]  # width, height
+
+
+@pytest.fixture
+def pictures() -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in SIZES]
+
+
+def png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def folders(tmp_path, pictures):
+    for i, picture in enumerate(pictures):
+        place = tmp_path / "folders" / "val" / ("n02", "n01", "n10")[i % 3]
+        place.mkdir(parents=True, exist_ok=True)
+        picture.save(place / f"{i}.png")
+    return tmp_path / "folders"
+
+
+def write_parquet(folder, pictures, labels):
+    folder.mkdir(parents=True)
+    features = Features(image=ImageFeature(), label=ClassLabel(num_classes=3))
+    rows = {"image": [{"bytes": png(each), "path": None} for each in pictures], "label": labels}
+    Dataset.from_dict(rows, features=features).to_parquet(folder / "validation-00000-of-00001.parquet")
+
+
+def write_shard(path, pictures, labels, suffix="json"):
+    path.parent.mkdir(parents=True)
+    with tarfile.open(path, "w") as tar:
+        for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+            about = str(label) if suffix == "cls" else json.dumps({"label": label})
+            for name, data in ((f"{i:04}.png", png(picture)), (f"{i:04}.{suffix}", about.encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def adm_crop(picture: Image.Image, size: int) -> np.ndarray:
+    """guided-diffusion's center_crop_arr, written out again."""
+    while min(*picture.size) >= 2 * size:
+        picture = picture.resize(tuple(x // 2 for x in picture.size), resample=Image.BOX)
+    scale = size / min(*picture.size)
+    picture = picture.resize(tuple(round(x * scale) for x in picture.size), resample=Image.BICUBIC)
+    array = np.array(picture)
+    top, left = (array.shape[0] - size) // 2, (array.shape[1] - size) // 2
+    return array[top : top + size, left : left + size]
+
+
+@pytest.mark.parametrize("size", [8, 16, 32])
+def test_the_crop_is_adms(pictures, size):
+    for picture in pictures:
+        np.testing.assert_array_equal(np.asarray(centre_crop(picture, size)), adm_crop(picture, size))
+
+
+def test_class_folders_are_numbered_as_torchvision_numbers_them(folders):
+    theirs, ours = ImageFolder(folders / "val"), open_pictures(folders, "val")
+    assert ours.labels.tolist() == [label for _, label in theirs.samples]
+    assert list(ours.class_names) == theirs.classes
+    for i in range(len(ours)):
+        np.testing.assert_array_equal(
+            ours.images([i], 16)[0].numpy(), adm_crop(theirs[i][0].convert("RGB"), 16)
+        )
+
+
+def test_parquet_and_shards_hold_what_the_folders_do(tmp_path, folders, pictures):
+    whole = open_pictures(folders, "val")
+    in_order = [Image.open(io.BytesIO(whole.read(i))) for i in range(len(whole))]
+    labels = whole.labels.tolist()
+    write_parquet(tmp_path / "hub" / "data", in_order, labels)
+    write_shard(tmp_path / "json" / "val" / "0.tar", in_order, labels)
+    write_shard(tmp_path / "cls" / "val" / "0.tar", in_order, labels, "cls")
+    for form in ("hub", "json", "cls"):
+        other = open_pictures(tmp_path / form, "val", cache=tmp_path / "cache")
+        assert other.labels.tolist() == labels
+        order = [5, 0, 3]  # any order
+        torch.testing.assert_close(other.images(order, 16), whole.images(order, 16), rtol=0, atol=0)
+
+
+def test_pictures_in_memory_are_the_sets_first(folders):
+    images, records = load_pictures(folders, "val", 4, image_size=16)
+    whole = open_pictures(folders, "val")
+    np.testing.assert_array_equal(images, whole.images(range(4), 16).numpy())
+    assert [record["label"] for record in records] == whole.labels[:4].tolist()
+    assert records[0]["class_name"] == "n01"
+    with pytest.raises(ValueError, match="give image_size"):
+        load_pictures(folders, "val")
+
+
+def test_what_cannot_be_read_is_named(tmp_path, folders, pictures):
+    with pytest.raises(FileNotFoundError, match=r"no pictures of split train in .*train/<class>/"):
+        open_pictures(folders, "train")
+    (folders / "val" / "n01" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"picture n01/1\.png: "):
+        open_pictures(folders, "val").images([0], 16)
+    write_shard(tmp_path / "bad" / "val" / "0.tar", pictures[:1], [None])
+    with pytest.raises(ValueError, match=r"0\.tar:0000 has no class"):
+        open_pictures(tmp_path / "bad", "val")
+    empty = tmp_path / "empty" / "val" / "n01"
+    empty.mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"no pictures .* in the 1 class folders of"):
+        open_pictures(tmp_path / "empty", "val")

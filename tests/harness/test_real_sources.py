@@ -1,0 +1,138 @@
+"""Presets on real sources: where each is looked for, what the stages are told, what marks a rehearsal."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from encoder.runtime.config import ROOT, ConfigError
+from harness.command_line import main, make_plans
+from harness.config import parse, results_folder
+from harness.paper.sources import SOURCES, SourcesConfig, locate
+from harness.replica.mark import MARK
+from harness.running.stages import Graph
+
+LAYOUT = {name: source.places[0] for name, source in SOURCES.items()}
+REHEARSAL = ROOT / "configs" / "rehearsals" / "paper.yaml"
+
+
+@pytest.fixture
+def data_root(tmp_path) -> Path:
+    """Every source's place, the folders empty but for what is read before anything runs."""
+    root = tmp_path / "data"
+    for name, place in LAYOUT.items():
+        path = root / place
+        (path.parent if path.suffix else path).mkdir(parents=True, exist_ok=True)
+        if path.suffix:
+            path.write_bytes(name.encode())
+    for name in ("base-patch2-28", "base-patch2-32"):
+        (root / LAYOUT["openvision3"] / f"openvision3-vit-{name}").mkdir()
+    for place in ("LLaVA-Pretrain/blip_laion_cc_sbu_558k.json", "LLaVA-Instruct/llava_v1_5_mix665k.json"):
+        (root / place).write_text("[]")
+    np.savez(
+        root / LAYOUT["adm"], mu=np.zeros(2048), sigma=np.eye(2048), arr_0=np.zeros((1, 2, 2, 3), np.uint8)
+    )
+    shutil.copy(ROOT / "weights" / "demo" / "vae" / "config.json", root / LAYOUT["vae"])
+    return root
+
+
+def plan(data_root: Path, *words: str) -> Graph:
+    words = [f"data_root={data_root}", "preset=paper", f"runs_dir={data_root}/runs", *words]
+    options, preset = parse(words)
+    graph = Graph(options.runs_dir)
+    graph.plans = make_plans(graph, options, preset)
+    return graph
+
+
+def stages(graph: Graph, module: str, name: str):
+    return [each for each in graph if each.module == module and each.label.startswith(name)]
+
+
+def test_each_encoder_gets_its_release_of_the_suites_resolution(data_root):
+    graph = plan(data_root, "suite=understanding")
+    places = {stage.config.name: stage.config for stage in graph if stage.module == "harness.described"}
+    assert places["ov3-b"].source == str(data_root / "openvision3" / "openvision3-vit-base-patch2-28")
+    assert places["ov3-b"].vae == str(data_root / LAYOUT["vae"])
+    assert places["clip-b"].source == f"clip:{data_root / LAYOUT['clip']}"
+    assert places["clip-b"].features.understanding == "penultimate"  # LLaVA's select_layer -2
+
+
+def test_llava_is_trained_on_its_own_records_with_live_pictures(data_root):
+    graph = plan(data_root, "suite=understanding")
+    first, second = stages(graph, "llava_bridge.train", "clip-b")
+    assert (first.config.aspect, second.config.aspect) == ("crop", "pad")
+    assert first.config.tokens is None and second.config.tokens is None
+    assert first.config.init == str(data_root / LAYOUT["language_model"])
+    assert second.config.init == str(first.folder / "weights")
+    assert second.config.data == [str(data_root / "LLaVA-Instruct" / "llava_v1_5_mix665k.json")]
+    assert second.config.image_root == str(data_root / "LLaVA-Instruct")
+    assert (first.config.batch_size, second.config.batch_size) == (256, 128)
+
+
+def test_the_row_has_the_benchmarks_real_keys_and_names_its_language_model(data_root):
+    row = plan(data_root, "suite=understanding").plans[0].rows[0]
+    assert {"SEED-Bench", "POPE/f1/official", "MME-P", "MME-C", "GQA", "ScienceQA", "ScienceQA-IMG"} <= set(
+        row.parts[0].keys
+    )
+    assert "language model: vicuna-7b-v1.5" in row.source
+
+
+def test_a_list_of_tasks_replaces_the_presets(data_root):
+    row = plan(data_root, "suite=understanding", "tasks=[pope]").plans[0].rows[0]
+    assert {key.split("/")[0] for key in row.parts[0].keys} == {"POPE"}
+    with pytest.raises(ConfigError, match=r"task 'pop'.*pope"):
+        plan(data_root, "suite=understanding", "tasks=[pop]")
+    options, preset = parse(["preset=demo", "tasks=[pope]"])
+    with pytest.raises(ConfigError, match="presets on real sources"):
+        make_plans(Graph(Path("runs")), options, preset)
+
+
+def test_both_rows_get_the_same_decoder_and_tokens_are_live(data_root):
+    graph = plan(data_root, "suite=generation")
+    ours, clip = (stages(graph, "rae_bridge.train_decoder", name)[0].config for name in ("ov3-b", "clip-b"))
+    assert ours.size == clip.size and ours.num_steps == clip.num_steps
+    assert ours.adversarial.checkpoint == str(data_root / LAYOUT["dino"])
+    trained = stages(graph, "rae_bridge.train", "ov3-b")[0]
+    assert trained.config.tokens is None and trained.config.pictures.folder == str(data_root / "imagenet")
+    decoder = next(stage for stage in graph if stage.label == "ov3-b: where it lies, with its decoder").config
+    assert decoder.decoder == str(stages(graph, "rae_bridge.train_decoder", "ov3-b")[0].folder / "weights")
+    assert not [stage for stage in graph if stage.module == "encoder.tokens"]
+
+
+def test_a_suite_needs_its_own_sources_alone(data_root):
+    shutil.rmtree(data_root / "adm")
+    shutil.rmtree(data_root / "openvision3" / "openvision3-vit-base-patch2-32")
+    assert len(plan(data_root, "suite=understanding").plans) == 1
+    with pytest.raises(FileNotFoundError, match="openvision3-vit-base-patch2-32"):
+        plan(data_root, "suite=generation")
+
+
+def test_a_source_of_its_own_place_wins_over_data_root(tmp_path):
+    places = locate(SourcesConfig(language_model=str(tmp_path / "llama-3")), tmp_path / "root")
+    assert places["language_model"] == tmp_path / "llama-3"
+    assert places["imagenet"] == tmp_path / "root" / LAYOUT["imagenet"]
+
+
+def test_no_data_root_is_one_line(capsys):
+    assert main(["--plan", "preset=paper"]) == 2
+    assert capsys.readouterr().err.startswith("error: no place for imagenet (ImageNet-1k): give data_root=")
+
+
+def test_what_reads_a_replica_writes_to_the_rehearsals_folder_alone(data_root, tmp_path):
+    words = [f"data_root={data_root}", "preset=paper", f"results_dir={tmp_path}/results"]
+    assert results_folder(*parse(words)).name == "paper"
+    (data_root / MARK).write_text(json.dumps({"replica": True}))
+    assert results_folder(*parse(words)) == tmp_path / "results" / "rehearsal"
+    elsewhere = [*words[1:], f"data_root={tmp_path}/elsewhere", f"sources.clip={data_root}/{LAYOUT['clip']}"]
+    assert results_folder(*parse(elsewhere)).name == "rehearsal"
+
+
+def test_the_rehearsals_overrides_fit_the_preset(data_root):
+    graph = plan(data_root, "suite=all", f"overrides={REHEARSAL}")
+    values = yaml.safe_load(REHEARSAL.read_text())
+    trained = stages(graph, "rae_bridge.train", "ov3-b")[0].config
+    assert trained.num_steps == values["rae"]["train"]["num_steps"] and trained.num_classes == 4
+    assert stages(graph, "llava_bridge.train", "ov3-b")[0].config.aspect == "crop"  # the preset's own stays
