@@ -3,51 +3,87 @@
 Writes out_dir/<split>/<shard's name>.tar: for each usable sample KEY.z_vae.safetensors (bf16; 32 KiB at
 256 px), the picture as the VAE saw it, KEY.txt and KEY.json. Training reads them with `stream.latents: true`.
 A shard is written under a temporary name and renamed when complete: a cache that is stopped goes on with the
-next one. Several machines share a set by patterns of their own, each with its own out_dir.
+next one. Processes started by torchrun or accelerate share the shards; what cannot be used is named in
+out_dir/bad_samples.jsonl.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import random
+import re
 import tarfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from PIL import Image
 
+from encoder.data.account import BAD_SAMPLES, Account
 from encoder.data.batch import to_pixels
 from encoder.data.options import CacheConfig, SourceConfig, StreamConfig
-from encoder.data.shards import UNUSABLE, TooManyBadSamples
-from encoder.data.stream import LATENTS, OpenShard, Row, decode, expand_shards
+from encoder.data.shards import in_order, num_threads
+from encoder.data.stream import LATENTS, Row, decode, expand_shards
+from encoder.data.tars import KEY, OpenShard, short_name
 from encoder.models.vae import FrozenVAE, load_vae
-from encoder.runtime.device import require_device
+from encoder.runtime.files import replacing
+from encoder.runtime.ranks import Ranks
 from encoder.runtime.stage import main, progress
 
 SUFFIX = {"png": "PNG", "jpeg": "JPEG"}
 
 
-def read_shard(url: str, config: CacheConfig, bad: list[str]) -> Iterator[tuple[str, Row]]:
-    """Keys and rows of a shard in order; what cannot be used is named in `bad`."""
+def read_shard(url: str, config: CacheConfig, account: Account) -> Iterator[tuple[str, Row]]:
+    """Keys and rows of a shard in order, counted in the account.
+
+    Raises: TooManyBadSamples; OSError: the shard is not there or cannot be read.
+    """
     how = StreamConfig(
         sources=[SourceConfig(shards=config.shards)],
         image_size=config.image_size,
         crop=config.crop,
         max_pixels=config.max_pixels,
+        captions=config.captions,
     )
-    shard, name = OpenShard(url), url.rsplit("/", 1)[-1]
-    while raws := shard.take(config.batch_size):
-        for raw in raws:
-            try:
-                yield raw["__key__"], decode(raw, how, random.Random(0))
-            except UNUSABLE as error:
-                bad.append(f"{name}:{raw['__key__']}: {error}")
-    bad += [f"{name}:*: {each}" for each in shard.damage]
+
+    def decode_or_say(raw: dict[str, Any]) -> tuple[str, Row | ValueError]:
+        try:
+            return raw[KEY], decode(raw, how, random.Random(0))
+        except ValueError as error:
+            return raw[KEY], error
+
+    shard = OpenShard(url)
+    with closing(shard):
+        for key, row in in_order(decode_or_say, shard, config.num_threads or num_threads()):
+            if isinstance(row, Row):
+                account.add_good()
+                yield key, row
+            else:
+                account.add_bad(f"{short_name(url)}:{key}", row)
+    for damage in shard.damage:
+        account.add_bad(f"{short_name(url)}:*", damage)
+
+
+def shard_names(urls: Sequence[str]) -> list[str]:
+    """A file name for each shard: its own, or with its folders where others are called the same.
+
+    Raises: ValueError if two shards are one.
+    """
+    own = Counter(map(short_name, urls))
+    names = [
+        short_name(url) if own[short_name(url)] == 1 else re.sub(r"[^\w.-]+", "_", url).strip("_")
+        for url in urls
+    ]
+    if len(set(names)) < len(names):
+        twice = next(url for url, name in zip(urls, names, strict=True) if names.count(name) > 1)
+        raise ValueError(f"{twice} is there twice, or another shard's name differs in marks alone")
+    return names
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -59,9 +95,9 @@ def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 @torch.no_grad()
 def write_shard(path: Path, rows: Iterator[tuple[str, Row]], vae: FrozenVAE, config: CacheConfig) -> int:
     """Write one shard of latents, atomically; returns how many samples it holds."""
-    temporary, count = path.with_name(f".{path.name}.{os.getpid()}.tmp"), 0
+    count = 0
     device = next((each.device for each in vae.parameters()), torch.device("cpu"))
-    with temporary.open("wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
+    with replacing(path) as temporary, tarfile.open(temporary, "w") as tar:
         while some := list(islice(rows, config.batch_size)):
             images = torch.stack([torch.from_numpy(row.pixels.copy()) for _, row in some])
             z_vae = vae.encode(to_pixels(images).to(device)).bfloat16().cpu()
@@ -75,10 +111,6 @@ def write_shard(path: Path, rows: Iterator[tuple[str, Row]], vae: FrozenVAE, con
                 add(tar, f"{key}.txt", row.record["txt"].encode())
                 add(tar, f"{key}.json", json.dumps(record).encode())
                 count += 1
-        tar.close()
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
     return count
 
 
@@ -87,21 +119,31 @@ def cache(config: CacheConfig, out_dir: Path) -> dict:
 
     Raises: ValueError if a picture cannot be encoded at this size; TooManyBadSamples; FileNotFoundError.
     """
-    vae = load_vae(config.vae, device=require_device(config.device))
+    ranks = Ranks.start(config.device)
+    vae = load_vae(config.vae, device=ranks.device)
     if config.image_size % vae.downsample:
         raise ValueError(f"image_size {config.image_size} must be a multiple of the VAE's {vae.downsample}")
     folder = out_dir / config.split
     folder.mkdir(parents=True, exist_ok=True)
     shards = expand_shards(config.shards)
-    num_samples, bad = 0, []
-    for index, url in enumerate(shards):
-        path = folder / url.rsplit("/", 1)[-1]
-        if not path.is_file():
-            num_samples += write_shard(path, read_shard(url, config, bad), vae, config)
-        if len(bad) > config.max_bad_fraction * max(num_samples + len(bad), 1000):
-            raise TooManyBadSamples(f"{len(bad)} samples are unusable, of them {'; '.join(bad[:5])}")
-        progress(out_dir, index + 1, len(shards), "shards", num_samples=num_samples, bad_samples=len(bad))
-    return {"num_shards": len(shards), "num_samples": num_samples, "bad_samples": bad}
+    bad_file = BAD_SAMPLES if ranks.world == 1 else f"{ranks.rank}.{BAD_SAMPLES}"
+    # A cache that goes on adds to the names of what was skipped before
+    account = Account(config.max_bad_fraction, file=out_dir / bad_file, state=Account(0).state())
+    named = list(zip(shards, shard_names(shards), strict=True))
+    own = named[ranks.rank :: ranks.world]
+    for index, (url, name) in enumerate(own):
+        if not (folder / name).is_file():
+            write_shard(folder / name, read_shard(url, config, account), vae, config)
+        if ranks.is_main:
+            counts = {"num_samples": account.num_good, "bad_samples": account.num_bad}
+            progress(out_dir, index + 1, len(own), "shards of this process", **counts)
+    account.finish()
+    counts = ranks.gather((account.num_good, [str(bad) for bad in account.bad]))
+    return {
+        "num_shards": len(shards),
+        "num_samples": sum(num_good for num_good, _ in counts),
+        "bad_samples": [bad for _, each in counts for bad in each],
+    }
 
 
 if __name__ == "__main__":

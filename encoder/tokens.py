@@ -23,7 +23,7 @@ from encoder.data.pictures import decode_picture
 from encoder.data.records import picture_names
 from encoder.data.roots import find_picture
 from encoder.data.shards import find_shards, in_order, num_threads, open_picture, read_record
-from encoder.data.stream import OpenShard
+from encoder.data.tars import OpenShard
 from encoder.frozen import FrozenEncoder
 from encoder.load import load_encoder
 from encoder.options import TokensConfig

@@ -13,6 +13,7 @@ from typing import Any
 
 PATIENCE = 1000  # the bad fraction is judged on at least so many samples, until the end
 KEPT = 10_000  # so many are kept in memory; the file, where there is one, names all
+BAD_SAMPLES = "bad_samples.jsonl"  # the file's name in an out_dir
 _NAMED = 5  # so many are named in the error
 _REASON_CHARACTERS = 300
 _log = logging.getLogger(__name__)

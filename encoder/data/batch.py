@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from encoder.data.captions import DEFAULT_KEYS, choose_texts
+from encoder.data.options import CaptionKeys
 from encoder.data.tokenizer import Tokenizer
 
 _SENTENCE_END = re.compile(r"[.!]+")
@@ -76,8 +78,7 @@ def _id_type(vocab_size: int) -> torch.dtype:
 class TrainingSet:
     """Images, texts and (if given) cached latents of every sample.
 
-    images: N H W 3 uint8; records: mappings with org_caption (alt text; else txt) and re_caption (dense
-    caption; else the alt text).
+    images: N H W 3 uint8; records: mappings that hold the texts (see `choose_texts`).
     """
 
     def __init__(
@@ -88,11 +89,12 @@ class TrainingSet:
         *,
         text_length: int,
         caption_length: int | None,
+        captions: CaptionKeys = DEFAULT_KEYS,
     ):
         if not len(images):
             raise ValueError("the training set is empty")
-        alt_texts = [record.get("org_caption") or record["txt"] for record in records]
-        captions = [record.get("re_caption") or alt for record, alt in zip(records, alt_texts, strict=True)]
+        texts = [choose_texts(record, captions) for record in records]
+        alt_texts, captions = [each.alt for each in texts], [each.dense for each in texts]
         split = [sentences(caption, alt) for caption, alt in zip(captions, alt_texts, strict=True)]
         self.images = images
         self.z_vae: Tensor | None = None

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,8 +19,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from encoder.data.account import BadSample, append_bad
 from encoder.data.batch import Batch, TrainingSet, cut_padding, sentences
-from encoder.data.options import StreamConfig
+from encoder.data.captions import choose_texts
+from encoder.data.options import CaptionKeys, StreamConfig
 from encoder.data.stream import Lane, Row, find_stream_shards
 from encoder.data.tokenizer import Tokenizer
 from encoder.runtime import checkpoint
@@ -88,7 +91,7 @@ class _LaneReader(IterableDataset):
         self.shards = find_stream_shards(config)
         self.states: dict[str, Any] = {}
 
-    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], dict[str, Any], list[str]]]:
+    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], dict[str, Any], list[BadSample]]]:
         worker = get_worker_info()
         own = self.lanes
         if worker is not None:
@@ -102,7 +105,7 @@ class _LaneReader(IterableDataset):
         while True:
             rows = [next(reader) for reader in readers for _ in range(self.rows)]
             states = {str(lane.lane): lane.state() for lane in lanes}
-            bad = [name for lane in lanes for name in lane.bad]
+            bad = [each for lane in lanes for each in lane.bad]
             for lane in lanes:
                 lane.bad.clear()
             yield self.encode(rows), states, bad
@@ -111,14 +114,20 @@ class _LaneReader(IterableDataset):
 class _Encode:
     """Rows to tensors: pictures, latents, and the ids of their texts. Runs where the rows are read."""
 
-    def __init__(self, tokenizer: Tokenizer, text_length: int, caption_length: int | None, sentence: bool):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        text_length: int,
+        caption_length: int | None,
+        sentence: bool,
+        captions: CaptionKeys,
+    ):
         self.tokenizer, self.text_length = tokenizer, text_length
-        self.caption_length, self.sentence = caption_length, sentence
+        self.caption_length, self.sentence, self.captions = caption_length, sentence, captions
 
     def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
-        alt_texts = [row.record.get("org_caption") or row.record["txt"] for row in rows]
-        captions = [row.record.get("re_caption") or alt for row, alt in zip(rows, alt_texts, strict=True)]
-        alt_texts = [alt or caption for alt, caption in zip(alt_texts, captions, strict=True)]
+        texts = [choose_texts(row.record, self.captions) for row in rows]
+        alt_texts, captions = [each.alt for each in texts], [each.dense for each in texts]
         tensors = {
             "images": torch.from_numpy(np.stack([row.pixels for row in rows])),
             "alt_ids": self.tokenizer.contrastive_ids(alt_texts, self.text_length),
@@ -139,6 +148,8 @@ class _Encode:
 class StreamFeed:
     """Parts of the batches that lanes of a stream give, in order; decoding runs in worker processes if asked.
 
+    bad_file: takes the names of what is skipped (see `Account`); after a restart some may stand there twice.
+
     Raises: ValueError if lanes, processes, workers and rows do not divide.
     """
 
@@ -152,6 +163,7 @@ class StreamFeed:
         caption_length: int | None,
         seed: int,
         keep_all_pixels: bool,
+        bad_file: Path | None = None,
     ):
         num_ranks = cut.num_parts // cut.count
         if cut.batch_size % config.num_lanes or config.num_lanes % num_ranks:
@@ -167,14 +179,14 @@ class StreamFeed:
         self.config, self.cut, self.pad_id = config, cut, tokenizer.pad
         self.keep_all_pixels = keep_all_pixels
         first = cut.first // cut.count * share
-        encode = _Encode(tokenizer, text_length, caption_length, cut.with_sentence)
+        encode = _Encode(tokenizer, text_length, caption_length, cut.with_sentence, config.captions)
         rows = cut.batch_size // config.num_lanes
         self.reader = _LaneReader(config, list(range(first, first + share)), rows, encode, seed)
-        self.skipped: list[str] = []
+        self.bad_file = bad_file
         self._iterator: Iterator | None = None
 
     def parts(self, step: int) -> list[Batch]:
-        """The next step's parts; `skipped` then names what was skipped on the way."""
+        """The next step's parts."""
         if self._iterator is None:
             workers = self.config.num_workers
             loader = DataLoader(self.reader, batch_size=None, num_workers=workers, collate_fn=_as_it_is)
@@ -182,7 +194,8 @@ class StreamFeed:
         pieces = [_next_piece(self._iterator) for _ in range(max(1, self.config.num_workers))]
         for _, states, bad in pieces:
             self.reader.states |= states
-            self.skipped += bad
+            if bad and self.bad_file is not None:
+                append_bad(self.bad_file, bad)
         tensors = {name: torch.cat([piece[name] for piece, _, _ in pieces]) for name in pieces[0][0]}
         return [
             self._batch({name: value[start : start + self.cut.rows] for name, value in tensors.items()})
@@ -214,7 +227,7 @@ class StreamFeed:
 
 def num_bad(state: dict[str, Any]) -> int:
     """How many samples the lanes in a state have skipped since the run began."""
-    return sum(json.loads(text)["num_bad"] for text in state.values())
+    return sum(json.loads(text)["account"]["num_bad"] for text in state.values())
 
 
 _KILLED = (

@@ -11,6 +11,19 @@ Crop = Literal["squash", "centre", "random"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionKeys:
+    """Where a sample's two texts stand: keys of its JSON, or `txt` for the .txt file; the first with a text
+    counts. A sample that has one of the two texts only uses it for both."""
+
+    alt: list[str] = field(default_factory=lambda: ["org_caption", "txt", "caption"])
+    dense: list[str] = field(default_factory=lambda: ["re_caption"])
+
+    def __post_init__(self):
+        if not self.alt and not self.dense:
+            raise ValueError("captions needs at least one key in alt or dense")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SourceConfig:
     """One set of shards in a mixture."""
 
@@ -31,7 +44,9 @@ class StreamConfig:
     every lane. Lanes are dealt to processes and their workers, so neither count changes what a step sees.
     """
 
-    MAY_CHANGE: ClassVar = ("num_workers", "max_bad_fraction", "retries", "retry_seconds")
+    MAY_CHANGE: ClassVar = (
+        "num_workers", "max_bad_fraction", "retries", "retry_seconds", "max_lost_shards", "prefetch",
+    )  # fmt: skip
 
     sources: list[SourceConfig]
     image_size: int  # px
@@ -48,12 +63,19 @@ class StreamConfig:
     max_pixels: int = 64_000_000  # of one picture
     retries: int = 5  # of a shard that cannot be read, with growing pauses, before the run stops
     retry_seconds: float = 1.0  # the first pause
+    # Remote shards that stay away after all retries and are left out, of a lane in an epoch; one more stops
+    # the run. A local shard that is missing stops it at once
+    max_lost_shards: int = 1
+    prefetch: int = 1  # windows that each source of a lane reads ahead in the background; 0: none
+    captions: CaptionKeys = field(default_factory=CaptionKeys)
 
     def __post_init__(self):
         if not self.sources:
             raise ValueError("stream.sources is empty: give at least one {shards: ...}")
         if min(self.num_lanes, self.shuffle_window, self.image_size) < 1:
             raise ValueError("stream: num_lanes, shuffle_window and image_size must be 1 or more")
+        if min(self.prefetch, self.retries, self.max_lost_shards) < 0:
+            raise ValueError("stream: prefetch, retries and max_lost_shards must be 0 or more")
         low, high = self.crop_area
         if not 0 < low <= high <= 1:
             raise ValueError(f"stream.crop_area {list(self.crop_area)} must be 0 < low <= high <= 1")
@@ -63,7 +85,7 @@ class StreamConfig:
 class CacheConfig:
     """Stage `encoder.cache`: shards of bf16 VAE latents beside their pictures and texts."""
 
-    MAY_CHANGE: ClassVar = ("batch_size", "device", "max_bad_fraction")
+    MAY_CHANGE: ClassVar = ("batch_size", "device", "max_bad_fraction", "num_threads")
 
     vae: str  # folder or hub id
     shards: str  # as in `SourceConfig`
@@ -75,7 +97,9 @@ class CacheConfig:
     device: Device = "auto"
     max_bad_fraction: float = 0.01
     max_pixels: int = 64_000_000
+    captions: CaptionKeys = field(default_factory=CaptionKeys)
     split: str = field(default="train")  # the folder in out_dir that the shards go to
+    num_threads: int | None = None  # that decode pictures, in each process; None: as many as torch's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,35 +1,32 @@
 """Reading WebDataset shards in img2dataset's layout: KEY.png|jpg|webp, KEY.txt (alt text), KEY.json.
 
-Tar members are streamed and never extracted. A sample that cannot be used (broken picture, too many pixels,
-no text, wrong JSON, cut-off shard) is counted, named and skipped, up to a fraction of what was read; beyond
-it, reading stops.
+A sample that cannot be used (broken picture, too many pixels, no text, wrong JSON, cut-off shard) is counted,
+named and skipped, up to a fraction of what was read; beyond it, reading stops.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import webdataset as wds
 from PIL import Image
 
+from encoder.data.account import Account, BadSample
+from encoder.data.captions import DEFAULT_KEYS, choose_texts
+from encoder.data.options import CaptionKeys
 from encoder.data.pictures import MAX_PIXELS, decode_picture
+from encoder.data.tars import KEY, PROBLEM, OpenShard
 
-PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
-_PATIENCE = 1000  # the bad fraction is judged on at least this many samples, until the end
+PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "avif", "gif", "bmp", "tif", "tiff", "jp2")
 _FIRST_ROOM = 64  # pictures that `load_images` makes room for before it knows of more
-# What a broken sample raises while it is decoded
-UNUSABLE = (ValueError,)
-_log = logging.getLogger(__name__)
 Item, Done = TypeVar("Item"), TypeVar("Done")
 
 
@@ -40,20 +37,6 @@ class Sample:
     key: str
     pixels: np.ndarray
     record: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class BadSample:
-    shard: str
-    key: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.shard}:{self.key}: {self.reason}"
-
-
-class TooManyBadSamples(ValueError):
-    """More samples were unusable than allowed."""
 
 
 def num_threads() -> int:
@@ -79,11 +62,11 @@ def in_order(work: Callable[[Item], Done], items: Iterable[Item], threads: int) 
 
 
 class ShardReader:
-    """Iterates over the samples of shards in order. After (or during) a pass, `num_read` counts the good
-    ones and `bad` names the others.
+    """Iterates over the samples of shards in order. After (or during) a pass, `account` counts them, and
+    `bad` names those that could not be used.
 
     `image_size`: resize every picture to this square (bicubic, antialiased); None leaves pictures as they
-    are.
+    are. `file`: takes the names of all bad samples (see `Account`).
     """
 
     def __init__(
@@ -93,37 +76,43 @@ class ShardReader:
         image_size: int | None = None,
         max_bad_fraction: float = 0.01,
         max_pixels: int = MAX_PIXELS,
+        captions: CaptionKeys = DEFAULT_KEYS,
+        file: Path | None = None,
     ) -> None:
         self.shards = [Path(shard).resolve() for shard in shards]
         self.image_size, self.max_bad_fraction, self.max_pixels = image_size, max_bad_fraction, max_pixels
-        self.num_read = 0
-        self.bad: list[BadSample] = []
+        self.captions, self.file = captions, file
+        self.account = Account(max_bad_fraction, file=file)
+
+    @property
+    def bad(self) -> list[BadSample]:
+        """The bad samples of this pass, the first ten thousand."""
+        return self.account.bad
 
     def __iter__(self) -> Iterator[Sample]:
-        """Raises: TooManyBadSamples, naming the first ones."""
-        self.num_read, self.bad = 0, []
+        """Raises: TooManyBadSamples, naming the first ones; FileNotFoundError."""
+        self.account = Account(self.max_bad_fraction, file=self.file)
         for shard in self.shards:
-            source = wds.SimpleShardList([str(shard)])
-            raws = wds.DataPipeline(source, wds.tarfile_to_samples(handler=self._cut_off(shard)))
-            for sample in in_order(partial(self._decode, shard), raws, num_threads()):
-                if isinstance(sample, BadSample):
-                    self._add_bad(sample)
-                else:
-                    self.num_read += 1
-                    yield sample
-            if not _is_whole(shard):
-                lost = "shard cut off: what follows its last sample is lost"
-                self._add_bad(BadSample(shard.name, "*", lost))
-        self._judge(at_least=1)
+            if not shard.is_file():
+                raise FileNotFoundError(f"shard not found: {shard}")
+            raws = OpenShard(str(shard))
+            with closing(raws):
+                for key, sample in in_order(self._decode, raws, num_threads()):
+                    if isinstance(sample, Sample):
+                        self.account.add_good()
+                        yield sample
+                    else:
+                        self.account.add_bad(f"{shard.name}:{key}", sample)
+            for damage in raws.damage:
+                self.account.add_bad(f"{shard.name}:*", damage)
+        self.account.finish()
 
-    def _decode(self, shard: Path, raw: dict[str, Any]) -> Sample | BadSample:
-        key = raw["__key__"]
+    def _decode(self, raw: dict[str, Any]) -> tuple[str, Sample | ValueError]:
         try:
-            record = read_record(raw)
-            pixels = self._pixels(raw)
-        except UNUSABLE as error:
-            return BadSample(shard.name, key, str(error))
-        return Sample(key, pixels, record)
+            record = read_record(raw, self.captions)
+            return raw[KEY], Sample(raw[KEY], self._pixels(raw), record)
+        except ValueError as error:
+            return raw[KEY], error
 
     def _pixels(self, raw: dict[str, Any]) -> np.ndarray:
         picture = open_picture(raw, self.max_pixels)
@@ -131,63 +120,44 @@ class ShardReader:
             picture = picture.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
         return np.asarray(picture)
 
-    def _cut_off(self, shard: Path):
-        def handler(error: Exception) -> bool:
-            if isinstance(error, FileNotFoundError):
-                raise FileNotFoundError(f"shard not found: {shard}") from None
-            damage = f"shard damaged: {error.args[0] if error.args else error}"
-            self._add_bad(BadSample(shard.name, "*", damage))
-            return True
-
-        return handler
-
-    def _add_bad(self, bad: BadSample) -> None:
-        self.bad.append(bad)
-        _log.warning("skipped %s", self.bad[-1])
-        self._judge(at_least=_PATIENCE)
-
-    def _judge(self, at_least: int) -> None:
-        num_seen = max(self.num_read + len(self.bad), at_least)
-        if len(self.bad) > self.max_bad_fraction * num_seen:
-            named = "; ".join(str(bad) for bad in self.bad[:5])
-            raise TooManyBadSamples(
-                f"{len(self.bad)} of {self.num_read + len(self.bad)} samples are unusable, more than the "
-                f"allowed {self.max_bad_fraction:.2%}: {named}"
-            )
-
-
-def _is_whole(shard: Path) -> bool:
-    """Whether a tar file ends as tar files end, with 1024 zeros. A cut between two members raises nothing."""
-    with shard.open("rb") as file:
-        file.seek(max(0, shard.stat().st_size - 1024))
-        return file.read() == bytes(1024)
-
 
 def open_picture(raw: dict[str, Any], max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The picture of a raw sample, decoded to RGB.
 
-    Raises: one of `UNUSABLE` if there is none, it is broken, or it has more than `max_pixels`.
+    Raises: ValueError if there is none, it is broken, or it has more than `max_pixels`.
     """
     suffix = next((suffix for suffix in PICTURE_SUFFIXES if suffix in raw), None)
     if suffix is None:
-        raise ValueError(f"no picture ({', '.join(PICTURE_SUFFIXES)})")
+        raise ValueError(_missing(f"picture ({', '.join(PICTURE_SUFFIXES)})", raw))
     return decode_picture(raw[suffix], max_pixels=max_pixels)
 
 
-def read_record(raw: dict[str, Any]) -> dict[str, Any]:
+def read_record(raw: dict[str, Any], captions: CaptionKeys = DEFAULT_KEYS) -> dict[str, Any]:
     """The JSON record of a raw sample, with its alt text as `txt`.
 
-    Raises: ValueError without JSON or without any text.
+    Raises: ValueError without JSON or without any text (see `choose_texts`), or if a member cannot be used.
     """
+    if PROBLEM in raw:
+        raise ValueError(raw[PROBLEM])
     if "json" not in raw:
-        raise ValueError("no JSON")
-    record = json.loads(raw["json"])
+        raise ValueError(_missing("JSON (json)", raw))
+    try:
+        record = json.loads(raw["json"])
+    except RecursionError:
+        raise ValueError("JSON is nested too deep") from None
     if not isinstance(record, dict):
         raise ValueError(f"JSON is not an object: {str(record)[:40]}")
-    text = raw.get("txt", b"").decode("utf-8").strip()
-    if not text and not any(record.get(name) for name in ("org_caption", "re_caption", "caption")):
-        raise ValueError("no text")
-    return record | {"txt": text}
+    record["txt"] = raw.get("txt", b"").decode("utf-8-sig").strip()
+    choose_texts(record, captions)
+    return record
+
+
+def _missing(what: str, raw: dict[str, Any]) -> str:
+    names = [suffix for suffix in raw if not suffix.startswith("__")]
+    said = f"no {what}; beside its name, the sample has {', '.join(names[:6])}"
+    if any("." in name for name in names):
+        said += ": a sample's name ends at the first dot, so names with other dots must be changed"
+    return said
 
 
 def find_shards(folder: Path | str, split: str | None = None) -> list[Path]:
@@ -210,11 +180,14 @@ def read_samples(
     *,
     image_size: int | None = None,
     max_bad_fraction: float = 0.01,
+    captions: CaptionKeys = DEFAULT_KEYS,
 ) -> Iterator[Sample]:
     """Samples of a folder's shards, or of the shards given, in order. See `ShardReader` for what is
     raised."""
     shards = find_shards(source, split) if isinstance(source, Path | str) else list(source)
-    return iter(ShardReader(shards, image_size=image_size, max_bad_fraction=max_bad_fraction))
+    return iter(
+        ShardReader(shards, image_size=image_size, max_bad_fraction=max_bad_fraction, captions=captions)
+    )
 
 
 def load_images(
@@ -224,6 +197,7 @@ def load_images(
     *,
     image_size: int | None = None,
     max_bad_fraction: float = 0.01,
+    captions: CaptionKeys = DEFAULT_KEYS,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """The first `limit` pictures of a split in memory: uint8 (N, H, W, 3), and their records.
 
@@ -232,7 +206,8 @@ def load_images(
     pixels: np.ndarray | None = None  # grows in place: a list that is stacked would hold all pictures twice
     records: list[dict[str, Any]] = []
     if limit is None or limit > 0:
-        for sample in read_samples(folder, split, image_size=image_size, max_bad_fraction=max_bad_fraction):
+        how = {"image_size": image_size, "max_bad_fraction": max_bad_fraction, "captions": captions}
+        for sample in read_samples(folder, split, **how):
             shape = sample.pixels.shape
             if pixels is None:
                 pixels = np.empty((min(limit or _FIRST_ROOM, _FIRST_ROOM), *shape), np.uint8)

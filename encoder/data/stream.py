@@ -2,19 +2,16 @@
 
 A lane reads its own part of every source's shards, window by window: `shuffle_window` samples of a shard are
 read and mixed by a permutation that (seed, shard, epoch, window) fixes. So a lane's place is a few numbers,
-and going on from them gives the very next sample. What cannot be decoded is counted, named and skipped.
+and going on from them gives the very next sample. While a window is used up, a thread reads the next ones.
+What cannot be decoded is counted, named and skipped.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import random
-import tarfile
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import braceexpand
@@ -23,15 +20,16 @@ import numpy as np
 import safetensors.torch
 from PIL import Image
 from torch import Tensor
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from encoder.data.account import Account, BadSample
+from encoder.data.ahead import ReadAhead
 from encoder.data.options import Crop, StreamConfig
-from encoder.data.shards import UNUSABLE, TooManyBadSamples, open_picture, read_record
+from encoder.data.shards import open_picture, read_record
+from encoder.data.tars import KEY, URL, short_name
+from encoder.data.windows import LaneShards, Place, Window
 from encoder.runtime.config import ROOT
 
 LATENTS = "z_vae.safetensors"  # the member that holds a picture's latents
-PATIENCE = 1000  # the bad fraction of a lane is judged on at least so many samples
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,50 +70,6 @@ def expand_shards(shards: str) -> list[str]:
     return expanded
 
 
-class _Tail:
-    """A file that remembers the end of what was read: whole tar files end with zeros."""
-
-    def __init__(self, file: Any):
-        self.file, self.end = file, b""
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.file.read(size)
-        self.end = (self.end + data[-512:])[-512:]
-        return data
-
-    @property
-    def is_whole(self) -> bool:
-        return self.end == bytes(512)
-
-
-class OpenShard:
-    """The raw samples of one shard, and what was wrong with its tar file."""
-
-    def __init__(self, url: str):
-        self.url, self.damage, self.position = url, [], 0
-        self.file = fsspec.open(url, "rb").open()
-        tail = _Tail(self.file)
-        members = tar_file_expander([{"stream": tail, "url": url}], handler=self._damaged)
-        self._samples = group_by_keys(members, handler=self._damaged)
-        self._tail = tail
-
-    def _damaged(self, error: Exception) -> bool:
-        if not isinstance(error, tarfile.TarError | EOFError | ValueError):
-            raise error  # the connection, not the shard
-        self.damage.append(f"shard damaged: {error.args[0] if error.args else error}")
-        return True
-
-    def take(self, number: int) -> list[dict]:
-        """The next raw samples; fewer at the end."""
-        taken = list(islice(self._samples, number))
-        self.position += len(taken)
-        if len(taken) < number:
-            if not self._tail.is_whole and not self.damage:
-                self.damage.append("shard cut off: what follows its last sample is lost")
-            self.file.close()
-        return taken
-
-
 class SourceLane:
     """One source's shards in one lane, for ever; `state` is the place of the next sample."""
 
@@ -125,64 +79,44 @@ class SourceLane:
                 f"{len(shards)} shards at {config.sources[index].shards} cannot feed {config.num_lanes} "
                 "lanes; lower stream.num_lanes or write smaller shards"
             )
-        self.shards, self.lane, self.config = shards, lane, config
-        self.seed = f"{seed}/{index}"
-        self.state = {"epoch": 0, "shard": 0, "window": 0, "row": 0, "read": False}
-        self._rows: list[dict] | None = None
-        self._open: OpenShard | None = None
+        self.shards = LaneShards(shards, lane, f"{seed}/{index}", config)
+        self.load_state({"epoch": 0, "shard": 0, "window": 0, "row": 0, "read": False, "lost": 0})
 
-    def next(self) -> tuple[dict, list[str]]:
-        """The next raw sample, and the damage that reading came upon for the first time."""
-        state, damage, first_epoch = self.state, [], self.state["epoch"]
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.state = dict(state)
+        self._windows: Iterator[Window] | None = None
+        self._window: Window | None = None
+
+    def next(self) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+        """The next raw sample, and the damage (name, reason) that reading came upon for the first time."""
+        damage, first_epoch = [], self.state["epoch"]
         while True:
-            if state["epoch"] > first_epoch + 1:
-                raise ValueError(f"shards {self._epoch_shards()[:3]} ... hold no sample at all")
-            if self._rows is None:
-                self._rows, found, self._is_last = self._read_window()
-                damage += [] if state["read"] else [f"{self._name()}:*: {each}" for each in found]
-                state["read"] = True
-            if state["row"] < len(self._rows):
-                state["row"] += 1
-                return self._rows[state["row"] - 1], damage
-            self._rows = None
-            state |= {"row": 0, "read": False, "window": state["window"] + 1}
-            if self._is_last:
-                self._open = None
-                state |= {"window": 0, "shard": state["shard"] + 1}
-            if state["shard"] == len(self._epoch_shards()):
-                state |= {"shard": 0, "epoch": state["epoch"] + 1}
+            if self._window is None:
+                self._window = self._next_window()
+                if self.state["epoch"] > first_epoch + 1:
+                    some = self.shards.part(first_epoch)[:3]
+                    raise ValueError(f"shards {some} ... hold no sample at all")
+                if not self.state["read"]:
+                    name = f"{short_name(self._window.url)}:*"
+                    damage += [(name, each) for each in self._window.damage]
+                    self.state["read"] = True
+            if self.state["row"] < len(self._window.rows):
+                self.state["row"] += 1
+                return self._window.rows[self.state["row"] - 1], damage
+            self._window = None
 
-    def _epoch_shards(self) -> list[str]:
-        order = list(self.shards)
-        random.Random(f"{self.seed}/{self.state['epoch']}").shuffle(order)
-        return order[self.lane :: self.config.num_lanes]
-
-    def _name(self) -> str:
-        return self._epoch_shards()[self.state["shard"]].rsplit("/", 1)[-1]
-
-    def _read_window(self) -> tuple[list[dict], list[str], bool]:
-        url, size = self._epoch_shards()[self.state["shard"]], self.config.shuffle_window
-        start = self.state["window"] * size
-        for attempt in range(self.config.retries + 1):
-            try:
-                if self._open is None or (self._open.url, self._open.position) != (url, start):
-                    self._open = OpenShard(url)
-                    self._open.take(start)
-                rows = self._open.take(size)
-                break
-            except Exception as error:  # every file system has its own kinds
-                if isinstance(error, FileNotFoundError) and url.startswith(("/", "file:")):
-                    raise FileNotFoundError(f"shard not found: {url}") from None
-                self._open = None
-                reason = f"{type(error).__name__} {error}".splitlines()[0][:200]
-                if attempt == self.config.retries:
-                    message = f"shard cannot be read after {attempt + 1} attempts: {url} ({reason})"
-                    raise OSError(message) from None
-                _log.warning("reading %s again: %s", url, reason)
-                time.sleep(self.config.retry_seconds * 2**attempt)
-        place = f"{self._name()}/{self.state['epoch']}/{self.state['window']}"
-        random.Random(f"{self.seed}/{place}").shuffle(rows)
-        return rows, self._open.damage, len(rows) < size
+    def _next_window(self) -> Window:
+        if self._windows is None:
+            place = Place(self.state["epoch"], self.state["shard"], self.state["window"])
+            windows, prefetch = self.shards.windows(place, self.state["lost"]), self.shards.config.prefetch
+            self._windows = ReadAhead(windows, prefetch) if prefetch else windows
+        window = next(self._windows)
+        place = asdict(window.place)
+        if any(self.state[name] != value for name, value in place.items()):
+            self.state |= {**place, "row": 0, "read": False}
+        self.state["lost"] = window.num_lost
+        return window
 
 
 class Lane:
@@ -191,54 +125,51 @@ class Lane:
     def __init__(self, lane: int, config: StreamConfig, shards: list[list[str]], seed: int):
         self.lane, self.config, self.seed = lane, config, seed
         self.sources = [SourceLane(each, lane, i, config, seed) for i, each in enumerate(shards)]
-        self.count = self.num_read = self.num_bad = 0
-        self.bad: list[str] = []
+        self.count = 0
+        self.bad: list[BadSample] = []
+        self._open_account(None)
+
+    def _open_account(self, state: dict[str, Any] | None) -> None:
+        self.account = Account(self.config.max_bad_fraction, what=f"samples of lane {self.lane}", state=state)
 
     def state(self) -> dict[str, Any]:
-        counts = {"count": self.count, "num_read": self.num_read, "num_bad": self.num_bad}
-        return counts | {"sources": [dict(source.state) for source in self.sources]}
+        """The place of the next row, and the account."""
+        sources = [dict(source.state) for source in self.sources]
+        return {"count": self.count, "account": self.account.state(), "sources": sources}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.count, self.num_read, self.num_bad = state["count"], state["num_read"], state["num_bad"]
+        """Go on from a state."""
+        self.count = state["count"]
+        self._open_account(state["account"])
         for source, own in zip(self.sources, state["sources"], strict=True):
-            source.state = dict(own)
+            source.load_state(own)
 
     def __iter__(self) -> Iterator[Row]:
-        """Raises: TooManyBadSamples, naming the latest; FileNotFoundError, OSError: a shard out of reach."""
+        """Raises: TooManyBadSamples, naming the first ones; FileNotFoundError, OSError: a shard out of
+        reach."""
         weights = [source.weight for source in self.config.sources]
         while True:
             generator = random.Random(f"{self.seed}/{self.lane}/{self.count}")
             self.count += 1
             source = generator.choices(self.sources, weights)[0]
             raw, damage = source.next()
-            for each in damage:
-                self._add_bad(each)
+            for name, reason in damage:
+                self.bad.append(self.account.add_bad(name, reason))
             try:
                 row = decode(raw, self.config, generator)
-            except UNUSABLE as error:
-                self._add_bad(f"{raw['__url__'].rsplit('/', 1)[-1]}:{raw['__key__']}: {error}")
+            except ValueError as error:
+                self.bad.append(self.account.add_bad(f"{short_name(raw[URL])}:{raw[KEY]}", error))
                 continue
-            self.num_read += 1
+            self.account.add_good()
             yield row
-
-    def _add_bad(self, name: str) -> None:
-        self.num_bad += 1
-        self.bad.append(name)
-        _log.warning("skipped %s", name)
-        seen = self.num_read + self.num_bad
-        if self.num_bad > self.config.max_bad_fraction * max(seen, PATIENCE):
-            raise TooManyBadSamples(
-                f"{self.num_bad} of {seen} samples of lane {self.lane} are unusable, more than the allowed "
-                f"{self.config.max_bad_fraction:.2%}, at last {name}"
-            )
 
 
 def decode(raw: dict[str, Any], config: StreamConfig, generator: random.Random) -> Row:
     """A raw sample as a Row.
 
-    Raises: one of `UNUSABLE`.
+    Raises: ValueError if it cannot be used.
     """
-    record = read_record(raw)
+    record = read_record(raw, config.captions)
     picture = open_picture(raw, config.max_pixels)
     z_vae = None
     if config.latents:

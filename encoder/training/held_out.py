@@ -28,7 +28,9 @@ PROBE_SAMPLES = 4000  # training samples that the linear probe is fitted on
 
 def load_samples(config: TrainConfig, split: str, limit: int | None) -> tuple[TrainingSet, Tensor]:
     """A split in memory and its labels (N,)."""
-    images, records = load_images(ROOT / config.data, split, limit, image_size=config.image_size)
+    images, records = load_images(
+        ROOT / config.data, split, limit, image_size=config.image_size, captions=config.captions
+    )
     shape = config.openvision3 or config.clip
     samples = TrainingSet(
         torch.as_tensor(images),
@@ -36,6 +38,7 @@ def load_samples(config: TrainConfig, split: str, limit: int | None) -> tuple[Tr
         Tokenizer(shape.text.tokenizer),
         text_length=shape.text.context_length,
         caption_length=config.openvision3.captioner.context_length if config.openvision3 else None,
+        captions=config.captions,
     )
     return samples, torch.tensor([record.get("label", -1) for record in records])
 

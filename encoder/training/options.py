@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from encoder.data.options import StreamConfig
+from encoder.data.options import CaptionKeys, StreamConfig
 from encoder.models.shapes import ClipShape, OpenVision3Shape, VaeShape
 from encoder.runtime.device import Device, Precision
 
@@ -97,6 +97,7 @@ class TrainConfig:
     sharding: Literal["none", "fsdp2"] = "none"  # of weights, gradients and optimiser over processes
     ema_decay: float | None = None  # of averaged weights, which are then exported; OpenVision 1 has none
     trackers: list[Tracker] = field(default_factory=list)
+    captions: CaptionKeys = field(default_factory=CaptionKeys)  # of `data`; a stream has its own
     train_limit: int | None = None  # samples held in memory; None: all
     eval_split: Literal["val", "test"] = "val"
     eval_limit: int = 1000

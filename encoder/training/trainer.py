@@ -23,6 +23,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     checkpoint_wrapper,
 )
 
+from encoder.data.account import BAD_SAMPLES
 from encoder.data.batch import TrainingSet
 from encoder.data.feed import Cut, Feed, MemoryFeed, StreamFeed, num_bad
 from encoder.data.tokenizer import Tokenizer
@@ -118,7 +119,7 @@ def distribute(step: Step, config: TrainConfig, accelerator: Accelerator) -> nn.
     return shard(step, step.model, Block)
 
 
-def build_feed(config: TrainConfig, cut: Cut, in_memory: Any) -> Feed:
+def build_feed(config: TrainConfig, cut: Cut, in_memory: Any, out_dir: Path) -> Feed:
     if config.stream is None:
         return MemoryFeed(in_memory, cut, config.seed)
     shape = config.openvision3 or config.clip
@@ -130,6 +131,7 @@ def build_feed(config: TrainConfig, cut: Cut, in_memory: Any) -> Feed:
         caption_length=config.openvision3.captioner.context_length if config.openvision3 else None,
         seed=config.seed,
         keep_all_pixels=config.clip is not None or not config.stream.latents,
+        bad_file=out_dir / BAD_SAMPLES,
     )
 
 
@@ -179,7 +181,7 @@ def build_run(
     config: TrainConfig, samples: Samples, cut: Cut, accelerator: Accelerator, out_dir: Path
 ) -> tuple[Run, nn.Module]:
     """The run at its first step, and the step's module as this process calls it."""
-    feed = build_feed(config, cut, samples.fit and samples.fit[0])
+    feed = build_feed(config, cut, samples.fit and samples.fit[0], out_dir)
     model = build_model(config)
     speed_up(model, config)
     is_perceptual = config.openvision3 is not None and config.objective.perceptual_weight > 0

@@ -119,7 +119,7 @@ def _samples(
                 account.add_good()
                 yield split, sample.key, Image.fromarray(sample.pixels), record
             for bad in reader.bad:
-                account.add_bad(*str(bad).split(": ", 1))  # its name, the reason
+                account.add_bad(bad.name, bad.reason)
             continue
         labels = {name: label for label, name in enumerate(listing.class_names)}
         for index, path in enumerate(paths):

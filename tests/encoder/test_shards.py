@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from encoder.data.shards import ShardReader, TooManyBadSamples, find_shards, load_images, read_samples
+from encoder.data.account import TooManyBadSamples
+from encoder.data.shards import ShardReader, find_shards, load_images, read_samples
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +57,8 @@ def test_a_bad_sample_is_counted_named_and_skipped(tmp_path, broken):
     shard = write_shard(tmp_path / "0.tar", [good(), broken, good()])
     reader = ShardReader([shard], max_bad_fraction=0.5)
     assert [sample.key for sample in reader] == ["0000", "0002"]
-    assert reader.num_read == 2
-    assert [(bad.shard, bad.key) for bad in reader.bad] == [("0.tar", "0001")]
+    assert (reader.account.num_good, reader.account.num_read) == (2, 3)
+    assert [bad.name for bad in reader.bad] == ["0.tar:0001"]
     assert reader.bad[0].reason
 
 
@@ -68,12 +69,12 @@ def test_beyond_the_limit_reading_stops_and_names_the_samples(tmp_path):
 
 
 def test_the_limit_stops_a_long_read_early(tmp_path, monkeypatch):
-    monkeypatch.setattr("encoder.data.shards._PATIENCE", 4)
+    monkeypatch.setattr("encoder.data.account.PATIENCE", 4)
     shard = write_shard(tmp_path / "0.tar", [BROKEN["no picture"]] * 3 + [good()] * 50)
     reader = ShardReader([shard], max_bad_fraction=0.5)
     with pytest.raises(TooManyBadSamples):
         list(reader)
-    assert reader.num_read == 0
+    assert reader.account.num_good == 0
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_a_cut_off_shard_is_named_and_the_next_is_read(tmp_path, length):
     samples = list(reader)
     assert samples[-1].pixels[0, 0, 0] == 9
     assert samples[0].key == "0000"
-    assert {bad.shard for bad in reader.bad} == {"0.tar"}
+    assert {bad.name.split(":")[0] for bad in reader.bad} == {"0.tar"}
     assert "shard" in " ".join(bad.reason for bad in reader.bad)
 
 

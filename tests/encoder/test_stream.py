@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 
 from encoder.data import stream
+from encoder.data.account import TooManyBadSamples
+from encoder.data.ahead import ReadAhead
 from encoder.data.feed import Cut, StreamFeed, killed_readers_named, num_bad
 from encoder.data.options import StreamConfig
-from encoder.data.shards import TooManyBadSamples
 from encoder.data.tokenizer import Tokenizer
 from encoder.runtime.config import load
 
@@ -55,11 +56,11 @@ def lane_values(chosen, lane=0, count=12, seed=0, state=None):
     return [int(next(rows).pixels[0, 0, 0]) for _ in range(count)], reader
 
 
-def feed(chosen, first=0, count=1, parts=1, batch_size=8, state=None):
+def feed(chosen, first=0, count=1, parts=1, batch_size=8, state=None, bad_file=None):
     cut = Cut(batch_size=batch_size, num_parts=parts, first=first, count=count, num_pixels=batch_size,
               with_sentence=True)  # fmt: skip
     made = StreamFeed(chosen, cut, Tokenizer("scenes"), text_length=8, caption_length=12, seed=3,
-                      keep_all_pixels=True)  # fmt: skip
+                      keep_all_pixels=True, bad_file=bad_file)  # fmt: skip
     if state is not None:
         made.load_state(state)
     return made
@@ -105,11 +106,12 @@ def test_two_ranks_see_the_halves_of_what_one_sees(tmp_path, num_workers):
 
 def test_a_feed_goes_on_from_its_state_whatever_its_workers_had_read_ahead(tmp_path):
     chosen = config(write_shards(tmp_path, bad={1}), num_workers=2, max_bad_fraction=0.5)
-    made = feed(chosen)
+    made = feed(chosen, bad_file=tmp_path / "bad.jsonl")
     before, state = seen(made, 3), made.state()
     after = seen(made, 4)
     assert seen(feed(config(tmp_path, max_bad_fraction=0.5), state=state), 4) == after
-    assert num_bad(made.state()) >= 1 and any("0001" in name for name in made.skipped)
+    assert num_bad(made.state()) == len((tmp_path / "bad.jsonl").read_text().splitlines()) >= 1
+    assert "0001" in (tmp_path / "bad.jsonl").read_text()
     assert before != after[:3]
 
 
@@ -150,13 +152,13 @@ def test_a_mixture_keeps_its_shares(tmp_path):
 
 def test_bad_samples_are_skipped_up_to_a_fraction_and_a_cut_shard_is_named(tmp_path, monkeypatch):
     write_shards(tmp_path, num_shards=2, bad={0, 1, 2, 3})
-    monkeypatch.setattr(stream, "PATIENCE", 10)
+    monkeypatch.setattr("encoder.data.account.PATIENCE", 10)
     with pytest.raises(TooManyBadSamples, match="more than the allowed 10"):
         lane_values(config(tmp_path, max_bad_fraction=0.1, num_lanes=1), count=30)
     shard = tmp_path / "00001.tar"
     shard.write_bytes(shard.read_bytes()[:8000])
     _, reader = lane_values(config(tmp_path, max_bad_fraction=1.0, num_lanes=1), count=5)
-    assert "00001.tar:*: shard" in " ".join(reader.bad)
+    assert "00001.tar:*: shard" in " ".join(map(str, reader.bad))
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
@@ -230,3 +232,69 @@ def test_missing_shards_and_empty_sources_are_named(tmp_path):
         config()
     with pytest.raises(ValueError, match=r"shards nowhere://x.tar cannot be read: .*nowhere"):
         stream.expand_shards("nowhere://x.tar")
+
+
+def test_reading_ahead_changes_no_sample_and_no_place(tmp_path):
+    chosen = config(write_shards(tmp_path, bad={2, 9}), max_bad_fraction=0.5, prefetch=0)
+    values, reader = lane_values(chosen, count=40)
+    for prefetch in (1, 3):
+        ahead = config(tmp_path, max_bad_fraction=0.5, prefetch=prefetch)
+        assert lane_values(ahead, count=40)[0] == values
+        first, stopped = lane_values(ahead, count=17)
+        rest, resumed = lane_values(ahead, count=23, state=stopped.state())
+        assert first + rest == values and resumed.state() == reader.state()
+
+
+def test_windows_are_read_while_the_one_before_is_used(tmp_path):
+    started = [threading.Event() for _ in range(4)]
+
+    def windows():
+        for number, event in enumerate(started):
+            event.set()
+            yield number
+        raise OSError("the fifth")
+
+    ahead = ReadAhead(windows(), 1)
+    assert next(ahead) == 0
+    assert started[1].wait(60)  # nobody asked for it
+    assert [next(ahead) for _ in range(3)] == [1, 2, 3]
+    for _ in range(2):
+        with pytest.raises(OSError, match="the fifth"):
+            next(ahead)
+
+
+def test_a_reader_that_is_given_up_ends_its_thread():
+    before = set(threading.enumerate())
+    ahead = ReadAhead(iter(range(100)), 2)
+    assert next(ahead) == 0
+    (thread,) = set(threading.enumerate()) - before
+    del ahead
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+class Gone(Server):
+    """Never has shard 1."""
+
+    def do_GET(self):
+        if self.path.endswith("00001.tar"):
+            return self.send_error(503)
+        return http.server.SimpleHTTPRequestHandler.do_GET(self)
+
+
+def test_a_remote_shard_that_stays_away_is_named_and_costs_its_own_samples_alone(tmp_path):
+    write_shards(tmp_path)
+    handler = functools.partial(Gone, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/{{00000..00003}}.tar"
+        chosen = config(url, num_lanes=1)
+        values, reader = lane_values(chosen, count=36)  # two epochs of what is left
+        assert sorted(values) == sorted([i for i in range(24) if i // 6 != 1] * 2)
+        assert {bad.name for bad in reader.bad} == {"00001.tar:*"}
+        assert "cannot be read after 3 attempts" in reader.bad[0].reason
+        first, stopped = lane_values(chosen, count=20)
+        assert first + lane_values(chosen, count=16, state=stopped.state())[0] == values
+        with pytest.raises(OSError, match=r"00001\.tar .*max_lost_shards allows 0"):
+            lane_values(config(url, num_lanes=1, max_lost_shards=0), count=36)
+        server.shutdown()
