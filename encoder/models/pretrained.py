@@ -20,7 +20,7 @@ from encoder.runtime.stage import write_json
 
 Model = TypeVar("Model", bound=nn.Module)
 _OF_TEXT = ("text.", "captioner.", "logit_scale")  # names that start so are of text towers
-CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
+CONFIG_FILE, WEIGHTS_FILE, PROCESSOR_FILE = "config.json", "model.safetensors", "preprocessor_config.json"
 # transformers' `model_type` of our models that it can load
 HF_TYPES = {"openvision3": "openvision3", "clip": "openvision3_clip", "encoder": "openvision_encoder"}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -34,15 +34,15 @@ def write_pretrained(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stored = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
-    save_tensors(folder / WEIGHTS, stored, {"model": name})
+    save_tensors(folder / WEIGHTS_FILE, stored, {"model": name})
     kind = {"model_type": HF_TYPES[name]} if name in HF_TYPES else {}
-    write_json(folder / CONFIG, {"model": name, **kind, "shape": resolve(shape)})
+    write_json(folder / CONFIG_FILE, {"model": name, **kind, "shape": resolve(shape)})
 
 
 def write_processor(folder: Path | str, image_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
     """Write how pictures are resized (to image_size px) and normalised, for transformers."""
     values = {"image_size": image_size, "image_mean": list(mean), "image_std": list(std)}
-    write_json(Path(folder) / PROCESSOR, {"image_processor_type": "OpenVisionImageProcessor", **values})
+    write_json(Path(folder) / PROCESSOR_FILE, {"image_processor_type": "OpenVisionImageProcessor", **values})
 
 
 def read_config(folder: Path | str) -> dict:
@@ -50,9 +50,9 @@ def read_config(folder: Path | str) -> dict:
 
     Raises: FileNotFoundError without one; ValueError if it is not JSON.
     """
-    path = ROOT / folder / CONFIG
+    path = ROOT / folder / CONFIG_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"weights folder lacks {CONFIG}: {path.parent}")
+        raise FileNotFoundError(f"weights folder lacks {CONFIG_FILE}: {path.parent}")
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -77,8 +77,8 @@ def load_pretrained(
     config = read_config(folder)
     if config.get("model") != name:
         raise ValueError(f"{folder} holds model {config.get('model')!r}, not {name!r}")
-    shape = load(shape_class, config["shape"], name=f"{folder}/{CONFIG}")
-    tensors = load_tensors(ROOT / folder / WEIGHTS)
+    shape = load(shape_class, config["shape"], name=f"{folder}/{CONFIG_FILE}")
+    tensors = load_tensors(ROOT / folder / WEIGHTS_FILE)
     if not text:
         shape = without_text(shape)
         tensors = {key: value for key, value in tensors.items() if not key.startswith(_OF_TEXT)}

@@ -77,8 +77,8 @@ class TrainConfig:
     # The branches that train the encoder. A branch left out is followed by a probe: its own towers go on
     # learning from z_u, but their gradients stop there (the paper's Figs. 4 and 5 do not say how: ours)
     branches: tuple[Branch, ...] = ("understanding", "reconstruction")
-    # Part of each batch that is decoded to pixels for the pixel and perceptual terms; 1 is exact, less is the
-    # same in expectation and cheaper (the frozen VAE decoder dominates the step)
+    # Part of each micro-batch, its first rows, that is decoded to pixels for the pixel and perceptual terms;
+    # 1 is exact, less is the same in expectation and cheaper (the frozen VAE decoder dominates the step)
     pixel_fraction: float = 1.0
     # Side, in latents, of a random square of each picture that is decoded instead of the whole; None: the
     # whole. Cheaper, but near the cut the VAE decoder sees less than it would

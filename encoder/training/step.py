@@ -1,8 +1,9 @@
 """One training step: the terms of a batch, and their gradients over micro-batches and processes.
 
-A batch is cut into equal parts (one for each process and micro-batch). Noise is drawn from (seed, step,
-part), the caption loss is divided by the whole batch's tokens, and the contrastive loss has all parts' rows
-as candidates, so that k parts give the gradient of one big batch, wherever they are computed.
+A batch is cut into equal micro-batches, each computed by one process. Noise is drawn from (seed, step, number
+of the micro-batch), the caption loss is divided by the whole batch's tokens, and the contrastive loss has all
+rows of the batch as candidates, so that k micro-batches give the gradient of one big batch, wherever they are
+computed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from encoder.training.objective import (
 from encoder.training.optim import autocast
 from encoder.training.options import TrainConfig
 
-WHOLE = (0, 1)  # the only part of one
+THE_ONLY_ONE = (0, 1)  # number of a micro-batch, of how many
 
 
 def train_step(
@@ -45,11 +46,11 @@ def train_step(
     vae: FrozenVAE | None = None,
     perceptual: PerceptualLoss | None = None,
     *,
-    part: tuple[int, int] = WHOLE,
+    micro_batch: tuple[int, int] = THE_ONLY_ONE,
     contrast: Contrast | None = None,
     num_tokens: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The loss, its terms and the deviation of z_u on one part (its number, of how many) of a batch.
+    """The loss, its terms and the deviation of z_u on one micro-batch (its number, of how many) of a batch.
 
     `contrast` stands in for the global contrastive loss; `num_tokens`: see `losses.caption`.
     """
@@ -62,7 +63,7 @@ def train_step(
         else:
             output = model.encoder(batch.z_vae)
             z_u, pooled = output.z_u, output.pooled
-            name = "noise" if part == WHOLE else f"noise/{part[0]} of {part[1]}"
+            name = "noise" if micro_batch == THE_ONLY_ONE else "noise/{} of {}".format(*micro_batch)
             generator = checkpoint.step_generator(config.seed, step, name, device)
             active = perceptual if step >= config.perceptual_from * config.num_steps else None
             understood, decoded = z_u, z_u
@@ -112,7 +113,7 @@ class Step(nn.Module):
         self,
         batch: Batch,
         step: int,
-        part: tuple[int, int],
+        micro_batch: tuple[int, int],
         contrast: Contrast | None = None,
         num_tokens: Tensor | None = None,
         only_features: bool = False,
@@ -121,7 +122,7 @@ class Step(nn.Module):
         if not only_features:
             return train_step(
                 self.model, batch, self.config, step, *self.frozen,
-                part=part, contrast=contrast, num_tokens=num_tokens,
+                micro_batch=micro_batch, contrast=contrast, num_tokens=num_tokens,
             )  # fmt: skip
         with autocast(self.config.precision, batch.caption_ids.device.type):
             is_clip = isinstance(self.model, Clip)
@@ -141,7 +142,7 @@ def with_latents(batch: Batch, config: TrainConfig, vae: FrozenVAE | None, num_p
     return replace(batch, z_vae=z_vae, pixels=batch.pixels[:num_pixels])
 
 
-def contrast_by_parts(
+def contrast_by_micro_batches(
     module: nn.Module, batches: Sequence[Batch], step: int, whole: Contrast
 ) -> list[Contrast]:
     """The contrastive term for each of several micro-batches such that their gradients add up to that of all
@@ -151,44 +152,51 @@ def contrast_by_parts(
     Source: Gao et al. 2021, arXiv:2101.06983 (GradCache).
     """
     with torch.no_grad():
-        features = [module(batch, step, WHOLE, only_features=True) for batch in batches]
+        features = [module(batch, step, THE_ONLY_ONE, only_features=True) for batch in batches]
     pooled = torch.cat([each for each, _, _ in features]).requires_grad_()
     texts = [torch.cat(passes).requires_grad_() for passes in zip(*(t for _, t, _ in features), strict=True)]
     scale = features[0][2].clone().requires_grad_()
     value = whole(pooled, texts, scale)
     pooled_grad, scale_grad, *text_grads = torch.autograd.grad(value, [pooled, scale, *texts])
-    num_parts, value = len(batches), value.detach()
+    num_micro_batches, value = len(batches), value.detach()
 
-    def part(index: int) -> Contrast:
-        own = pooled_grad.chunk(num_parts)[index]
-        own_texts = [grad.chunk(num_parts)[index] for grad in text_grads]
+    def contrast_of(index: int) -> Contrast:
+        own = pooled_grad.chunk(num_micro_batches)[index]
+        own_texts = [grad.chunk(num_micro_batches)[index] for grad in text_grads]
 
         def contrast(pooled: Tensor, texts: Sequence[Tensor], scale: Tensor) -> Tensor:
             pairs = zip([pooled, *texts], [own, *own_texts], strict=True)
-            linear = num_parts * sum((x.float() * grad.float()).sum() for x, grad in pairs)
+            linear = num_micro_batches * sum((x.float() * grad.float()).sum() for x, grad in pairs)
             linear = linear + (scale * scale_grad).sum()
             return value + linear - linear.detach()
 
         return contrast
 
-    return [part(index) for index in range(num_parts)]
+    return [contrast_of(index) for index in range(num_micro_batches)]
 
 
 def backward(
-    module: nn.Module, batches: Sequence[Batch], config: TrainConfig, step: int, first: int, num_parts: int
+    module: nn.Module,
+    batches: Sequence[Batch],
+    config: TrainConfig,
+    step: int,
+    first: int,
+    num_micro_batches: int,
 ) -> dict[str, Tensor]:
-    """Add up the gradients of this process's parts, from number `first` of `num_parts`; returns their mean
-    terms."""
+    """Add up the gradients of this process's micro-batches, which are `batches`, the first of them number
+    `first` of `num_micro_batches`; returns their mean terms."""
     num_tokens, contrasts = None, [None]
-    if num_parts > 1 and config.openvision3 is not None:
+    if num_micro_batches > 1 and config.openvision3 is not None:
         counts = [(batch.caption_ids[:, 1:] != batch.pad_id).sum() for batch in batches]
-        num_tokens = sum_over_processes(torch.stack(counts).sum().float()).clamp_min(1) / num_parts
+        num_tokens = sum_over_processes(torch.stack(counts).sum().float()).clamp_min(1) / num_micro_batches
     if len(batches) > 1:
-        contrasts = contrast_by_parts(module, batches, step, global_contrast(config.contrastive_chunk))
+        contrasts = contrast_by_micro_batches(
+            module, batches, step, global_contrast(config.contrastive_chunk)
+        )
     totals: dict[str, Tensor] = {}
     for index, (batch, contrast) in enumerate(zip(batches, contrasts, strict=True)):
         with _synchronised(module, index + 1 == len(batches)):
-            terms = module(batch, step, (first + index, num_parts), contrast, num_tokens)
+            terms = module(batch, step, (first + index, num_micro_batches), contrast, num_tokens)
             (terms["loss"] / len(batches)).backward()
         for name, value in terms.items():
             totals[name] = totals.get(name, 0) + value.detach() / len(batches)

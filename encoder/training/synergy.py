@@ -33,7 +33,7 @@ from encoder.training.objective import (
 from encoder.training.options import ObjectiveConfig, SynergyConfig, TrainConfig
 from encoder.training.run import CHECKPOINT, SNAPSHOTS
 
-WHOLE = "encoder"  # the row over all layers
+ALL_LAYERS = "encoder"  # name of the row over all of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +148,7 @@ def measure(
     """A row for each layer and one for the encoder; the noise of a batch depends on (seed, its place)."""
     layers = encoder_layers(model.encoder)
     parameters = [parameter for layer in layers.values() for parameter in layer]
-    pairs = {name: GradientPair() for name in (*layers, WHOLE)}
+    pairs = {name: GradientPair() for name in (*layers, ALL_LAYERS)}
     for index, batch in enumerate(batches):
         output = model.encoder(batch.z_vae)
         noise = checkpoint.step_generator(seed, index, "noise")
@@ -163,7 +163,7 @@ def measure(
             end = start + len(layer)
             pairs[name].add(both[0][start:end], both[1][start:end])
             start = end
-        pairs[WHOLE].add(*both)
+        pairs[ALL_LAYERS].add(*both)
     omegas = (weights.omega_rec, weights.omega_und)
     return [pair.row(name, len(batches), omegas) for name, pair in pairs.items()]
 

@@ -159,7 +159,7 @@ def _train_encoder(stage: Stage) -> float:
         each = sample_flops(config, vae.config.shape)
         latents = FP32 * vae_flops(vae.config.shape, _side(vae, towers.encoder))[0]
         once = latents * min(config.train_limit or _scenes(stage).num_train, _scenes(stage).num_train)
-    again = 0.0  # features first, without a graph: encoder.training.step.contrast_by_parts
+    again = 0.0  # features first, without a graph: encoder.training.step.contrast_by_micro_batches
     if config.micro_batch is not None and config.micro_batch < config.batch_size:
         passes = 2 if config.contrastive_texts == "alt_and_sentence" else 1
         again = encoder_flops(towers.encoder) + passes * text_flops(towers.text, towers.encoder.embed_dim)
