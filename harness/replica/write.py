@@ -8,6 +8,7 @@ from encoder.runtime.stage import make_writable
 from harness.replica import (
     adm,
     benchmarks,
+    bert,
     clip,
     dino,
     imagenet,
@@ -32,6 +33,7 @@ SOURCES = {
     "vae": vae.write,
     "clip": clip.write,
     "shards": shards.write,
+    "vocabulary": bert.write,
 }
 NETWORKS = {  # at their true shapes
     "inception": judges.write_inception,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from harness.replica import adm, clip, dino, judges, language_model, openvision3, vae
+from harness.replica import adm, bert, clip, dino, judges, language_model, openvision3, vae
 from harness.replica.config import ReplicaConfig
 from harness.replica.mark import README
 
@@ -19,7 +19,7 @@ CONFIG = ReplicaConfig(seed=2, adm_pictures=5)
 
 WRITERS = (
     language_model.write, openvision3.write, vae.write, clip.write, judges.write_inception,
-    judges.write_lpips, dino.write, adm.write,
+    judges.write_lpips, bert.write, dino.write, adm.write,
 )  # fmt: skip
 
 
@@ -208,8 +208,18 @@ def test_every_network_s_folder_says_that_it_is_a_replica(root):
         assert "Replica" in (root / folder / README).read_text()
 
 
+def test_the_vocabulary_is_bert_s_to_its_marks_and_spells_what_it_does_not_know(root):
+    from transformers import BertTokenizer
+
+    words = BertTokenizer.from_pretrained(root / bert.FOLDER)
+    marks = ("[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused99]", "!")
+    assert [words.convert_tokens_to_ids(mark) for mark in marks] == [0, 1, 2, 100, 101, 102, 103, 104, 999]
+    assert words.tokenize("A red Boat, zq!") == ["a", "red", "boat", ",", "z", "##q", "!"]
+
+
 def test_our_own_readers_take_them_too(root):
     """What was written without them."""
+    from encoder.data.tokenizer import Tokenizer
     from encoder.load import load_encoder
     from encoder.metrics.inception import Inception
     from encoder.metrics.statistics import Statistics
@@ -225,6 +235,8 @@ def test_our_own_readers_take_them_too(root):
     for name, (patch_size, width, _, _) in clip.MODELS.items():
         frozen = load_encoder(f"clip:{root / name}", features="penultimate")
         assert frozen.encode(pixels).shape == (1, (224 // patch_size) ** 2, width)
+    words = Tokenizer(str(root / bert.FOLDER))
+    assert (words.pad, words.bos, words.eos, words.unk, words.cls) == (0, 1, 2, 100, 101)
     assert Inception.load(str(root / judges.INCEPTION / judges.INCEPTION_FILE)) is not None
     for net, file in judges.TRUNKS.items():
         assert Lpips(net, str(root / judges.LPIPS / file))(pixels, 1 - pixels).item() > 0
