@@ -12,7 +12,9 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 from PIL import Image
+from torch.multiprocessing.spawn import ProcessException
 
+from encoder import token_store
 from encoder.data.account import TooManyBadSamples
 from encoder.frozen import FrozenEncoder
 from encoder.load import load_encoder
@@ -237,26 +239,43 @@ def test_pictures_outside_of_the_folder_are_skipped_by_name_unless_allowed(encod
     assert torch.equal(TokenStore(tmp_path)[outside[0]], TokenStore(tmp_path)["0.png"])
 
 
-def run_as_one_of_two(rank: int, port: int, config: TokensConfig, out_dir) -> None:
+def run_as_one_of(rank: int, world: int, port: int, config: TokensConfig, out_dir, dying: int | None) -> None:
+    """One process of several; that of rank `dying` is gone in the middle of its first shard's file."""
     torch.set_num_threads(1)
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
     os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
+
+    def die(path, tensors, metadata):
+        path.with_name(f".{path.name}.half").write_bytes(b"half")
+        os._exit(1)
+
+    if rank == dying:
+        token_store.save_tensors = die
     run(config, out_dir)
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_write_what_one_does(encoder, tmp_path):
-    write_shards(tmp_path / "data", 122, per_tar=25, broken={9: b""})
-    config = tokens_config(encoder, tmp_path / "data", shard_size=40, flips=True)
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    run(config, tmp_path / "one")
+def launch(world: int, config: TokensConfig, out_dir, dying: int | None = None) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = (port, config, tmp_path / "two")
-    multiprocessing.start_processes(run_as_one_of_two, arguments, nprocs=2, start_method="fork")
+    arguments = (world, port, config, out_dir, dying)
+    multiprocessing.start_processes(run_as_one_of, arguments, nprocs=world, start_method="fork")
+
+
+@pytest.mark.parametrize(("world", "deaths"), [(2, []), (4, [2, 1, 0])])  # each has a shard left to die at
+def test_several_processes_however_often_killed_write_what_one_does(encoder, tmp_path, world, deaths):
+    write_shards(tmp_path / "data", 122, per_tar=25, broken={9: b""})
+    config = tokens_config(encoder, tmp_path / "data", shard_size=7, flips=True)
+    for name in ("one", "several"):
+        (tmp_path / name).mkdir()
+    run(config, tmp_path / "one")
+    for rank in deaths:
+        with pytest.raises(ProcessException):
+            launch(world, config, tmp_path / "several", dying=rank)
+        assert not (tmp_path / "several" / "index.json").exists()
+    launch(world, config, tmp_path / "several")
     files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one" / "shards").iterdir()]
-    assert len(files) == 4
+    assert len(files) == 18
     for file in (*files, "index.json"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "several" / file).read_bytes()
