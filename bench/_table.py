@@ -122,13 +122,18 @@ def publish(subject: str, rows: list[Row], *, setting: str = "") -> Path:
     path = ROOT / "results" / "bench" / f"{subject}{kind}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, report)
+    show(rows)
+    print(f"written: {path.relative_to(ROOT)}")
+    return path
+
+
+def show(rows: list[Row]) -> None:
+    """Print the table."""
     width = max(len(row.name) for row in rows)
     print(f"{'':<{width}} {'ours':>10} {'baseline':>10} {'ratio':>7}")
     for row in rows:
         baseline, ratio = ("-" if value is None else f"{value:g}" for value in (row.baseline, row.ratio))
         print(f"{row.name:<{width}} {row.ours:>10g} {baseline:>10} {ratio:>7} {row.unit}")
-    print(f"written: {path.relative_to(ROOT)}")
-    return path
 
 
 def _wait_for_gpu() -> None:
