@@ -5,7 +5,7 @@ Relative paths are relative to the repository root.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from encoder.metrics.networks import LITE0, check_weights
 from encoder.options import Features
@@ -25,9 +25,18 @@ from rae_bridge.shapes import (
 __all__ = ["DIT_SIZES", "DecoderConfig", "DiTConfig", "decoder_config", "dit_config"]
 
 
+def check_keeping(keep_checkpoints: int, skip_non_finite: int) -> None:
+    """Raises: ValueError if no checkpoint would be kept, or fewer than no steps left out."""
+    if keep_checkpoints < 1 or skip_non_finite < 0:
+        given = f"{keep_checkpoints} and {skip_non_finite}"
+        raise ValueError(f"keep_checkpoints must be 1 or more, skip_non_finite 0 or more; got {given}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiTOptimConfig:
     """AdamW at a constant rate, then a linear fall, then constant again. Defaults: RAE's, for batch 1024."""
+
+    MAY_CHANGE: ClassVar = ("lr", "final_lr", "decay_steps", "warmup_steps", "clip_norm")
 
     lr: float = 2e-4
     muon_lr: float | None = None  # the blocks' matrices learn by Muon, at this rate, which falls alike
@@ -88,6 +97,12 @@ class PicturesConfig:
 class TrainDiTConfig:
     """Stage `rae_bridge.train`: a diffusion transformer on the tokens of one frozen encoder."""
 
+    MAY_CHANGE: ClassVar = (
+        "micro_batch_size", "precision", "tf32", "compile", "online", "device", "log_steps",
+        "checkpoint_steps", "keep_checkpoints", "skip_non_finite",
+    )  # fmt: skip
+    MAY_GROW: ClassVar = ("num_steps",)
+
     tokens: str | None = None  # folder written by `encoder.tokens` or `rae_bridge.cache`
     pictures: PicturesConfig | None = None  # or pictures, encoded as they are needed
     num_classes: int
@@ -110,10 +125,13 @@ class TrainDiTConfig:
     seed: int = 0
     log_steps: int = 20
     checkpoint_steps: int = 500
+    keep_checkpoints: int = 1  # the last so many
+    skip_non_finite: int = 0  # steps in the whole run that may be left out because they are not finite
 
     def __post_init__(self) -> None:
         if (self.tokens is None) == (self.pictures is None):
             raise ValueError("give either tokens, a folder that holds them, or pictures to encode")
+        check_keeping(self.keep_checkpoints, self.skip_non_finite)
         if self.batch_size % (self.micro_batch_size or self.batch_size):
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}"
@@ -123,6 +141,8 @@ class TrainDiTConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdversarialConfig:
     """RAE's adversarial term: a discriminator on frozen DINO features. Defaults: RAE's."""
+
+    MAY_CHANGE: ClassVar = ("lr", "weight", "max_adaptive_weight")
 
     backbone: str = "vit_small_patch8_224.dino"  # of timm
     checkpoint: str | None = None  # its weights: None: timm's own (a download), "random", or a file
@@ -146,12 +166,19 @@ class AdversarialConfig:
 class TrainDecoderConfig:
     """Stage `rae_bridge.train_decoder`: a pixel decoder for a frozen encoder that cannot decode."""
 
+    MAY_CHANGE: ClassVar = (
+        "precision", "tf32", "device", "log_steps", "checkpoint_steps", "keep_checkpoints",
+        "skip_non_finite",
+    )  # fmt: skip
+    MAY_GROW: ClassVar = ("num_steps",)
+
     encoder: str  # what `encoder.load_encoder` takes
     features: Features | None = None  # None: those that the encoder's config names for generation
     data: str  # folder with {train,val,test}/*.tar
     num_steps: int
     batch_size: int = 64
     image_size: int | None = None  # pixels on a side of what it draws; None: the encoder's own
+    crop: Literal["squash", "centre"] = "squash"  # of oblong pictures in shards; others are cut as ADM does
     size: DecoderSize = field(default_factory=DecoderSize)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-4, warmup_steps=0))  # RAE's rate
     tau: float = 0.8  # RAE's released decoders; noise on the tokens in training, sample by sample
@@ -166,14 +193,17 @@ class TrainDecoderConfig:
     precision: Precision = "fp32"
     tf32: bool = True  # what is fp32 in products on a GPU; a CPU has none
     device: Device = "cpu"
-    train_limit: int | None = None  # pictures held in memory; None: all
+    train_limit: int | None = None  # pictures; None: all
     eval_split: Literal["val", "test"] = "val"
     eval_limit: int = 1000
     seed: int = 0
     log_steps: int = 50
     checkpoint_steps: int = 500
+    keep_checkpoints: int = 1  # the last so many
+    skip_non_finite: int = 0  # steps in the whole run that may be left out because they are not finite
 
     def __post_init__(self) -> None:
+        check_keeping(self.keep_checkpoints, self.skip_non_finite)
         if not 0 < self.perceptual_fraction <= 1:
             raise ValueError(f"perceptual_fraction {self.perceptual_fraction} must be over 0, at most 1")
 
@@ -195,6 +225,8 @@ class GuidanceConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateConfig:
     """Stage `rae_bridge.generate`: pictures from a trained diffusion transformer, equally many a class."""
+
+    MAY_CHANGE: ClassVar = ("device", "output", "shard_size")
 
     model: str  # weights folder by `rae_bridge.train`
     encoder: str  # the one whose tokens the model was trained on
@@ -252,6 +284,8 @@ class CacheConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepConfig:
     """Stage `rae_bridge.sweep`: the Frechet distance against guidance scale and number of steps."""
+
+    MAY_CHANGE: ClassVar = ("device", "scales", "steps", "default_scale", "default_steps")
 
     model: str  # weights folder by `rae_bridge.train`
     encoder: str

@@ -26,9 +26,9 @@ from encoder.runtime import checkpoint
 from encoder.runtime.ahead import made_ahead
 from encoder.runtime.config import ROOT
 from encoder.runtime.device import set_tf32
-from encoder.runtime.finite import FiniteWatch
 from encoder.runtime.stage import main, progress, write_json
-from encoder.training.optim import MuonWithAdamW, autocast, average_weights
+from encoder.training.finite import FiniteSteps
+from encoder.training.optim import MuonWithAdamW, autocast, average_weights, step_if_finite
 from rae_bridge.codec import TOKENS_FILE, load_codec
 from rae_bridge.config import DiTOptimConfig, GenerateConfig, TrainDiTConfig
 from rae_bridge.dit import DiT, build_dit
@@ -148,22 +148,26 @@ def train_step(
     config: TrainDiTConfig,
     step: int,
     loss_of: Callable[[nn.Module, FlowBatch, str], Tensor] = batch_loss,
-    watch: FiniteWatch | None = None,
+    finite: FiniteSteps | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One update; returns this process's loss and the gradient's norm before clipping, on their device.
 
+    A step whose loss or gradient is not finite leaves the weights as they are.
+
     Raises:
-        ValueError: the loss or its gradient is not finite; the weights are still those before the step. With
-            a `watch` that is late it is raised a step later.
+        ValueError: it was such a step; with `finite`: the step before was one, and no more may be left out.
     """
+    watch = finite or FiniteSteps()
     loss = accumulate_gradients(model, batch, config, loss_of)
+    watch.settle()  # of the step before: a GPU has this one to compute meanwhile
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf)
-    (watch or FiniteWatch()).look(step, loss=loss, gradient_norm=grad_norm)
     factor = learning_rate(config.optim, step) / config.optim.lr
     for group in optimiser.param_groups:
         group["lr"] = group.get("peak_lr", config.optim.lr) * factor
-    optimiser.step()
+    step_if_finite(optimiser, watch.look(step, loss, grad_norm))
     optimiser.zero_grad(set_to_none=True)
+    if finite is None:
+        watch.settle()
     return loss, grad_norm
 
 
@@ -258,8 +262,10 @@ def train(config: TrainDiTConfig, out_dir: Path) -> dict:
 
     # ---- resume
     path, first_step, seconds = out_dir / "checkpoint.pt", 0, 0.0
-    if path.is_file():
-        state = checkpoint.load(path)
+    finite = FiniteSteps(config.skip_non_finite)
+    if (newest := checkpoint.newest(path)) is not None:
+        state = checkpoint.load(newest)
+        finite.skipped = state.get("skipped", 0)
         model.load_state_dict(state["model"])
         averaged.load_state_dict(state["averaged"])
         optimiser.load_state_dict(state["optimiser"])
@@ -268,12 +274,12 @@ def train(config: TrainDiTConfig, out_dir: Path) -> dict:
     model = ranks.wrap(model)
 
     # ---- loop
-    watch, steps = FiniteWatch(ranks.device), range(first_step, config.num_steps)
+    steps = range(first_step, config.num_steps)
     rows = made_ahead(functools.partial(load_rows, cache, config, part), steps)
     for step, (latents, y) in zip(steps, rows, strict=True):
         latents, y = (tensor.to(ranks.device, non_blocking=True) for tensor in (latents, y))
         batch = draw_batch(normalise(latents), y, config, shift, step, part)
-        loss, grad_norm = train_step(model, optimiser, batch, config, step, loss_of, watch)
+        loss, grad_norm = train_step(model, optimiser, batch, config, step, loss_of, finite)
         average_weights(averaged.parameters(), unwrapped(model).parameters(), config.ema_decay, step)
         done = step + 1
         is_last = done == config.num_steps
@@ -283,16 +289,19 @@ def train(config: TrainDiTConfig, out_dir: Path) -> dict:
             rate = (done - first_step) * config.batch_size / (time.monotonic() - started - seconds)
             if ranks.is_main:
                 progress(out_dir, done, config.num_steps, **scalars, samples_per_second=rate)
-        if done % config.checkpoint_steps == 0 or is_last:
-            watch.settle()  # what is saved has no bad step in it
-        if online and (done % config.online.every_steps == 0 or is_last):
+        is_saved = done % config.checkpoint_steps == 0 or is_last
+        is_scored = online and (done % config.online.every_steps == 0 or is_last)
+        if is_saved or is_scored:
+            finite.settle()  # nothing is saved or scored before the last step is known to be good
+        if is_scored:
             distance = online.measure(TrainedFlow(averaged, statistics, shift))
             if ranks.is_main:
                 progress(out_dir, done, config.num_steps, frechet_distance=distance)
-        if ranks.is_main and (done % config.checkpoint_steps == 0 or is_last):
-            state = {"step": done, "seconds": time.monotonic() - started, "optimiser": optimiser.state_dict()}
-            weights = {"model": unwrapped(model).state_dict(), "averaged": averaged.state_dict()}
-            checkpoint.save(path, state | weights)
+        if is_saved and ranks.is_main:
+            state = {"step": done, "seconds": time.monotonic() - started, "skipped": finite.skipped}
+            state |= {"model": unwrapped(model).state_dict(), "averaged": averaged.state_dict()}
+            state |= {"optimiser": optimiser.state_dict()}
+            checkpoint.save(path, state, keep=config.keep_checkpoints)
 
     # ---- save
     seconds = time.monotonic() - started

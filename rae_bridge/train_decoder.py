@@ -11,6 +11,8 @@ the whole batch on any number of processes.
 """
 
 import copy
+import functools
+import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +21,21 @@ import torch
 from torch import Tensor, nn
 
 from encoder.data.batch import to_pixels
-from encoder.data.picture_set import load_pictures
 from encoder.frozen import FrozenEncoder
 from encoder.metrics.psnr import psnr
 from encoder.models.losses import pixel_l1
 from encoder.models.perceptual import PerceptualLoss
 from encoder.runtime import checkpoint
+from encoder.runtime.ahead import made_ahead
 from encoder.runtime.card import write_card
-from encoder.runtime.config import ROOT
 from encoder.runtime.device import set_tf32
 from encoder.runtime.stage import main, progress, write_json
-from encoder.training.optim import autocast, average_weights, build_adamw, update, warmup_cosine
+from encoder.training.finite import FiniteSteps
+from encoder.training.optim import apply_gradients, autocast, average_weights, build_adamw, warmup_cosine
 from rae_bridge.codec import TOKENS_FILE, load_for_generation, origin_of
 from rae_bridge.config import TrainDecoderConfig
 from rae_bridge.decoder import PixelDecoder
+from rae_bridge.decoder_data import Split, prepare_split
 from rae_bridge.discriminator import Adversary
 from rae_bridge.ranks import Ranks, unwrapped
 from rae_bridge.shapes import DecoderConfig
@@ -104,32 +107,22 @@ def adversary_step(
     return {"discriminator": loss}
 
 
-def encode_split(
-    encoder: FrozenEncoder, images: Tensor, out_dir: Path, split: str, device: str = "cpu"
-) -> Tensor:
-    """Tokens of every image (M H W 3 uint8) as M N D fp16, kept in out_dir for the next start."""
-    path = out_dir / f"tokens-{split}.safetensors"
-    if path.is_file():
-        return checkpoint.load_tensors(path)["tokens"]
-    encoded = []
-    for start in range(0, len(images), EVAL_BATCH):
-        batch = images[start : start + EVAL_BATCH].to(device)
-        encoded.append(encoder.encode(to_pixels(batch)).half().cpu())
-        progress(out_dir, start, len(images), f"tokens of {split}")
-    checkpoint.save_tensors(path, {"tokens": torch.cat(encoded)})
-    return torch.cat(encoded)
-
-
 @torch.no_grad()
-def evaluate(decoder: PixelDecoder, tokens: Tensor, images: Tensor) -> dict[str, float]:
-    """PSNR in dB and pixel l1 in [-1, 1], means over images (M H W 3 uint8), from tokens without noise."""
-    batches = zip(tokens.split(EVAL_BATCH), images.split(EVAL_BATCH), strict=True)
-    pairs = [(to_pixels(some), decoder(each.float()).clamp(0, 1)) for each, some in batches]
-    decibels = [psnr(pixels, pixels_hat, highest=120) for pixels, pixels_hat in pairs]
+def evaluate(decoder: PixelDecoder, split: Split, ranks: Ranks) -> dict[str, float]:
+    """PSNR in dB and pixel l1 in [-1, 1], means over a split, from tokens without noise; each process its own
+    batches.
+    """
+    mine = []
+    for indices in torch.arange(len(split)).split(EVAL_BATCH)[ranks.rank :: ranks.world]:
+        tokens, images = (rows.to(ranks.device) for rows in split.rows(indices))
+        pixels, pixels_hat = to_pixels(images), decoder(tokens.float()).clamp(0, 1)
+        decibels = psnr(pixels, pixels_hat, highest=120).cpu()
+        mine.append((int(indices[0]), decibels, pixel_l1(pixels_hat, pixels).item() * len(images)))
+    _, decibels, distances = zip(*sorted(itertools.chain(*ranks.gather(mine))), strict=True)
     return {
         "psnr": torch.cat(decibels).mean().item(),
-        "pixel_l1": sum(pixel_l1(hat, pixels).item() * len(hat) for pixels, hat in pairs) / len(images),
-        "num_samples": len(images),
+        "pixel_l1": sum(distances) / len(split),
+        "num_samples": len(split),
     }
 
 
@@ -157,34 +150,6 @@ def build_decoder(config: TrainDecoderConfig, encoder: FrozenEncoder) -> PixelDe
     return PixelDecoder(shape)
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Every picture of a split as uint8 (M H W 3), and its tokens as fp16 (M N D)."""
-
-    images: Tensor
-    tokens: Tensor
-
-
-def load_splits(
-    config: TrainDecoderConfig, encoder: FrozenEncoder, ranks: Ranks, out_dir: Path
-) -> dict[str, Split]:
-    """The train and evaluation splits; the main process encodes them, the others read what it has kept."""
-    size = config.image_size or encoder.image_size
-    limits = {"train": config.train_limit, config.eval_split: config.eval_limit}
-    images = {
-        split: torch.as_tensor(load_pictures(ROOT / config.data, split, limit, image_size=size)[0])
-        for split, limit in limits.items()
-    }
-    if ranks.is_main:
-        for split, pictures in images.items():
-            encode_split(encoder, pictures, out_dir, split, ranks.device)
-    ranks.wait()
-    return {
-        split: Split(pictures, encode_split(encoder, pictures, out_dir, split, ranks.device))
-        for split, pictures in images.items()
-    }
-
-
 @dataclass(slots=True)
 class Run:
     """What a checkpoint holds. The schedule, batches and noise are functions of the step."""
@@ -194,19 +159,23 @@ class Run:
     averaged: PixelDecoder
     optimiser: torch.optim.Optimizer
     adversary: Adversary | None
+    finite: FiniteSteps
+    num_kept: int  # checkpoints
 
     def save(self, step: int, seconds: float) -> None:
         """Write the checkpoint, atomically."""
         state = {"step": step, "seconds": seconds, "optimiser": self.optimiser.state_dict()}
         state |= {"decoder": self.decoder.state_dict(), "averaged": self.averaged.state_dict()}
         state |= {"adversary": self.adversary.state_dict()} if self.adversary else {}
-        checkpoint.save(self.path, state)
+        checkpoint.save(self.path, state | {"skipped": self.finite.skipped}, keep=self.num_kept)
 
     def resume(self) -> tuple[int, float]:
         """Go on from the checkpoint, if there is one: the step to do next, and the seconds spent so far."""
-        if not self.path.is_file():
+        newest = checkpoint.newest(self.path)
+        if newest is None:
             return 0, 0.0
-        state = checkpoint.load(self.path)
+        state = checkpoint.load(newest)
+        self.finite.skipped = state.get("skipped", 0)
         self.decoder.load_state_dict(state["decoder"])
         self.averaged.load_state_dict(state["averaged"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -225,7 +194,8 @@ def build_run(
     perceptual = PerceptualLoss(config.perceptual).to(ranks.device) if config.perceptual_weight else None
     adversarial = config.adversarial
     adversary = adversarial and Adversary(adversarial, ranks, config.precision, config.seed)
-    return Run(path, decoder, averaged, optimiser, adversary), perceptual
+    finite = FiniteSteps(config.skip_non_finite)
+    return Run(path, decoder, averaged, optimiser, adversary, finite, config.keep_checkpoints), perceptual
 
 
 def train(config: TrainDecoderConfig, out_dir: Path) -> dict:
@@ -237,8 +207,8 @@ def train(config: TrainDecoderConfig, out_dir: Path) -> dict:
     set_tf32(ranks.device, config.tf32)
     part, device = ranks.part(config.batch_size), ranks.device
     encoder = load_for_generation(config.encoder, config.features, device)
-    splits = load_splits(config, encoder, ranks, out_dir)
-    images, tokens = splits["train"].images, splits["train"].tokens
+    prepare = functools.partial(prepare_split, config, encoder, ranks, out_dir)
+    pictures, held_out = prepare("train", config.train_limit), prepare(config.eval_split, config.eval_limit)
 
     # ---- model, optimiser, resume
     run, perceptual = build_run(config, encoder, ranks, out_dir / "checkpoint.pt")
@@ -248,11 +218,18 @@ def train(config: TrainDecoderConfig, out_dir: Path) -> dict:
     model = ranks.wrap(run.decoder)
 
     # ---- loop
-    for step in range(first_step, config.num_steps):
-        indices = checkpoint.batch_indices(config.seed, step, config.batch_size, len(images))[part]
-        batch = tokens[indices].to(device).float(), to_pixels(images[indices].to(device))
+    def read(step: int) -> tuple[Tensor, Tensor]:
+        order = checkpoint.batch_indices(config.seed, step, config.batch_size, len(pictures))
+        return pictures.rows(order[part])
+
+    steps = range(first_step, config.num_steps)
+    for step, (tokens, images) in zip(steps, made_ahead(read, steps), strict=True):
+        batch = tokens.to(device).float(), to_pixels(images.to(device))
         terms = train_step(model, *batch, config, step, perceptual, adversary, part)
-        grad_norm = update(run.optimiser, terms["loss"], config.optim, step, config.num_steps)
+        terms["loss"].backward()
+        run.finite.settle()  # of the step before: a GPU has this one to compute meanwhile
+        about = (config.optim, step, config.num_steps)
+        grad_norm = apply_gradients(run.optimiser, terms["loss"], *about, run.finite)
         average_weights(run.averaged.parameters(), run.decoder.parameters(), config.ema_decay, step)
         if adversary and step >= config.adversarial.learns_from * config.num_steps:
             terms |= adversary_step(adversary, run.decoder, *batch, config, step, part)
@@ -261,10 +238,12 @@ def train(config: TrainDecoderConfig, out_dir: Path) -> dict:
             rate = (done - first_step) * config.batch_size / (time.monotonic() - started - seconds)
             scalars = {name: ranks.mean(value.detach()).item() for name, value in terms.items()}
             if ranks.is_main:
-                about = {**scalars, "grad_norm": grad_norm, "samples_per_second": rate}
+                about = {**scalars, "grad_norm": grad_norm.item(), "samples_per_second": rate}
                 progress(out_dir, done, config.num_steps, **about)
-        if ranks.is_main and (done % config.checkpoint_steps == 0 or done == config.num_steps):
-            run.save(done, time.monotonic() - started)
+        if done % config.checkpoint_steps == 0 or done == config.num_steps:
+            run.finite.settle()  # nothing is saved before the last step is known to be good
+            if ranks.is_main:
+                run.save(done, time.monotonic() - started)
 
     # ---- export, evaluate what was written
     seconds = time.monotonic() - started
@@ -273,8 +252,7 @@ def train(config: TrainDecoderConfig, out_dir: Path) -> dict:
         run.averaged.save_pretrained(folder, dtype=torch.float16)
         write_json(folder / TOKENS_FILE, origin_of(encoder))
     ranks.wait()
-    held_out = splits[config.eval_split]
-    scores = evaluate(PixelDecoder.from_pretrained(folder.resolve()), held_out.tokens, held_out.images)
+    scores = evaluate(PixelDecoder.from_pretrained(folder.resolve()).to(device), held_out, ranks)
     if ranks.is_main:
         what = f"ViT pixel decoder on the tokens of {encoder.name}"
         stage = "rae_bridge.train_decoder"

@@ -1,4 +1,4 @@
-"""What a trainer's loop stands on: orders kept, batches made ahead, numbers watched one step late."""
+"""What a trainer's loop stands on: orders kept, batches made ahead, steps that are not finite left out."""
 
 import math
 import threading
@@ -9,9 +9,9 @@ import torch
 
 from encoder.runtime import checkpoint
 from encoder.runtime.ahead import made_ahead
+from encoder.runtime.config import dump
 from encoder.runtime.device import set_tf32
-from encoder.runtime.finite import FiniteWatch
-from encoder.runtime.stage import write_json
+from encoder.runtime.stage import main, write_json
 from rae_bridge import train as stage
 from rae_bridge.config import DiTOptimConfig, DiTSize, TrainDiTConfig
 
@@ -68,22 +68,6 @@ def test_what_fails_ahead_is_raised_at_its_step():
     assert len(seen) == 5
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_late_watch_names_the_bad_step_one_step_later_and_before_anything_is_saved(value):
-    good, bad = torch.tensor(1.0), torch.tensor(value)
-    watch = FiniteWatch(is_late=True)
-    watch.look(6, loss=good, gradient_norm=good)
-    watch.look(7, loss=good, gradient_norm=bad)
-    with pytest.raises(ValueError, match=rf"loss 1, gradient_norm {value} at step 7: not finite"):
-        watch.look(8, loss=good, gradient_norm=good)
-    watch.look(9, loss=bad)
-    with pytest.raises(ValueError, match="at step 9"):
-        watch.settle()
-    watch.settle()
-    with pytest.raises(ValueError, match="at step 2"):
-        FiniteWatch().look(2, loss=bad)
-
-
 def test_tf32_is_a_matter_of_the_gpu_alone():
     places = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [place.allow_tf32 for place in places]
@@ -103,7 +87,8 @@ def config(tmp_path) -> TrainDiTConfig:
     tokens = torch.randn(16, 4, 8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(16) % 4
     checkpoint.save_tensors(tmp_path / "tokens.safetensors", {"tokens": tokens.half(), "labels": labels})
-    write_json(tmp_path / "index.json", {"encoder": "e", "features": "last", "fingerprint": "f"})
+    origin = {"encoder": "e", "features": "last", "fingerprint": "f"}
+    write_json(tmp_path / "index.json", {**origin, "keys": [str(i) for i in range(16)]})
     return TrainDiTConfig(
         tokens=str(tmp_path), num_classes=4, num_steps=9, batch_size=8, checkpoint_steps=2, log_steps=9,
         size=DiTSize(hidden_size=(16,), depth=(1,), num_heads=(2,)), optim=DiTOptimConfig(lr=1e-3),
@@ -111,9 +96,7 @@ def config(tmp_path) -> TrainDiTConfig:
 
 
 @pytest.mark.parametrize("bad_step", [3, 4])  # the last before a checkpoint, and the first after one
-def test_a_run_watched_late_stops_with_the_weights_before_the_bad_step_on_the_disk(
-    config, tmp_path, monkeypatch, bad_step
-):
+def test_a_step_that_is_not_finite_stops_the_run_and_is_never_saved(config, tmp_path, monkeypatch, bad_step):
     (tmp_path / "out").mkdir()
     (tmp_path / "clean").mkdir()
     original = stage.draw_batch
@@ -123,8 +106,7 @@ def test_a_run_watched_late_stops_with_the_weights_before_the_bad_step_on_the_di
         return replace(batch, target=batch.target * math.inf) if step == bad_step else batch
 
     monkeypatch.setattr(stage, "draw_batch", spoilt)
-    monkeypatch.setattr(stage, "FiniteWatch", lambda device: FiniteWatch(is_late=True))
-    with pytest.raises(ValueError, match=f"at step {bad_step}: not finite"):
+    with pytest.raises(ValueError, match=f"loss is inf at step {bad_step}"):
         stage.train(config, tmp_path / "out")
     kept = checkpoint.load(tmp_path / "out" / "checkpoint.pt")
     monkeypatch.setattr(stage, "draw_batch", original)
@@ -133,3 +115,41 @@ def test_a_run_watched_late_stops_with_the_weights_before_the_bad_step_on_the_di
     clean = checkpoint.load(tmp_path / "clean" / "checkpoint.pt")
     assert kept["step"] == clean["step"] == last_good
     assert all(torch.equal(tensor, clean["model"][name]) for name, tensor in kept["model"].items())
+
+
+@pytest.mark.parametrize("muon_lr", [None, 0.02])
+def test_a_step_that_may_be_left_out_leaves_the_weights_and_is_counted(
+    config, tmp_path, monkeypatch, muon_lr
+):
+    config = replace(config, num_steps=4, skip_non_finite=1, optim=replace(config.optim, muon_lr=muon_lr))
+    config = replace(config, checkpoint_steps=1, keep_checkpoints=3)
+    original = stage.draw_batch
+
+    def spoilt(latents, y, config, shift, step, part=None):
+        batch = original(latents, y, config, shift, step, part)
+        return replace(batch, target=batch.target * math.nan) if step == 2 else batch
+
+    monkeypatch.setattr(stage, "draw_batch", spoilt)
+    stage.train(config, folder := tmp_path)
+    last, third, second = (checkpoint.load(folder / f"checkpoint{end}.pt") for end in ("", ".1", ".2"))
+    assert [state["step"] for state in (last, third, second)] == [4, 3, 2]
+    assert [state["skipped"] for state in (last, third, second)] == [1, 1, 0]
+    assert all(torch.equal(tensor, second["model"][name]) for name, tensor in third["model"].items())
+    assert not all(torch.equal(tensor, third["model"][name]) for name, tensor in last["model"].items())
+
+
+def test_a_run_goes_on_with_another_rate_and_more_steps_but_not_with_other_data(config, tmp_path):
+    dump(config, tmp_path / "dit.yaml")
+    out = tmp_path / "out"
+    arguments = [str(tmp_path / "dit.yaml"), str(out)]
+    main(TrainDiTConfig, stage.train, [*arguments, "num_steps=4"])
+    assert checkpoint.load(out / "checkpoint.pt")["step"] == 4
+    (out / "DONE.json").unlink()  # as a killed run leaves it
+    main(TrainDiTConfig, stage.train, [*arguments, "num_steps=6", "optim.lr=0.0005", "keep_checkpoints=2"])
+    state = checkpoint.load(out / "checkpoint.pt")
+    assert state["step"] == 6 and state["optimiser"]["param_groups"][0]["lr"] == 0.0005
+    assert "optim.lr" in (out / "changes.jsonl").read_text()
+    (out / "DONE.json").unlink()
+    for word in ("num_classes=5", "seed=1", "num_steps=5"):
+        with pytest.raises(SystemExit):
+            main(TrainDiTConfig, stage.train, [*arguments, "num_steps=6", word])

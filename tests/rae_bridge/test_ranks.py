@@ -35,7 +35,8 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from encoder.runtime.config import load
-from rae_bridge import cache, config, generate, train, train_decoder
+from rae_bridge import cache, config, decoder_data, generate, train, train_decoder
+decoder_data.CHUNK = 10
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 stages = {
     "cache": (config.CacheConfig, cache.run),
@@ -128,6 +129,12 @@ def test_two_processes_write_what_one_does(outputs):
             torch.testing.assert_close(tensor, second[part][key], rtol=1e-3, atol=1e-5)
     logs = [(out / "train" / "log.jsonl").read_text().count("frechet_distance") for out in (one, two)]
     assert logs == [2, 2]  # after step 2 and at the end, written once
+    for split, sizes in (("train", [10, 10, 4]), ("val", [5])):
+        files = [sorted((out / "decoder" / split).iterdir()) for out in (one, two)]
+        for size, mine, theirs in zip(sizes, *files, strict=True):
+            held, other = checkpoint.load_tensors(mine), checkpoint.load_tensors(theirs)
+            assert len(held["images"]) == size
+            assert all(torch.equal(tensor, other[name]) for name, tensor in held.items())
     first, second = (checkpoint.load(out / "decoder" / "checkpoint.pt") for out in (one, two))
     states = [
         (first["decoder"], second["decoder"]),

@@ -1,14 +1,22 @@
 """Training of the pixel decoder on a tiny encoder: its losses and noise, resume, and that it learns."""
 
+import io
 import json
+import math
+import tarfile
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
+from encoder.data.shards import load_images
 from encoder.runtime import checkpoint
+from encoder.runtime.ranks import Ranks
 from encoder.training.options import OptimConfig
+from rae_bridge import decoder_data
 from rae_bridge import train_decoder as stage
 from rae_bridge.codec import load_codec
 from rae_bridge.config import DecoderSize, TrainDecoderConfig
@@ -108,10 +116,86 @@ def test_it_learns_pictures_and_its_folder_makes_a_codec(config, tmp_path, blind
     card = yaml.safe_load((weights / "card.yaml").read_text())
     assert card["scores"]["psnr"] == pytest.approx(scores["psnr"], abs=1e-3)
     codec = load_codec(blind_to_pixels, decoder=str(weights))
-    images = torch.as_tensor(stage.load_images(pictures, "val")[0])
+    images = torch.as_tensor(load_images(pictures, "val")[0])
     tokens = codec.encode(stage.to_pixels(images))
     decoder = PixelDecoder.from_pretrained(weights)
     torch.testing.assert_close(codec.reconstruct(images), decoder(tokens).clamp(0, 1))
+
+
+def prepared(config, out_dir, limit=None):
+    encoder = stage.load_for_generation(config.encoder)
+    return decoder_data.prepare_split(config, encoder, Ranks(0, 1, "cpu"), out_dir, "train", limit)
+
+
+def test_a_split_is_its_pictures_in_order_whatever_the_files(config, tmp_path, pictures, monkeypatch):
+    images = torch.as_tensor(load_images(pictures, "train", image_size=8)[0])
+    tokens = stage.load_for_generation(config.encoder).encode(stage.to_pixels(images)).half()
+    whole = prepared(config, folder(tmp_path, "whole"))
+    monkeypatch.setattr(decoder_data, "CHUNK", 7)
+    parts = prepared(config, folder(tmp_path, "parts"))
+    assert len(whole.images) == 1 and [len(part) for part in parts.images] == [7, 7, 7, 3]
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    for split in (whole, parts):
+        assert len(split) == 24
+        read = split.rows(order)
+        assert torch.equal(read[1], images[order])
+        torch.testing.assert_close(read[0], tokens[order], rtol=1e-3, atol=1e-3)  # halves, by other batches
+    assert len(prepared(config, folder(tmp_path, "few"), limit=9)) == 9
+
+
+def test_files_that_are_there_are_not_made_again(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(decoder_data, "CHUNK", 7)
+    prepared(config, tmp_path)
+    (tmp_path / "train" / "00002.safetensors").unlink()
+    read, original = [], decoder_data.TarPictures.read
+
+    def counted(pictures, part):
+        read.append(part)
+        return original(pictures, part)
+
+    monkeypatch.setattr(decoder_data.TarPictures, "read", counted)
+    assert len(prepared(config, tmp_path)) == 24
+    assert read == [range(14, 21)]
+
+
+def test_oblong_pictures_are_squashed_or_cropped(config, tmp_path):
+    write_oblong(tmp_path / "oblong" / "train")
+    config = replace(config, data=str(tmp_path / "oblong"))
+    squashed = prepared(config, folder(tmp_path, "squash")).rows(torch.tensor([0]))[1][0]
+    centre = prepared(replace(config, crop="centre"), folder(tmp_path, "centre")).rows(torch.tensor([0]))[1][
+        0
+    ]
+    assert centre.eq(100).all()  # the middle third alone
+    assert squashed[:, 0].eq(0).all() and squashed[:, -1].eq(200).all()
+
+
+def write_oblong(place):
+    """One picture of 24 x 8 px: black, grey and bright thirds."""
+    place.mkdir(parents=True)
+    pixels = np.repeat(np.array([0, 100, 200], np.uint8), 8)[None, :, None].repeat(8, 0).repeat(3, 2)
+    picture = io.BytesIO()
+    Image.fromarray(pixels).save(picture, "png")
+    with tarfile.open(place / "00000.tar", "w") as shard:
+        contents = (("png", picture.getvalue()), ("txt", b"thirds"), ("json", b'{"label": 0}'))
+        for suffix, content in contents:
+            member = tarfile.TarInfo(f"0.{suffix}")
+            member.size = len(content)
+            shard.addfile(member, io.BytesIO(content))
+
+
+def test_a_step_that_is_not_finite_is_left_out_or_stops_the_run(config, tmp_path, monkeypatch):
+    original = stage.noise_tokens
+
+    def spoilt(tokens, config, step, part=None):
+        return original(tokens, config, step, part) * (math.nan if step == 4 else 1)
+
+    monkeypatch.setattr(stage, "noise_tokens", spoilt)
+    with pytest.raises(ValueError, match="loss is nan at step 4"):
+        stage.train(config, folder(tmp_path, "stopped"))
+    assert checkpoint.load(tmp_path / "stopped" / "checkpoint.pt")["step"] == 3
+    scores = stage.train(replace(config, skip_non_finite=1), folder(tmp_path, "skipped"))
+    assert checkpoint.load(tmp_path / "skipped" / "checkpoint.pt")["skipped"] == 1
+    assert math.isfinite(scores["psnr"])
 
 
 def test_a_decoder_for_other_tokens_is_refused(config, tmp_path, blind_to_pixels):

@@ -108,10 +108,10 @@ def test_a_killed_run_goes_on_to_the_same_last_bit(config, tmp_path, monkeypatch
     whole = stage.train(config, folder(tmp_path, "whole"))
     original = stage.train_step
 
-    def killed(model, optimiser, batch, config, step, loss_of, watch):
+    def killed(model, optimiser, batch, config, step, loss_of, finite):
         if step == 4:
             raise KeyboardInterrupt
-        return original(model, optimiser, batch, config, step, loss_of, watch)
+        return original(model, optimiser, batch, config, step, loss_of, finite)
 
     cut = folder(tmp_path, "cut")
     monkeypatch.setattr(stage, "train_step", killed)
