@@ -10,6 +10,7 @@ dropped by the trainer from its own generator, not inside the model; patch size 
 and fixed positions always, since every released model has them and the other branches of the original crash.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -129,19 +130,44 @@ class DiTDH(DiT):
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """x_t B C h w, t (B,) in [0, 1], y (B,) class indices -> velocity B C h w"""
+        condition, _ = self.backbone(x_t, t, y)
+        return self.velocity(self.head(condition, self.embed(x_t)), x_t, t)
+
+    def backbone(
+        self, x_t: Tensor, t: Tensor, y: Tensor, *, taps: Sequence[int] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What the head is conditioned on (B N D_e; the class reaches it only through this), and what comes
+        out of the backbone's blocks `taps` (B N D_e each, in the order of `taps`).
+
+        Raises:
+            ValueError: the backbone has no such block.
+        """
+        num_blocks = self.config.depth[0]
+        if not all(0 <= tap < num_blocks for tap in taps):
+            raise ValueError(f"taps {list(taps)} must be blocks of the backbone, 0 to {num_blocks - 1}")
         with torch.autocast(x_t.device.type, enabled=False):
             time = self.t_embedder(t)[:, None]  # B 1 D_e
             # Each block's adaLN begins with SiLU again, so the backbone's condition is SiLU'd twice.
             condition = F.silu(time + self.y_embedder(y)[:, None])  # B 1 D_e
             s = self.s_embedder(x_t) + self.pos_embed  # B N D_e
-            x = self.x_embedder(x_t)  # B N D_d; no absolute positions, only the head's rotary ones
-        num_backbone_blocks = self.config.depth[0]
-        for block in self.blocks[:num_backbone_blocks]:
+        tapped = {}
+        for i, block in enumerate(self.blocks[:num_blocks]):
             s = block(s, condition, self.enc_feat_rope)
-        s = self.s_projector(F.silu(time + s))  # B N D_d; the class reaches the head only through s
-        for block in self.blocks[num_backbone_blocks:]:
+            if i in taps:
+                tapped[i] = s
+        return F.silu(time + s), [tapped[tap] for tap in taps]
+
+    def embed(self, x_t: Tensor) -> Tensor:
+        """The head's tokens (B N D_d) of x_t; no absolute positions, only the head's rotary ones."""
+        with torch.autocast(x_t.device.type, enabled=False):
+            return self.x_embedder(x_t)
+
+    def head(self, condition: Tensor, x: Tensor) -> Tensor:
+        """What the last layer says (B N C) of tokens x (B N D_d) under the backbone's condition (B N D_e)."""
+        s = self.s_projector(condition)  # B N D_d
+        for block in self.blocks[self.config.depth[0] :]:
             x = block(x, s, self.dec_feat_rope)
-        return self.velocity(self.final_layer(x, s), x_t, t)
+        return self.final_layer(x, s)
 
 
 def build_dit(config: DiTConfig) -> DiT:

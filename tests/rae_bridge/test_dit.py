@@ -261,3 +261,23 @@ def test_the_rotary_form_that_is_compiled_gives_what_the_other_does(monkeypatch)
     uncompiled = rope(x)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     torch.testing.assert_close(rope(x), uncompiled)  # fp32, another order
+
+
+@pytest.mark.parametrize("config", [config for config in VARIANTS if len(config.hidden_size) == 2])
+def test_the_model_is_its_head_on_its_backbone(config):
+    model, (x_t, t, y) = random_model(config), batch()
+    condition, taps = model.backbone(x_t, t, y, taps=(1, 0))
+    assert condition.shape == (3, SIDE * SIDE, config.hidden_size[0])
+    said = model.head(condition, model.embed(x_t))  # B N C
+    assert torch.equal(said.mT.reshape(x_t.shape), model(x_t, t, y))
+    # the last block's output, with the time, is what the head is given; the first one's leads to it
+    time = model.t_embedder(t)[:, None]
+    assert torch.equal(condition, torch.nn.functional.silu(time + taps[0]))
+    given = silu(time + model.y_embedder(y)[:, None])
+    torch.testing.assert_close(taps[0], model.blocks[1](taps[1], given, model.enc_feat_rope))
+    other = model.backbone(x_t, t, torch.tensor([1, 1, 1]))[0]  # the class reaches the head by this alone
+    assert torch.equal(
+        model.head(other, model.embed(x_t)).mT.reshape(x_t.shape), model(x_t, t, torch.tensor([1, 1, 1]))
+    )
+    with pytest.raises(ValueError, match=r"taps \[2\] must be blocks of the backbone, 0 to 1"):
+        model.backbone(x_t, t, y, taps=(2,))
