@@ -70,13 +70,16 @@ class TimeEmbedding(nn.Module):
         return self.mlp(torch.cat([phase.sin(), phase.cos()], dim=-1))
 
 
+CLASS_INIT_STD = 0.02  # RAE's
+
+
 class LabelEmbedding(nn.Module):
     """Class embedding; with `has_null` one more row, index `num_classes`, stands for "no class"."""
 
     def __init__(self, num_classes: int, width: int, *, has_null: bool) -> None:
         super().__init__()
         self.embedding_table = nn.Embedding(num_classes + has_null, width)
-        nn.init.normal_(self.embedding_table.weight, std=0.02)
+        nn.init.normal_(self.embedding_table.weight, std=CLASS_INIT_STD)
 
     def forward(self, y: Tensor) -> Tensor:
         """(B,) -> B D"""

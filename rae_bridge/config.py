@@ -111,12 +111,15 @@ class TrainDiTConfig:
     micro_batch_size: int | None = None  # of one forward pass in one process; None: no accumulation
     size: DiTSize = field(default_factory=DiTSize)
     class_dropout_prob: float = 0.1
+    class_init_std: float = 0.02  # of the classes' embeddings before training; RAE's, for 100,000 steps
     prediction: Prediction = "velocity"
+    held_out: str | None = None  # tokens of other pictures, for the losses at the end; None: of these
     statistics: str | None = None  # a statistics file (ours or RAE's); None: exact ones of these tokens
     time_distribution: Literal["logit_normal", "uniform"] = "logit_normal"
     shift: float | None = None  # None: sqrt(latent numbers / 4096), at least 1
     optim: DiTOptimConfig = field(default_factory=DiTOptimConfig)
     ema_decay: float = 0.9995  # RAE's; a ramp keeps the first random weights out
+    ema_share: float | None = None  # in place of ema_decay: 1 - 1 / (ema_share x num_steps), for short runs
     precision: Precision = "fp32"
     tf32: bool = True  # what is fp32 in products on a GPU; a CPU has none
     compile: bool = False  # the loss by torch.compile
@@ -132,10 +135,19 @@ class TrainDiTConfig:
         if (self.tokens is None) == (self.pictures is None):
             raise ValueError("give either tokens, a folder that holds them, or pictures to encode")
         check_keeping(self.keep_checkpoints, self.skip_non_finite)
+        if self.class_init_std <= 0:
+            raise ValueError(f"class_init_std {self.class_init_std} must be over 0")
+        if self.ema_share is not None and not 1 <= self.ema_share * self.num_steps <= self.num_steps:
+            raise ValueError(f"ema_share {self.ema_share} must span 1 step to all {self.num_steps}")
         if self.batch_size % (self.micro_batch_size or self.batch_size):
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}"
             )
+
+    @property
+    def average_decay(self) -> float:
+        """Of the averaged weights, at each step after the ramp."""
+        return self.ema_decay if self.ema_share is None else 1 - 1 / (self.ema_share * self.num_steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,11 +28,14 @@ from encoder.runtime.config import ROOT
 from encoder.runtime.device import set_tf32
 from encoder.runtime.stage import main, progress, write_json
 from encoder.training.finite import FiniteSteps
-from encoder.training.optim import MuonWithAdamW, autocast, average_weights, step_if_finite
+from encoder.training.optim import MuonWithAdamW, average_weights, step_if_finite
+from rae_bridge.blocks import CLASS_INIT_STD
+from rae_bridge.class_losses import class_losses
 from rae_bridge.codec import TOKENS_FILE, load_codec
 from rae_bridge.config import DiTOptimConfig, GenerateConfig, TrainDiTConfig
 from rae_bridge.dit import DiT, build_dit
-from rae_bridge.flow import flow_loss, interpolate, sample_time, shift_time, training_shift, velocity_target
+from rae_bridge.flow import training_shift
+from rae_bridge.flow_batch import FlowBatch, batch_loss, draw_batch, noise_of_step
 from rae_bridge.generate import TrainedFlow, stream_samples
 from rae_bridge.judge import FrechetJudge
 from rae_bridge.latents import CachedLatents, LatentStatistics, open_latents
@@ -41,58 +44,8 @@ from rae_bridge.ranks import Ranks, no_sync, unwrapped
 from rae_bridge.shapes import DiTConfig
 
 NUM_EVALUATED = 1024  # pictures whose loss is reported at the end
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class FlowBatch:
-    """One training batch: x_t, target B D h w; t, y (B,), some classes replaced by the null class."""
-
-    x_t: Tensor
-    t: Tensor
-    y: Tensor
-    target: Tensor
-
-    def split(self, size: int) -> list["FlowBatch"]:
-        """Micro-batches of at most `size` samples."""
-        parts = (tensor.split(size) for tensor in (self.x_t, self.t, self.y, self.target))
-        return [FlowBatch(*part) for part in zip(*parts, strict=True)]
-
-
-def noise_of_step(seed: int, step: int, rows: range, like: Tensor) -> Tensor:
-    """Standard normal noise of `like`'s shape (B D h w): row i from (seed, step, i) alone."""
-    noise, generator = torch.empty_like(like), torch.Generator(like.device)
-    for row, i in zip(noise, rows, strict=True):
-        row.normal_(
-            generator=generator.manual_seed(
-                checkpoint.step_generator(seed, step, f"noise/{i}").initial_seed()
-            )
-        )
-    return noise
-
-
-def draw_batch(
-    latents: Tensor, y: Tensor, config: TrainDiTConfig, shift: float, step: int, part: slice | None = None
-) -> FlowBatch:
-    """Draw times, noise and dropped labels of one step for normalised latents (B D h w) of classes y (B,).
-
-    part: which rows of the step's `batch_size` they are; None: these are all.
-    """
-    size = len(latents) if part is None else config.batch_size
-    rows = range(size)[part or slice(None)]
-    draw = checkpoint.step_generator(config.seed, step, "time")
-    t = shift_time(sample_time(size, draw, distribution=config.time_distribution), shift)
-    is_dropped = torch.rand(size, generator=draw) < config.class_dropout_prob
-    t, is_dropped = (value[rows.start : rows.stop].to(latents.device) for value in (t, is_dropped))
-    noise = noise_of_step(config.seed, step, rows, latents)
-    y = torch.where(is_dropped, config.num_classes, y)
-    return FlowBatch(interpolate(latents, noise, t), t, y, velocity_target(latents, noise))
-
-
-def batch_loss(model: nn.Module, batch: FlowBatch, precision: str) -> Tensor:
-    """The flow-matching loss of a batch: a scalar."""
-    with autocast(precision, batch.x_t.device.type):
-        velocity = model(batch.x_t, batch.t, batch.y)
-    return flow_loss(velocity, batch.target)
+Tokens = CachedLatents | LiveTokens
+NUM_TOLD = 256  # of them, those whose loss is also measured with a wrong class and with none
 
 
 def accumulate_gradients(
@@ -211,19 +164,69 @@ def build_model(config: TrainDiTConfig, cache: CachedLatents) -> DiT:
         prediction=config.prediction,
     )
     torch.manual_seed(config.seed)
-    return build_dit(shape)
+    model = build_dit(shape)
+    with torch.no_grad():
+        model.y_embedder.embedding_table.weight.mul_(config.class_init_std / CLASS_INIT_STD)
+    return model
 
 
-def open_tokens(config: TrainDiTConfig, device: str) -> CachedLatents | LiveTokens:
+def open_held_out(config: TrainDiTConfig, cache: Tokens) -> Tokens:
+    """The tokens that the losses at the end are of: `held_out`, or those of the training.
+
+    Raises:
+        ValueError: they are another encoder's, or have classes that the model has not.
+    """
+    if config.held_out is None:
+        return cache
+    held_out = open_latents(ROOT / config.held_out)
+    if held_out.origin != cache.origin or held_out.side != cache.side:
+        raise ValueError(
+            f"{config.held_out} holds tokens of {held_out.origin}, the training's: {cache.origin}"
+        )
+    check_classes(config, held_out)
+    return held_out
+
+
+def check_classes(config: TrainDiTConfig, cache: Tokens) -> None:
+    """Raises: ValueError if tokens have a class that the model has not."""
+    if int(cache.labels.max()) >= config.num_classes:
+        raise ValueError(
+            f"num_classes {config.num_classes}: the tokens have a label {int(cache.labels.max())}"
+        )
+
+
+def losses_at_the_end(
+    model: DiT,
+    cache: Tokens,
+    held_out: Tokens,
+    statistics: LatentStatistics,
+    config: TrainDiTConfig,
+    shift: float,
+) -> dict:
+    """`loss` of the first training tokens, `held_out_loss` where there are others, and `class_losses`."""
+    device = next(model.parameters()).device
+
+    def first_of(tokens: Tokens, num: int) -> tuple[Tensor, Tensor]:
+        rows = torch.arange(min(num, len(tokens.labels)))
+        return statistics.normalise(tokens.latents(rows).to(device)), tokens.labels[rows].to(device)
+
+    losses = {"loss": evaluate(model, *first_of(cache, NUM_EVALUATED), config, shift)}
+    if config.held_out is not None:
+        losses["held_out_loss"] = evaluate(model, *first_of(held_out, NUM_EVALUATED), config, shift)
+    latents, y = first_of(held_out, NUM_TOLD)
+    noise = noise_of_step(config.seed, -1, range(len(y)), latents)
+    told = {"has_null": model.config.has_null_class, "precision": config.precision}
+    return losses | {"class_losses": class_losses(model, latents, y, noise, **told)}
+
+
+def open_tokens(config: TrainDiTConfig, device: str) -> Tokens:
     """The tokens to train on: kept in a folder, or encoded as they are needed."""
     if config.pictures is not None:
         return LiveTokens.open(config.pictures, device)
     return open_latents(ROOT / config.tokens)
 
 
-def load_rows(
-    cache: CachedLatents | LiveTokens, config: TrainDiTConfig, part: slice, step: int
-) -> tuple[Tensor, Tensor]:
+def load_rows(cache: Tokens, config: TrainDiTConfig, part: slice, step: int) -> tuple[Tensor, Tensor]:
     """Latents (B D h w, not normalised) and classes (B,) of rows of a step, some mirrored if they can be:
     kept ones on the CPU, live ones where the encoder is.
     """
@@ -244,10 +247,8 @@ def train(config: TrainDiTConfig, out_dir: Path) -> dict:
     set_tf32(ranks.device, config.tf32)
     part = ranks.part(config.batch_size)
     cache = open_tokens(config, ranks.device)
-    if int(cache.labels.max()) >= config.num_classes:
-        raise ValueError(
-            f"num_classes {config.num_classes}: the tokens have a label {int(cache.labels.max())}"
-        )
+    check_classes(config, cache)
+    held_out = open_held_out(config, cache)
     given = config.statistics
     statistics = LatentStatistics.load(ROOT / given) if given else cache.statistics()
     shift = training_shift(cache.width * cache.side**2) if config.shift is None else config.shift
@@ -280,7 +281,7 @@ def train(config: TrainDiTConfig, out_dir: Path) -> dict:
         latents, y = (tensor.to(ranks.device, non_blocking=True) for tensor in (latents, y))
         batch = draw_batch(normalise(latents), y, config, shift, step, part)
         loss, grad_norm = train_step(model, optimiser, batch, config, step, loss_of, finite)
-        average_weights(averaged.parameters(), unwrapped(model).parameters(), config.ema_decay, step)
+        average_weights(averaged.parameters(), unwrapped(model).parameters(), config.average_decay, step)
         done = step + 1
         is_last = done == config.num_steps
         if done % config.log_steps == 0 or is_last:
@@ -311,12 +312,9 @@ def train(config: TrainDiTConfig, out_dir: Path) -> dict:
         write_json(out_dir / "weights" / "flow.json", {"shift": shift})
         write_json(out_dir / "weights" / TOKENS_FILE, cache.origin)
     ranks.wait()
-    first = torch.arange(min(NUM_EVALUATED, len(cache.labels)))
-    latents = statistics.normalise(cache.latents(first).to(ranks.device))
-    loss = evaluate(averaged, latents, cache.labels[first].to(ranks.device), config, shift)
     result = {"frechet_distance": distance} if online and first_step < config.num_steps else {}
+    result |= losses_at_the_end(averaged, cache, held_out, statistics, config, shift)
     return result | {
-        "loss": loss,
         "num_samples": config.num_steps * config.batch_size,
         "num_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "shift": shift,

@@ -183,6 +183,16 @@ def write_oblong(place):
             shard.addfile(member, io.BytesIO(content))
 
 
+def test_folders_of_classes_are_read_too(config, tmp_path):
+    for name, grey in (("a", 0), ("b", 100)):
+        (tmp_path / "set" / "train" / name).mkdir(parents=True)
+        pixels = np.full((8, 24, 3), grey, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "set" / "train" / name / "0.png")
+    split = prepared(replace(config, data=str(tmp_path / "set")), tmp_path)
+    assert split.rows(torch.tensor([1, 0]))[1].flatten(1).unique(dim=1).tolist() == [[100], [0]]
+    assert len(prepared(replace(config, data=str(tmp_path / "set")), folder(tmp_path, "few"), limit=1)) == 1
+
+
 def test_a_step_that_is_not_finite_is_left_out_or_stops_the_run(config, tmp_path, monkeypatch):
     original = stage.noise_tokens
 
@@ -212,5 +222,5 @@ def test_wrong_input_is_refused(config, tmp_path):
         stage.build_decoder(replace(config, image_size=9), stage.load_for_generation(config.encoder))
     with pytest.raises(ValueError, match="perceptual_fraction"):
         replace(config, perceptual_fraction=0.0)
-    with pytest.raises(FileNotFoundError, match="no shards"):
+    with pytest.raises(FileNotFoundError, match="no pictures of split train"):
         stage.train(replace(config, data=str(tmp_path / "nowhere")), tmp_path)
