@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     apply_activation_checkpointing,
@@ -146,9 +146,16 @@ def start_accelerator(config: TrainConfig, out_dir: Path) -> Accelerator:
         if find_spec("tensorboard" if tracker == "tensorboard" else tracker) is None:
             raise ValueError(f"tracker {tracker} is not installed: pip install {tracker}")
     is_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    # DDP rearranges its buckets after the first step of each start, unless it looks for unused parameters.
+    # Sums over more than two processes then round otherwise: a resumed run would differ in the last bits
+    buckets = DistributedDataParallelKwargs(find_unused_parameters=is_cpu)
     accelerator = Accelerator(
-        cpu=is_cpu, mixed_precision="no", log_with=config.trackers or None, project_dir=out_dir
-    )  # autocast is our own (`encoder.training.optim`), around each step
+        cpu=is_cpu,
+        mixed_precision="no",  # autocast is our own (`encoder.training.optim`), around each step
+        log_with=config.trackers or None,
+        project_dir=out_dir,
+        kwargs_handlers=[buckets],
+    )
     if config.trackers:
         accelerator.init_trackers("openvision3", {"out_dir": str(out_dir), "seed": config.seed})
     return accelerator

@@ -174,8 +174,30 @@ def train_and_die(chosen, folder, at) -> None:
     trainer.train(chosen, folder)
 
 
-def train_rank(chosen, folder, rank, world, port) -> None:
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def die_in_save(at: int) -> None:
+    """From now on the checkpoint after `at` steps is half written when this process is killed."""
+    true_save = torch.save
+
+    def save(state, file, **how):
+        if isinstance(state, dict) and state.get("step") == at:
+            file.write(b"half a checkpoint")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        true_save(state, file, **how)
+
+    torch.save = save
+
+
+def train_rank(chosen, folder, rank, world, port, dies_at=None) -> None:
     forget_processes()
+    if dies_at is not None and rank == 0:
+        die_in_save(dies_at)
     torch.set_num_threads(1)
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     os.environ |= {name: str(value) for name, value in places.items()}
@@ -233,9 +255,7 @@ def test_a_run_on_shards_from_http_killed_twice_equals_an_undisturbed_one_to_the
 @pytest.mark.parametrize("sharding", ["none", "fsdp2"])
 def test_two_processes_train_as_one_with_two_micro_batches(root, tmp_path, sharding):
     one, two = folders(tmp_path, "one", "two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     chosen = config(root, sharding=sharding, activation_checkpointing=sharding == "fsdp2")
     ranks = [in_child(train_rank, chosen, two, rank, 2, port) for rank in range(2)]
     in_child(train_and_die, config(root, micro_batch=4), one, None).join()
@@ -250,6 +270,36 @@ def test_two_processes_train_as_one_with_two_micro_batches(root, tmp_path, shard
     assert states[0]["data"] == states[1]["data"] and len(states[1]["generators"]) == 2
     for name, value in states[0]["model"].items():  # Adam divides tiny gradients by themselves
         torch.testing.assert_close(states[1]["model"][name], value, atol=1e-3, rtol=1e-2, msg=name)
+
+
+def test_four_processes_killed_three_times_in_a_save_end_as_undisturbed_ones(root, tmp_path):
+    whole, killed = folders(tmp_path, "whole", "killed")
+    chosen = config(root, ema_decay=0.9, num_steps=8, log_steps=1, keep_checkpoints=2)
+
+    def launch(folder, dies_at=None) -> list[int]:
+        """Four ranks; the others are killed once the first is, as a launcher does."""
+        port = free_port()
+        ranks = [in_child(train_rank, chosen, folder, rank, 4, port, dies_at) for rank in range(4)]
+        ranks[0].join()
+        for each in ranks[1:]:
+            if ranks[0].exitcode != 0:
+                each.kill()
+            each.join()
+        return [each.exitcode for each in ranks]
+
+    assert launch(whole) == [0, 0, 0, 0]
+    for at in (2, 4, 8):
+        assert launch(killed, dies_at=at)[0] == -signal.SIGKILL
+        left = checkpoint.newest(killed / "checkpoint.pt")
+        assert (left and checkpoint.load(left)["step"]) == (at - 2 or None)
+    assert launch(killed) == [0, 0, 0, 0]
+    assert curve(whole) == curve(killed) and len(curve(whole)) == 8
+    first, second = (checkpoint.load(folder / "checkpoint.pt") for folder in (whole, killed))
+    assert all(torch.equal(value, second["model"][name]) for name, value in first["model"].items())
+    assert all(torch.equal(a, b) for a, b in zip(first["averaged"], second["averaged"], strict=True))
+    assert first["data"] == second["data"] and len(first["generators"]) == 4
+    for number, state in first["optimiser"]["state"].items():
+        assert torch.equal(state["exp_avg_sq"], second["optimiser"]["state"][number]["exp_avg_sq"])
 
 
 def test_a_cache_of_latents_trains_like_the_pictures_it_was_made_from(root, tmp_path):
