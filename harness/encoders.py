@@ -9,6 +9,7 @@ from encoder.blind import BLIND
 from encoder.models.shapes import SHIFTED
 from encoder.options import EncoderConfig
 from encoder.runtime.config import ROOT, ConfigError, choose, load, nearest
+from harness.running.sources import own_files
 from harness.running.stages import Stage
 
 CONFIGS = ROOT / "configs" / "encoders"
@@ -80,7 +81,7 @@ def files_of(config: EncoderConfig) -> tuple[Path, ...]:
     themselves."""
     scheme, _, rest = config.source.partition(":")
     if scheme == "module":
-        return (_module_path(rest),)
+        return tuple(dict.fromkeys([_module_path(rest), *own_files(rest.partition(":")[0])]))
     places = [rest if scheme in SCHEMES else config.source, config.vae, config.decoder]
     files = []
     for place in (each.removesuffix(SHIFTED) for each in filter(None, places)):

@@ -23,6 +23,12 @@ class Listing:
     digest: str
     num_bytes: int = 0
 
+    def every_file(self) -> list[Path]:
+        """Pictures or shards, and the captions beside them."""
+        paths = [path for paths in self.files.values() for path in paths]
+        texts = [path.with_suffix(".txt") for path in paths]
+        return sorted({*paths, *(path for path in texts if path.is_file())})
+
     @property
     def num_pictures(self) -> int:
         """Of a folder; 0 for shards, which do not say."""

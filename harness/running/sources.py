@@ -8,6 +8,8 @@ import ast
 import functools
 import hashlib
 import importlib.util
+import sys
+import sysconfig
 from pathlib import Path
 
 from encoder.runtime.config import ROOT, ConfigError
@@ -22,18 +24,63 @@ def source_version(module: str) -> str:
     Raises:
         ConfigError: there is no such module.
     """
-    code = {}
+    code = _code_of(module)
+    if module not in code:
+        raise ConfigError(f"no stage module '{module}'")
+    lines = [f"{name} {code[name][0]}" for name in sorted(code)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def imported_packages(module: str) -> set[str]:
+    """The first names of all that this code imports, others' packages among them."""
+    return {_package(name) for _, imports in _code_of(module).values() for name in imports}
+
+
+def own_files(module: str) -> tuple[Path, ...]:
+    """The files of a module of one's own, and of all that it imports, directly or not, from outside of this
+    repository's packages and of what is installed: found on the path, without running them."""
+    found: dict[str, Path] = {}
+    pending = [module]
+    while pending:
+        name = pending.pop()
+        if name not in found and (path := _own_file(name)) is not None:
+            found[name] = path
+            pending += [*_read(name, path)[1], *_parents(name)]
+    return tuple(sorted(set(found.values())))
+
+
+def _code_of(module: str) -> dict[str, tuple[str, list[str]]]:
+    """Name -> the hash of its code and what it imports, of `module` and all that it imports from here."""
+    code: dict[str, tuple[str, list[str]]] = {}
     pending = [module]
     while pending:
         name = pending.pop()
         path = _outside_file(name) if name == module and _package(name) not in PACKAGES else module_file(name)
         if path is not None and name not in code:
-            code[name], imports = _read(name, path)
-            pending += imports
-            pending += [name[:i] for i, letter in enumerate(name) if letter == "."]  # parents run too
-    if module not in code:
-        raise ConfigError(f"no stage module '{module}'")
-    return hashlib.sha256("\n".join(f"{name} {code[name]}" for name in sorted(code)).encode()).hexdigest()
+            code[name] = _read(name, path)
+            pending += [*code[name][1], *_parents(name)]
+    return code
+
+
+def _parents(name: str) -> list[str]:
+    """The packages that a dotted name lies in: importing it runs them too."""
+    return [name[:i] for i, letter in enumerate(name) if letter == "."]
+
+
+def _own_file(name: str) -> Path | None:
+    if _package(name) in PACKAGES:
+        return None
+    stems = [place.joinpath(*name.split(".")) for place in _own_places(tuple(sys.path))]
+    files = [path for stem in stems for path in (stem.with_suffix(".py"), stem / "__init__.py")]
+    return next((path for path in files if path.is_file()), None)
+
+
+@functools.cache
+def _own_places(path: tuple[str, ...]) -> list[Path]:
+    """The folders on the path that hold neither Python's own modules nor installed packages."""
+    installed = {Path(place).resolve() for place in sysconfig.get_paths().values()}
+    places = [Path(place or ".").resolve() for place in path]
+    return [place for place in places if not installed & {place, *place.parents} and place.is_dir()]
 
 
 @functools.cache

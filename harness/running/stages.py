@@ -2,8 +2,9 @@
 
 A stage is `python -m <module> <config.yaml> <folder>`. Its folder is `runs/<name>/<fingerprint>`; the
 fingerprint hashes the config, the fingerprints of its inputs, the content of the files outside the runs
-folder that it reads, and the version of its code. `DONE.json` in the folder: complete, reuse. A folder
-without it: half-finished, run the same command again in the same folder.
+folder that it reads, the version of its code, and the versions of the packages that this code imports.
+`DONE.json` in the folder: complete, reuse. A folder without it: half-finished, run the same command again in
+the same folder.
 """
 
 import functools
@@ -13,9 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from encoder.runtime.config import ROOT, ConfigError, resolve
-from encoder.runtime.stage import DONE, sha256_file, sha256_json
-from harness.running.sources import source_version
+from encoder.runtime.config import ConfigError, resolve
+from encoder.runtime.stage import DONE, sha256_json
+from harness.running.hashes import hash_files, remembered, short
+from harness.running.provenance import versions_of
+from harness.running.sources import imported_packages, source_version
 
 FINGERPRINT_LETTERS = 16
 
@@ -42,10 +45,14 @@ class Stage:
                 "module": self.module,
                 "config": _relative_to_runs(resolve(self.config), prefix),
                 "inputs": [stage.fingerprint for stage in self.inputs],
-                "files": {_short(path): digest for path, digest in hash_files(self.files).items()},
+                "files": {short(path): digest for path, digest in self._hash_files().items()},
                 "source": source_version(self.module),
+                "packages": versions_of(imported_packages(self.module)),
             }
         )[:FINGERPRINT_LETTERS]
+
+    def _hash_files(self) -> dict[Path, str]:
+        return hash_files(self.files, remembered(self.runs_dir))
 
     @property
     def folder(self) -> Path:
@@ -144,33 +151,6 @@ class Graph:
             for source in stage.inputs:
                 longest[source.folder] = max(longest.get(source.folder, 0.0), longest[stage.folder])
         return longest
-
-
-def hash_files(paths: Iterable[Path]) -> dict[Path, str]:
-    """sha256 of every file named or below a folder named; hidden files and caches are left out.
-
-    Raises:
-        FileNotFoundError: a path does not exist.
-    """
-    digests = {}
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"not found: {_short(path)}")
-        members = sorted(path.rglob("*")) if path.is_dir() else [path]
-        for member in members:
-            parts = member.relative_to(path).parts
-            if member.is_file() and not any(part.startswith((".", "__pycache__")) for part in parts):
-                digests[member] = _sha256(member, member.stat().st_mtime_ns)
-    return digests
-
-
-@functools.cache
-def _sha256(path: Path, modified_ns: int) -> str:
-    return sha256_file(path)
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 def _relative_to_runs(value: Any, prefix: str) -> Any:

@@ -5,11 +5,13 @@ from typing import Literal
 
 from encoder.data.options import ScenesConfig
 from encoder.options import TokensConfig
-from encoder.runtime.config import ConfigError, check_keys
+from encoder.runtime.config import ROOT, ConfigError, check_keys
+from encoder.runtime.stage import sha256_json
 from harness.config import stage_config
 from harness.encoders import Encoder
 from harness.own_data import OwnDataConfig, list_source
 from harness.own_data.questions import OwnCaptionsConfig
+from harness.running.hashes import hash_files, remembered
 from harness.running.stages import Stage
 from harness.suites.request import Request
 
@@ -57,7 +59,10 @@ def add_pictures(request: Request) -> Stage:
         raise ConfigError("own_data needs own_data.source, a folder of pictures or shards")
     listing = list_source(str(section["source"]))
     section = {"image_size": request.preset.scenes.get("image_size"), **section}
-    config = stage_config(OwnDataConfig, section, "own_data", listing=listing.digest)
+    contents = hash_files(listing.every_file(), remembered(request.graph.runs_dir))
+    source = ROOT / str(section["source"])
+    digest = sha256_json({str(path.relative_to(source)): digest for path, digest in contents.items()})
+    config = stage_config(OwnDataConfig, section, "own_data", listing=digest)
     if config.image_size < MIN_SIDE:
         raise ConfigError(
             f"own_data.image_size {config.image_size} must be {MIN_SIDE} or more: towers see patches of "

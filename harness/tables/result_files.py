@@ -16,8 +16,9 @@ from typing import Literal
 from encoder.runtime.config import ROOT
 from encoder.runtime.stage import sha256_json, write_json
 from harness.metrics.config import Metric
+from harness.running.hashes import hash_files
 from harness.running.launch import LAUNCH, Outcome
-from harness.running.stages import Stage, hash_files
+from harness.running.stages import Stage
 
 Kind = Literal["measured", "blind", "floor", "published"]
 
