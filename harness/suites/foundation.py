@@ -22,7 +22,7 @@ from harness.trained import ENCODER_FILE, TrainedConfig
 from llava_bridge.config import TrainLlmConfig
 from rae_bridge.config import TrainDecoderConfig
 
-WEIGHTS = "weights"  # where each training leaves its result
+WEIGHTS_FOLDER = "weights"  # where each training leaves its result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class _Maker:
         place, above = f"foundation.encoders.{name}", []
         filled = {"device": self.device}
         if "openvision3" in made.train:
-            filled["vae"] = str(self.vae.folder / WEIGHTS)
+            filled["vae"] = str(self.vae.folder / WEIGHTS_FOLDER)
             above.append(self.vae)
         trained = None
         for phase, data in zip(self.phases, self.scenes, strict=True):
@@ -111,7 +111,7 @@ class _Maker:
             stage = self.add(
                 "train_decoder", "rae_bridge.train_decoder", config, f"{name}: pixel decoder", inputs
             )
-            decoder, above = str(stage.folder / WEIGHTS), [stage]
+            decoder, above = str(stage.folder / WEIGHTS_FOLDER), [stage]
         described = self._describe(name, made, trained, decoder, above)
         return Encoder(
             name=name,
