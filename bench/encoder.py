@@ -4,8 +4,9 @@ results/bench/encoder.json (on a GPU encoder.<gpu>.json, at larger sizes, with t
 Rows: forward/<tower>/<precision> against open_clip 3.3's VisionTransformer on the same weights (its conv1
 made for 16 channels: the official class); train_step/<part> of ViT-B with FLUX.1's VAE (random weights);
 pixel_loss/<choice>: what decoding a part costs, and what it does to the gradient's noise on the demo's
-encoder; memory/..., and contrastive_memory against the plain loss; stream/slow_disk: a step while a slow file
-system is read ahead or on demand (`python bench/encoder.py stream` prints this one alone).
+encoder; memory/..., and contrastive_memory against the plain loss; stream/...: what one reader gives,
+what a batch costs the main process, and a step while a slow file system is read ahead or on demand, with the
+share of it that waits (`python bench/encoder.py stream` prints these alone).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from _data_path import data_path_rows
 from _encoder_step import Sizes, bf16, noise_rows, step_rows
 from _slow_disk import slow_disk_rows
 from _table import Row, make_row, peak_bytes, publish, seconds, show
@@ -110,8 +112,8 @@ if __name__ == "__main__":
     torch.set_flush_denormal(True)
     sizes = GPU if torch.cuda.is_available() else CPU
     if sys.argv[1:] == ["stream"]:
-        show(slow_disk_rows())
+        show([*data_path_rows(), *slow_disk_rows()])
         sys.exit()
     table = [*forward_rows(sizes), *step_rows(sizes), *noise_rows(sizes), *memory_rows(sizes)]
-    table += slow_disk_rows()
+    table += [*data_path_rows(), *slow_disk_rows()]
     publish("encoder", table, setting=f"{sizes.clock.__name__}, torch {torch.__version__}")
