@@ -24,6 +24,7 @@ def hold(folder: Path) -> Iterator[int]:
 
     Raises:
         FolderBusyError: another process holds it (named with its process id, machine and start).
+        OSError: the disk has no locks.
     """
     with (folder / ".lock").open("a+") as file:
         _take(file.fileno(), folder)
@@ -46,6 +47,11 @@ def _take(descriptor: int, folder: Path) -> None:
                 message = f"{folder} is in use by {_holder(folder)}; wait, or choose another with runs_dir="
                 raise FolderBusyError(message) from None
             time.sleep(0.1)
+        except OSError as error:  # some network disks have no such locks
+            raise OSError(
+                f"{folder} lies on a disk that cannot be locked ({error.strerror}), so two runs there could "
+                "not see each other; choose a folder on another disk with runs_dir=, or mount it with locks"
+            ) from None
 
 
 def _holder(folder: Path) -> str:

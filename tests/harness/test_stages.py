@@ -3,6 +3,7 @@ test's folder.
 """
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -286,3 +287,13 @@ def test_stages_end_with_the_harness_and_the_next_run_goes_on(module, runs_dir, 
     assert (
         next(stage for stage in graph if stage.name == "first").folder == folder
     )  # the same folder: it goes on there
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_disk_without_locks_is_named_with_what_to_do(tmp_path, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    with pytest.raises(OSError, match=r"cannot be locked .*choose a folder on another disk with runs_dir="):
+        hold(tmp_path).__enter__()
