@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from encoder.data.scenes.wording import LETTERS
-
+LETTERS = "ABCD"  # of a question's options
 _LETTER = re.compile(r"^\W*([A-Da-d])(?![A-Za-z])")
 Item = Mapping[str, object]  # {"question_id", "group", "answer", "prediction", "score"}
 

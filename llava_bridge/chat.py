@@ -45,7 +45,7 @@ def _open(path: Path) -> Image.Image:
     try:
         return decode_picture(path)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"picture {path}: {error}") from None
 
 
 def _load(options: argparse.Namespace):

@@ -76,9 +76,9 @@ class LlavaConfig:
     conversations (`vicuna_v1`).
     """
 
-    # Not the rates: transformers and DeepSpeed keep those of the first start with the optimiser
     MAY_CHANGE: ClassVar = (
-        "attention", "gradient_checkpointing", "compile", "picture_cache", "max_missing_fraction",
+        "learning_rate", "projector_learning_rate", "warmup_fraction", "micro_batch_size", "attention",
+        "gradient_checkpointing", "compile", "picture_cache", "max_missing_fraction", "max_bad_fraction",
         "log_steps", "checkpoint_steps",
     )  # fmt: skip
 

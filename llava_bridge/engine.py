@@ -23,14 +23,15 @@ from deepspeed.checkpoint import ds_to_universal
 from transformers import Trainer
 
 from encoder.runtime.config import ROOT
+from encoder.runtime.stage import is_first_process
 
 COMPLETE = "COMPLETE"  # in a checkpoint whose every file was written: {processes, seconds}
 _UNIVERSAL = "universal"  # in a checkpoint: the same state in whole tensors
 
 
 def prepare_process() -> None:
-    """Make this process a distributed one, with or without a launcher, and keep DeepSpeed from compiling
-    anything.
+    """Make this process a distributed one, with or without a launcher, let several of them find each other,
+    and keep DeepSpeed from compiling anything.
 
     Without torchrun's variables DeepSpeed asks for mpi4py. Its first CPU start compiles a shared-memory
     operator for minutes, which gloo does not need. The stage's settings alone say whether DeepSpeed runs, not
@@ -46,6 +47,10 @@ def prepare_process() -> None:
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
         )
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if int(os.environ["WORLD_SIZE"]) > 1 and not torch.distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     torch.set_flush_denormal(True)  # denormal numbers slow a CPU many times over
 
 
@@ -105,19 +110,37 @@ def read_mark(checkpoint: Path | None, num_processes: int) -> Mark:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint; those that a kill cut short are removed."""
+    """The newest complete checkpoint. Every process calls; the first one removes those that a kill cut
+    short, the others wait for it."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     complete = [path for path in found if (path / COMPLETE).is_file()]
-    for path in set(found) - set(complete):
-        shutil.rmtree(path)
+    if is_first_process():
+        for path in set(found) - set(complete):
+            _remove(path)
+    wait_for_all()
     return complete[-1] if complete else None
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints, their marks first: what a kill leaves of one is not taken for whole."""
-    for mark in folder.glob(f"checkpoint-*/{COMPLETE}"):
-        mark.unlink()
+    """Remove all checkpoints, their marks first: what a kill leaves of one is not taken for whole. Every
+    process may call; the first one removes."""
+    if is_first_process():
+        for mark in folder.glob(f"checkpoint-*/{COMPLETE}"):
+            mark.unlink(missing_ok=True)
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder; a part of it that is already gone is no error."""
     shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(folder)  # says why
+
+
+def wait_for_all() -> None:
+    """Wait until every process of the launch has come here."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def make_universal(checkpoint: Path) -> None:
@@ -139,7 +162,7 @@ def make_universal(checkpoint: Path) -> None:
         )
         with redirect_stdout(sys.stderr):
             ds_to_universal.main(options)
-    torch.distributed.barrier()
+    wait_for_all()
 
 
 def mend_universal(optimizer: DeepSpeedOptimizerWrapper, rates: list[float], decays: list[float]) -> None:

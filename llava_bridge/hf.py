@@ -40,7 +40,7 @@ class UnitImageProcessor(BaseImageProcessor):
     def preprocess(
         self, images: Image.Image | list[Image.Image], return_tensors: str = "pt", **kwargs
     ) -> BatchFeature:
-        """RGB pictures -> {"pixel_values": B 3 S S, float32 in [0, 1]}."""
+        """Pictures of any mode -> {"pixel_values": B 3 S S, float32 in [0, 1]}."""
         images = images if isinstance(images, list | tuple) else [images]
         pixels = torch.cat([self._to_pixels(image) for image in images])
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)

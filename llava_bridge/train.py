@@ -36,6 +36,7 @@ from llava_bridge.engine import (
     read_deepspeed,
     read_mark,
     remove_checkpoints,
+    wait_for_all,
 )
 from llava_bridge.lora import add_lora, merge_lora
 from llava_bridge.model import LlavaOverTokens, assemble, describe_saved, describe_start, load, save
@@ -260,8 +261,7 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
     if trainer.is_world_process_zero():
         write_json(out_dir / RESULT, result)
         remove_checkpoints(out_dir / "checkpoints")
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()  # no process says it is done before the files are there
+    wait_for_all()  # no process says it is done before the files are there
     return result
 
 

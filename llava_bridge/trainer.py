@@ -36,6 +36,7 @@ class OrderedTrainer(Trainer):
         if self.optimizer is None:
             groups = self._adamw(model).param_groups
             self.weight_decays = [group["weight_decay"] for group in groups if group["params"]]
+            self.peak_rates = [group["lr"] for group in groups if group["params"]]
         return self.optimizer
 
     def _adamw(self, model: nn.Module | None) -> torch.optim.Optimizer:
@@ -54,6 +55,21 @@ class OrderedTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.is_reshaped:
             mend_universal(self.optimizer, self.lr_scheduler.get_last_lr(), self.weight_decays)
+        if checkpoint is not None:
+            self._take_configured_rates()
+
+    def _take_configured_rates(self) -> None:
+        """A run may go on with other rates than its checkpoint's, whose schedule would keep the old ones."""
+        scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        if scheduler.base_lrs == self.peak_rates:
+            return
+        scheduler.base_lrs = list(self.peak_rates)
+        factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+        scheduler._last_lr = [rate * factor for rate, factor in zip(self.peak_rates, factors, strict=True)]
+        for group, peak, rate in zip(
+            self.optimizer.param_groups, self.peak_rates, scheduler._last_lr, strict=True
+        ):
+            group |= {"initial_lr": peak, "lr": rate}
 
 
 class _FixedOrder(Sampler):

@@ -33,9 +33,14 @@ def test_each_line_is_answered_as_evaluation_answers_it(folder, capsys, monkeypa
 
 def test_missing_model_and_broken_picture_are_one_line(folder, capsys):
     (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "cut.png").write_bytes((folder / "red.png").read_bytes()[:60])
+    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
     for model, image, said in (
         ("none", "red.png", "no LLaVA model in"),
         ("model", "broken.png", "not a picture"),
+        ("model", "absent.png", "absent.png"),
+        ("model", "cut.png", "cut.png"),
+        ("model", "bomb.png", "bomb.png: "),
     ):
         assert (
             chat.main(["--model", str(folder / model), "--image", str(folder / image), "--question", "a"])

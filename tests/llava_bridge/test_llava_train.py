@@ -105,6 +105,31 @@ def test_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(align, tmp_pa
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
+@pytest.mark.parametrize("deepspeed", [None, "configs/deepspeed/zero2.json"])
+def test_a_run_goes_on_with_another_rate_and_micro_batch(align, tmp_path, monkeypatch, deepspeed):
+    align = replace(align, deepspeed=deepspeed)
+    stage.train(align, tmp_path / "whole")
+
+    def die_after_step_4(self, args, state, control, **kwargs):
+        if state.global_step == 4:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(stage.StageReport, "on_step_end", die_after_step_4)
+        stage.train(align, tmp_path / "killed")
+    stage.train(replace(align, learning_rate=5e-3, micro_batch_size=2), tmp_path / "killed")
+    rates = {}
+    for folder in ("whole", "killed"):
+        rows = [json.loads(line) for line in (tmp_path / folder / "log.jsonl").read_text().splitlines()]
+        rates[folder] = {row["steps"]: row["learning_rate"] for row in rows}
+    assert sorted(rates["killed"]) == list(range(1, 9))
+    for step, rate in rates["whole"].items():  # checkpoint 3 is the last
+        assert rates["killed"][step] == pytest.approx(rate if step <= 3 else rate / 2, abs=1e-12)
+    first = [folder / "log.jsonl" for folder in (tmp_path / "whole", tmp_path / "killed")]
+    seen = [{row["steps"]: row["loss"] for row in map(json.loads, path.open())} for path in first]
+    assert seen[0][4] == pytest.approx(seen[1][4], abs=1e-4)  # the same samples, the rate not yet felt
+
+
 def test_tokens_of_another_encoder_are_refused(align, tmp_path, llava_data):
     index = json.loads((llava_data / "index.json").read_text())
     (tmp_path / "index.json").write_text(json.dumps({**index, "fingerprint": "other"}))
