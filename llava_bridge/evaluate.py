@@ -5,6 +5,10 @@ standard error and count) and out_dir/samples.jsonl (every answer, so that two m
 question by question). One process for each evaluation: lmms-eval keeps totals in module globals. The
 evaluator runs inside out_dir, where it writes what it likes.
 
+What was scored is kept in out_dir/scored, a file for each benchmark. One that could not run does not stop the
+others: its keys stand with the reason in results.json, the stage does not count as done, and the same
+command asks only what is missing.
+
 Heavy imports are inside the functions: huggingface_hub reads its offline switches when it is first imported.
 """
 
@@ -15,14 +19,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from encoder.runtime.config import ROOT
+from encoder.runtime.config import ROOT, resolve
 from encoder.runtime.device import require_device
-from encoder.runtime.stage import main, progress, write_json
+from encoder.runtime.files import replacing
+from encoder.runtime.stage import main, progress, sha256_json, write_json
 from llava_bridge.config import EvaluateConfig
 
 if TYPE_CHECKING:
     from llava_bridge.lmms import LlavaLmms
 
+RESULTS = "results.json"
+_SCORED = "scored"  # folder: a benchmark's metrics (.json) and answers (.jsonl)
+_OWN_TASKS = "tasks"  # its name there of what `tasks` asks for
 _CACHE = "datasets"  # lmms-eval's copy of the parquet files, removed at the end
 
 
@@ -99,48 +107,82 @@ def read_metrics(tasks: Sequence, results: Mapping, seed: int) -> dict[str, dict
     return metrics
 
 
-def write_samples(path: Path, tasks: Sequence, results: Mapping) -> None:
-    """One line for each question: task, question_id, group, answer, response, prediction, is_correct."""
-    with path.open("w") as file:
-        for task in tasks:
-            main_metric = next(iter(task.aggregation()))
-            for sample in results["samples"][task.config.task]:
-                item, responses = sample[main_metric], sample["filtered_resps"]
-                row = {
+def read_samples(tasks: Sequence, results: Mapping) -> list[dict[str, Any]]:
+    """A row for each question: task, question_id, group, answer, response, prediction, is_correct."""
+    rows = []
+    for task in tasks:
+        main_metric = next(iter(task.aggregation()))
+        for sample in results["samples"][task.config.task]:
+            item, responses = sample[main_metric], sample["filtered_resps"]
+            is_free = task.OUTPUT_TYPE == "generate_until"
+            rows.append(
+                {
                     "task": task.config.task,
                     "question_id": item["question_id"],
                     "group": item["group"],
                     "answer": item["answer"],
-                    "response": responses[0]
-                    if task.OUTPUT_TYPE == "generate_until"
-                    else [round(loss, 4) for loss, _ in responses],  # of each option
+                    # of a choice, the loss of each option
+                    "response": responses[0] if is_free else [round(loss, 4) for loss, _ in responses],
                     "prediction": item["prediction"],
                     "is_correct": bool(item["score"]),
                 }
-                file.write(json.dumps(row) + "\n")
+            )
+    return rows
+
+
+class Scores:
+    """What has been scored in a stage's folder, by these very settings: {name: metrics}, answers beside."""
+
+    def __init__(self, config: EvaluateConfig, out_dir: Path):
+        self.settings, self.folder = sha256_json(resolve(config)), out_dir / _SCORED
+        self.metrics: dict[str, dict[str, dict]] = {}
+        for path in sorted(self.folder.glob("*.json")):
+            held = json.loads(path.read_text())
+            if held["settings"] == self.settings:
+                self.metrics[path.stem] = held["metrics"]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.metrics
+
+    def add(self, name: str, metrics: dict[str, dict], rows: Sequence[Mapping]) -> None:
+        """Keep a benchmark's metrics and answers, the metrics last."""
+        self.folder.mkdir(exist_ok=True)
+        lines = "".join(json.dumps(row, default=str) + "\n" for row in rows)
+        with replacing(self.folder / f"{name}.jsonl") as temporary:
+            temporary.write_text(lines)
+        write_json(self.folder / f"{name}.json", {"settings": self.settings, "metrics": metrics})
+        self.metrics[name] = metrics
+
+    def join(self, names: Sequence[str], samples: Path) -> dict[str, dict]:
+        """All metrics, and all answers in one file, in the order of `names`."""
+        kept = [name for name in names if name in self]
+        with replacing(samples) as temporary, temporary.open("w") as file:
+            file.writelines((self.folder / f"{name}.jsonl").read_text() for name in kept)
+        return {key: metric for name in kept for key, metric in self.metrics[name].items()}
 
 
 def run_benchmarks(
-    config: EvaluateConfig, out_dir: Path, score: Callable[[list], dict], metrics: dict[str, dict]
+    config: EvaluateConfig, out_dir: Path, score: Callable[[list], dict], scores: Scores
 ) -> dict[str, str]:
-    """Run the task set's benchmarks one by one, add their metrics to `metrics` and their answers to
-    samples.jsonl; returns {metric key: reason} of those that could not run."""
-    if not config.benchmarks and config.task_set == "none":
+    """Run those of the asked benchmarks that have no scores yet, one by one; returns {metric key: reason} of
+    those that could not run."""
+    names = benchmark_names(config)
+    if not names:
         return {}
-    from llava_bridge.benchmark_table import BENCHMARKS, TASK_SETS
+    from llava_bridge.benchmark_table import BENCHMARKS
     from llava_bridge.benchmarks import reason, run_task
 
     data_root = ROOT / config.data_root if config.data_root is not None else None
     not_run: dict[str, str] = {}
-    for task in config.benchmarks or TASK_SETS[config.task_set]:
+    for task in names:
+        if task in scores:
+            continue
         try:
-            scores, rows = run_task(task, data_root, out_dir / "tasks", score)
+            metrics, rows = run_task(task, data_root, out_dir / "tasks", score)
         except Exception as error:  # of any kind: the reason stands in the result, the others go on
             not_run |= dict.fromkeys(BENCHMARKS[task].keys, reason(error))
             continue
-        metrics |= scores
-        with (out_dir / "samples.jsonl").open("a") as file:
-            file.writelines(json.dumps(row, default=str) + "\n" for row in rows)
+        scores.add(task, metrics, rows)
     return not_run
 
 
@@ -165,18 +207,44 @@ def evaluate(config: EvaluateConfig, out_dir: Path) -> dict:
     score = scorer(config, answerer)
 
     # ---- evaluate
-    metrics: dict[str, dict] = {}
-    (out_dir / "samples.jsonl").unlink(missing_ok=True)  # of an attempt that was cut short
-    if tasks:
+    (out_dir / RESULTS).unlink(missing_ok=True)  # of an attempt before
+    scores = Scores(config, out_dir)
+    if tasks and _OWN_TASKS not in scores:
         results = score(tasks)
-        metrics = read_metrics(tasks, results, config.seed)
-        write_samples(out_dir / "samples.jsonl", tasks, results)
-    not_run = run_benchmarks(config, out_dir, score, metrics)
+        scores.add(_OWN_TASKS, read_metrics(tasks, results, config.seed), read_samples(tasks, results))
+    not_run = run_benchmarks(config, out_dir, score, scores)
 
     # ---- write
     shutil.rmtree(out_dir / _CACHE, ignore_errors=True)
+    metrics = scores.join([_OWN_TASKS, *benchmark_names(config)], out_dir / "samples.jsonl")
     summary = {"metrics": metrics, "not_run": not_run, **describe(config, answerer)}
-    write_json(out_dir / "results.json", summary)
+    write_json(out_dir / RESULTS, summary)
+    return summary
+
+
+def benchmark_names(config: EvaluateConfig) -> Sequence[str]:
+    """The public benchmarks that are asked for, in order."""
+    from llava_bridge.benchmark_table import TASK_SETS
+
+    return config.benchmarks or (TASK_SETS[config.task_set] if config.task_set != "none" else ())
+
+
+def evaluate_all(config: EvaluateConfig, out_dir: Path) -> dict:
+    """The stage: `evaluate`, done only when everything that was asked for ran.
+
+    Raises:
+        ValueError: something could not run, with the reasons; what ran is kept.
+    """
+    summary = evaluate(config, out_dir)
+    if summary["not_run"]:
+        reasons: dict[str, list[str]] = {}
+        for key, why in summary["not_run"].items():
+            reasons.setdefault(why, []).append(key)
+        said = "; ".join(f"{', '.join(keys)}: {why}" for why, keys in reasons.items())
+        raise ValueError(
+            f"not run: {said}; {len(summary['metrics'])} other numbers are kept, the same command asks only "
+            "what is missing"
+        )
     return summary
 
 
@@ -248,4 +316,4 @@ def describe(config: EvaluateConfig, answerer: "LlavaLmms") -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(EvaluateConfig, evaluate)
+    main(EvaluateConfig, evaluate_all)

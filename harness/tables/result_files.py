@@ -67,10 +67,10 @@ def collect(row: Row, outcomes: Mapping[Path, Outcome], folder: Path, identity: 
     not_run = dict(row.undefined)
     for part in row.parts:
         outcome = outcomes[part.stage.folder]
-        if not outcome.is_complete:
+        done = part.stage.done() if outcome.is_complete else _partly_done(part.stage.folder, outcome)
+        if done is None:
             not_run |= dict.fromkeys(part.keys, outcome.reason)
             continue
-        done = part.stage.done()
         metrics = {key: Metric(**metric) for key, metric in done["result"]["metrics"].items()}
         reasons = dict.fromkeys(part.keys, f"{part.stage.label} did not give it")
         reasons |= done["result"].get("not_run", {})
@@ -107,6 +107,12 @@ def _is_wanted(part: Part, key: str) -> bool:
 def _said(identity: Identity) -> dict:
     """An identity's fields; that it is a rehearsal stands only where it is one."""
     return {name: value for name, value in asdict(identity).items() if name != "rehearsal" or value}
+
+
+def _partly_done(folder: Path, outcome: Outcome) -> dict | None:
+    """What a stage that failed for some of its benchmarks gave, in the form of DONE.json; None for others."""
+    result = _read(folder / "results.json")
+    return {"result": result, "seconds": outcome.seconds} if result and result.get("not_run") else None
 
 
 def merge_seeds(rows: Sequence[Mapping]) -> dict:

@@ -186,6 +186,22 @@ def test_a_failed_stage_is_not_run_with_its_reason_and_never_a_number(tmp_path):
     assert (rows[0]["PSNR"], rows[0]["PSNR stderr"], rows[1]["PSNR"]) == ("1.0", "0.25", "not run")
 
 
+def test_what_a_failed_stage_scored_is_kept_and_the_rest_says_why_not(tmp_path):
+    row, stage = make_row(tmp_path, "partial", metrics(1.0, 2.0, 3.0))
+    done = json.loads((stage.folder / "DONE.json").read_text())
+    (stage.folder / "DONE.json").unlink()
+    lost = done["result"]["metrics"].pop("rFD-lite0")
+    assert lost["value"] == 2.0
+    result = done["result"] | {"not_run": {"rFD-lite0": "no data"}}
+    (stage.folder / "results.json").write_text(json.dumps(result))
+    outcomes = {stage.folder: Outcome("failed", "not run: rFD-lite0", seconds=7.0)}
+    kept = collect(row, outcomes, tmp_path / "results", IDENTITY)
+    assert set(kept["files"]) == {"PSNR", "yes"}
+    assert kept["not_run"] == {"rFD-lite0": "no data"}
+    file = json.loads((tmp_path / "results" / kept["files"]["PSNR"][0]).read_text())
+    assert (file["value"], file["wall_seconds"]) == (1.0, 7.0)
+
+
 def test_an_infinite_value_is_null_in_the_file_and_undefined_in_the_table(tmp_path):
     content, _ = make_board(tmp_path, [make_row(tmp_path, "a", metrics(float("inf"), 2.0, float("nan")))])
     assert content["rows"][0]["metrics"]["PSNR"]["value"] is None

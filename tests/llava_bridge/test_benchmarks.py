@@ -19,10 +19,11 @@ from transformers import (
     LlavaProcessor,
 )
 
+from llava_bridge import benchmarks
 from llava_bridge.benchmark_table import BENCHMARKS, TASK_SETS
 from llava_bridge.benchmarks import find_parquet, reason
 from llava_bridge.config import EvaluateConfig
-from llava_bridge.evaluate import evaluate
+from llava_bridge.evaluate import evaluate, evaluate_all
 
 TEXT, NUMBER = Value("string"), Value("int64")
 
@@ -222,6 +223,27 @@ def test_llava_hf_folder_runs_the_papers_benchmarks_offline(llava_hf, data_root,
     assert partial["metrics"]["GQA"] == result["metrics"]["GQA"]
     assert partial["not_run"]["SEED-Bench"].startswith("FileNotFoundError: no data: ")
     assert partial["not_run"]["POPE/f1/exact"]
+    assert json.loads((missing / "results.json").read_text())["not_run"] == partial["not_run"]
+
+    (data_root / "elsewhere").rename(data_root / "seedbench")
+    asked = []
+    true_run = benchmarks.run_task
+
+    def watched(task, *rest):
+        asked.append(task)
+        return true_run(task, *rest)
+
+    monkeypatch.setattr(benchmarks, "run_task", watched)
+    config = EvaluateConfig(
+        model=str(llava_hf), task_set="paper", data_root=str(data_root), attention="eager", batch_size=3
+    )
+    with pytest.raises(ValueError, match=r"^not run: POPE/.*the same command asks only what is missing"):
+        evaluate_all(config, missing)
+    assert asked == [task for task in TASK_SETS["paper"] if task in ("seedbench", "pope")]
+    kept = json.loads((missing / "results.json").read_text())
+    assert kept["metrics"]["SEED-Bench"] == result["metrics"]["SEED-Bench"]
+    assert kept["metrics"]["GQA"] == result["metrics"]["GQA"]
+    assert set(kept["not_run"]) == {key for key in kept["not_run"] if key.startswith("POPE")}
 
 
 def test_extended_benchmarks_run_on_their_columns_and_the_rest_says_why_not(
