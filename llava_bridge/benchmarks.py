@@ -46,7 +46,7 @@ def write_task(task: str, data_root: Path | None, folder: Path) -> None:
     """
     import lmms_eval
 
-    from llava_bridge.embedded import refuse_outside_pictures
+    from encoder.data.embedded import refuse_outside_pictures
 
     benchmark = BENCHMARKS[task]
     packaged = Path(lmms_eval.__file__).parent / "tasks" / benchmark.yaml

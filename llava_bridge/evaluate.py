@@ -57,7 +57,7 @@ def load_tasks(config: EvaluateConfig) -> list:
         return []
     from lmms_eval.tasks import TaskManager, get_task_dict
 
-    from llava_bridge.embedded import refuse_outside_pictures
+    from encoder.data.embedded import refuse_outside_pictures
 
     manager = TaskManager("ERROR", include_path=str(ROOT / config.task_dir), include_defaults=False)
     wanted = []
