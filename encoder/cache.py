@@ -127,7 +127,8 @@ def cache(config: CacheConfig, out_dir: Path) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     shards = expand_shards(config.shards)
     bad_file = BAD_SAMPLES if ranks.world == 1 else f"{ranks.rank}.{BAD_SAMPLES}"
-    # A cache that goes on adds to the names of what was skipped before
+    # A cache that goes on adds to the names of what was skipped before, but counts only what it still reads:
+    # too little to be judged at its end
     account = Account(config.max_bad_fraction, file=out_dir / bad_file, state=Account(0).state())
     named = list(zip(shards, shard_names(shards), strict=True))
     own = named[ranks.rank :: ranks.world]
@@ -137,7 +138,6 @@ def cache(config: CacheConfig, out_dir: Path) -> dict:
         if ranks.is_main:
             counts = {"num_samples": account.num_good, "bad_samples": account.num_bad}
             progress(out_dir, index + 1, len(own), "shards of this process", **counts)
-    account.finish()
     counts = ranks.gather((account.num_good, [str(bad) for bad in account.bad]))
     return {
         "num_shards": len(shards),
