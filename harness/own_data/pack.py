@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from encoder.data.account import Account
+from encoder.data.captions import choose_texts
 from encoder.runtime.stage import progress, write_json
 from harness.own_data.listing import SPLITS, Listing, list_source
 
@@ -167,11 +168,10 @@ class _Writer:
             partial = path.with_name(f"{path.name}.partial")
             tar = tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 (closed in _close)
             self.open[split] = (tar, path)
-        text = record.get("caption") or record.get("txt") or record["class_name"]
         for suffix, data in (
             ("json", json.dumps(record).encode()),
             ("png", self._png(picture)),
-            ("txt", str(text).encode()),
+            ("txt", choose_texts(record).alt.encode()),
         ):
             member = tarfile.TarInfo(f"{key}.{suffix}")
             member.size = len(data)

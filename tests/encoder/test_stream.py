@@ -9,6 +9,7 @@ import random
 import signal
 import tarfile
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -176,14 +177,21 @@ class Server(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+@contextmanager
+def served(handler, folder):
+    """The address of a folder's four shards."""
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(handler, directory=str(folder))
+    ) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/{{00000..00003}}.tar"
+        server.shutdown()
+
+
 def test_http_is_read_like_a_folder_and_failures_are_tried_again(tmp_path):
     write_shards(tmp_path)
-    handler = functools.partial(Server, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_address[1]}/{{00000..00003}}.tar"
+    with served(Server, tmp_path) as url:
         assert lane_values(config(url), count=12)[0] == lane_values(config(tmp_path), count=12)[0]
-        server.shutdown()
     with pytest.raises(OSError, match="cannot be read after 3 attempts"):
         lane_values(config(url), count=1)
     gone = config(f"{tmp_path}/{{00002..00005}}.tar")
@@ -284,10 +292,7 @@ class Gone(Server):
 
 def test_a_remote_shard_that_stays_away_is_named_and_costs_its_own_samples_alone(tmp_path):
     write_shards(tmp_path)
-    handler = functools.partial(Gone, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_address[1]}/{{00000..00003}}.tar"
+    with served(Gone, tmp_path) as url:
         chosen = config(url, num_lanes=1)
         values, reader = lane_values(chosen, count=36)  # two epochs of what is left
         assert sorted(values) == sorted([i for i in range(24) if i // 6 != 1] * 2)
@@ -297,4 +302,3 @@ def test_a_remote_shard_that_stays_away_is_named_and_costs_its_own_samples_alone
         assert first + lane_values(chosen, count=16, state=stopped.state())[0] == values
         with pytest.raises(OSError, match=r"00001\.tar .*max_lost_shards allows 0"):
             lane_values(config(url, num_lanes=1, max_lost_shards=0), count=36)
-        server.shutdown()

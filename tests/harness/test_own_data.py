@@ -169,3 +169,25 @@ def test_a_plan_with_own_shards_must_know_the_number_of_classes(folder, tmp_path
         planned(tmp_path, f"own_data.source={folder}", "own_data.imagesize=5")
     with pytest.raises(ConfigError, match=r"own_data: 'listing' is filled in by the harness"):
         planned(tmp_path, f"own_data.source={folder}", "own_data.listing=mine")
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [({"caption": float("nan"), "re_caption": "a dog."}, "a dog."), ({"caption": ["a cup"]}, "a cup")],
+)
+def test_the_text_of_ones_own_shards_is_the_caption_that_training_takes(tmp_path, record, text):
+    buffer = io.BytesIO()
+    picture("ant", 0).save(buffer, "PNG")
+    for split in ("train", "test"):
+        (tmp_path / "shards" / split).mkdir(parents=True)
+        with tarfile.open(tmp_path / "shards" / split / "0.tar", "w") as tar:
+            for suffix, data in (
+                ("png", buffer.getvalue()),
+                ("json", json.dumps(record | {"label": 0}).encode()),
+            ):
+                member = tarfile.TarInfo(f"a.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    (tmp_path / "out").mkdir()
+    run(config(tmp_path / "shards", image_size=16, num_classes=1), tmp_path / "out")
+    assert [sample.record["txt"] for sample in read_samples(tmp_path / "out", "train")] == [text]
