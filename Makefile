@@ -1,9 +1,9 @@
-# make setup | demo | test | lint | bench | weights     (PYTHON=python3.12 make setup for another interpreter)
+# make setup | demo | rehearse | test | lint | bench | weights     (PYTHON=python3.12 make setup for another interpreter)
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.stamp
 
-.PHONY: setup demo test lint bench weights clean
+.PHONY: setup demo rehearse test lint bench weights clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -21,6 +21,11 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The paper's protocol on a miniature of its sources: every stage and every key of both tables, no evidence.
+rehearse: setup
+	test -f runs/replica/REPLICA.json || $(BIN)/python -m harness.replica runs/replica
+	$(BIN)/python harness/run.py suite=all preset=paper data_root=runs/replica overrides=configs/rehearsals/paper.yaml
 
 lint: setup
 	$(BIN)/ruff check .

@@ -92,6 +92,8 @@ def main(words: Sequence[str]) -> int:
         if "--plan" in flags:
             print_plan(graph, preset, options, console)
             return 0
+        if preset.released:
+            subcommands.look_at_sources(options, preset, console)
         return run(graph, plans, options, preset, console)
     except KeyboardInterrupt:
         print("interrupted; what was complete stays, the same command goes on", file=sys.stderr)

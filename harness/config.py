@@ -166,6 +166,7 @@ class Preset:
     # With `released`, the paper's own data in place of Scenes: places beside `data_root`
     sources: SourcesConfig = dataclasses.field(default_factory=SourcesConfig)
     released: dict[str, ReleasedEncoder] = dataclasses.field(default_factory=dict)
+    is_large: bool = False  # the paper's L, whose baseline is CLIP L/14
     scenes: dict[str, Any] = dataclasses.field(default_factory=dict)  # encoder.data.options.ScenesConfig
     own_data: dict[str, Any] = dataclasses.field(
         default_factory=dict
@@ -298,7 +299,7 @@ def chosen_suites(name: str) -> list[SuiteConfig]:
 
 def find_places(options: Options, preset: Preset) -> dict[str, Path] | None:
     """Where the real sources lie; None for a preset that makes its own data."""
-    return locate(preset.sources, options.data_root) if preset.released else None
+    return locate(preset.sources, options.data_root, is_large=preset.is_large) if preset.released else None
 
 
 def results_folder(options: Options, preset: Preset) -> Path:

@@ -2,7 +2,9 @@
 `check encoders=[...]` tries encoders out; none of them runs a stage.
 """
 
+import dataclasses
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,9 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from encoder.runtime.config import ConfigError, choose
-from harness.config import parse
-from harness.encoders import resolve_encoder
+from encoder.runtime.config import ConfigError, choose, dump
+from harness.config import Options, Preset, chosen_suites, find_places, parse
+from harness.encoders import Encoder, resolve_encoder
+from harness.suites.released import released_config
 from harness.tables import side_by_side
 from harness.verify import verify
 
@@ -52,18 +55,57 @@ def _compare(a: Path, b: Path, console: Console) -> int:
 
 
 def _check(words: Sequence[str], console: Console) -> int:
-    """Contract and proxies of each encoder; 1 where one breaks the contract."""
+    """The real sources, where the preset has some: 2 if one is missing or wrong. Then contract and proxies of
+    each encoder: 1 where one breaks the contract."""
     options, preset = parse(words)
+    if preset.released:
+        look_at_sources(options, preset, console)
     names = list(dict.fromkeys(options.encoders or preset.encoders))
-    encoders = [resolve_encoder(name) for name in names]
+    with tempfile.TemporaryDirectory() as folder:
+        found = [each for name in names for each in _encoders(name, options, preset, Path(folder))]
+        return _check_encoders(found, options.device or preset.device, console)
+
+
+def look_at_sources(options: Options, preset: Preset, console: Console) -> None:
+    """Show what there is of the real sources that the chosen suites read.
+
+    Raises:
+        ConfigError: one is missing or is not what it should be.
+    """
+    from harness.paper.look import NEEDED, look, render  # here: pyarrow would delay the other subcommands
+
+    suites = [suite.name for suite in chosen_suites(options.suite)]
+    needed = dict.fromkeys(name for suite in suites for name in NEEDED.get(suite, ()))
+    seen = look(preset.sources, options.data_root, needed, is_large=preset.is_large)
+    console.print(render(seen), highlight=False, soft_wrap=True, markup=False)
+    if wrong := [each.name for each in seen if not each.is_fine]:
+        raise ConfigError(f"sources missing or wrong: {', '.join(wrong)}; docs/paper.md says where each lies")
+
+
+def _encoders(name: str, options: Options, preset: Preset, folder: Path) -> list[tuple[str, Encoder]]:
+    """What `load_encoder` takes, and the encoder, of a name; a released one of each suite that was chosen."""
+    if name not in preset.released:
+        return [(name, resolve_encoder(name))]
+    places, found = find_places(options, preset), []
+    for suite in chosen_suites(options.suite):
+        config = released_config(name, preset.released[name], suite.name, places)
+        path = folder / f"{name}-{suite.name}.yaml"
+        dump(dataclasses.replace(config, decoder=None), path)
+        found.append(
+            (str(path), dataclasses.replace(resolve_encoder(str(path)), name=f"{name}, {suite.name}"))
+        )
+    return found
+
+
+def _check_encoders(found: Sequence[tuple[str, Encoder]], device: str, console: Console) -> int:
     from harness import check  # here: torch would delay the other subcommands
 
     table = Table("encoder", "tokens", "contract", title="check", title_justify="left")
     for heading in ("linear probe %", "retrieval R@1 %", "PSNR dB"):
         table.add_column(heading, justify="right")
     probes, reports = check.Probes.scenes(), []
-    for name, encoder in zip(names, encoders, strict=True):
-        report = check.check(encoder, name, probes, options.device or preset.device)
+    for word, encoder in found:
+        report = check.check(encoder, word, probes, device)
         reports.append(report)
         tokens = "" if report.width is None else f"{report.num_tokens} x {report.width}"
         contract = f"{len(report.faults)} broken" if report.faults else "holds"

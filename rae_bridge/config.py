@@ -197,6 +197,7 @@ class TrainDecoderConfig:
     # sigma = tau U(0, 1), as RAE's code has it, or tau |N(0, 1)|, as its paper says
     noise: Literal["uniform", "half_normal"] = "uniform"
     perceptual: Literal["lite1", "lpips"] = "lite1"
+    lpips_trunk: str | None = None  # VGG16's file; None: where torch's hub keeps it
     perceptual_weight: float = 0.5  # OpenVision 3's; RAE's is 1
     perceptual_from: float = 0.0  # fraction of the steps after which the perceptual term joins
     perceptual_fraction: float = 1.0  # part of each batch that it sees; 1 is exact, less the same on average

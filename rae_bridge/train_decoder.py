@@ -191,7 +191,11 @@ def build_run(
     decoder = build_decoder(config, encoder).to(ranks.device).train()
     averaged = copy.deepcopy(decoder).requires_grad_(False).eval()
     optimiser = build_adamw(decoder, config.optim)
-    perceptual = PerceptualLoss(config.perceptual).to(ranks.device) if config.perceptual_weight else None
+    perceptual = (
+        PerceptualLoss(config.perceptual, config.lpips_trunk).to(ranks.device)
+        if config.perceptual_weight
+        else None
+    )
     adversarial = config.adversarial
     adversary = adversarial and Adversary(adversarial, ranks, config.precision, config.seed)
     finite = FiniteSteps(config.skip_non_finite)

@@ -71,24 +71,25 @@ class Lite1Distance(nn.Module):
 
 
 class LpipsDistance(nn.Module):
-    """LPIPS (VGG16), averaged over pictures. The package holds the heads only; the trunk lies in torch's hub.
+    """LPIPS (VGG16), averaged over pictures. The package holds the heads only; the trunk is a file: the
+    one that is given, else torch's hub's.
 
     Raises: FileNotFoundError if the trunk is not there (nothing is downloaded behind one's back).
     """
 
     trunk = "vgg16-397923af.pth"
 
-    def __init__(self):
+    def __init__(self, trunk: str | None = None):
         super().__init__()
-        path = Path(torch.hub.get_dir()) / "checkpoints" / self.trunk
+        path = Path(trunk) if trunk else Path(torch.hub.get_dir()) / "checkpoints" / self.trunk
         if not path.is_file():
             raise FileNotFoundError(
                 f"LPIPS needs torchvision's VGG16 weights at {path}; put {self.trunk} from "
                 "download.pytorch.org/models there, or choose perceptual=lite1"
             )
-        import lpips
+        from encoder.metrics.lpips import load_lpips
 
-        self.distance = lpips.LPIPS(net="vgg", verbose=False)
+        self.distance = load_lpips("vgg", str(path))
 
     def forward(self, pixels_hat: Tensor, pixels: Tensor) -> Tensor:
         return self.distance(pixels_hat, pixels, normalize=True).mean()
@@ -98,14 +99,17 @@ DISTANCES = {"lite1": Lite1Distance, "lpips": LpipsDistance}
 
 
 class PerceptualLoss(nn.Module):
-    """A perceptual distance by name: "lite1" or "lpips". Frozen; differentiable in its first argument.
+    """A perceptual distance by name: "lite1" or "lpips" (its trunk's file; None: torch's hub's). Frozen;
+    differentiable in its first argument.
 
     pixels_hat, pixels: B 3 H W, nominally in [0, 1], unclamped. Returns a scalar.
     """
 
-    def __init__(self, name: str = "lite1"):
+    def __init__(self, name: str = "lite1", trunk: str | None = None):
         super().__init__()
-        self.distance = choose(DISTANCES, name, "perceptual loss")().eval().requires_grad_(False)
+        kind = choose(DISTANCES, name, "perceptual loss")
+        distance = kind(trunk) if kind is LpipsDistance else kind()
+        self.distance = distance.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> PerceptualLoss:
         """Stay in eval mode whatever the owner calls."""

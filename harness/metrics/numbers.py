@@ -15,13 +15,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from encoder.metrics.lpips import Lpips
 from encoder.metrics.networks import LITE0
 from harness.metrics import fid, psnr_ssim
 from harness.metrics.config import Judge, Metric
 from harness.metrics.features import Features
 from harness.metrics.inception_score import inception_score
 from harness.metrics.kid import kernel_distance
-from harness.metrics.lpips import Lpips
 from harness.metrics.picture_sets import check_sets
 from harness.metrics.precision_recall import precision_recall
 

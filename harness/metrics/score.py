@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from encoder.metrics.lpips import Lpips
 from encoder.runtime.device import require_device
 from encoder.runtime.stage import main, progress
 from harness.metrics.config import FEATURES, PICTURES, ScoreConfig, lpips_judge
 from harness.metrics.features import Features, extract, load_extractor
-from harness.metrics.lpips import Lpips
 from harness.metrics.numbers import Against, generation_metrics, lpips_metric, reconstruction_metrics
 from harness.metrics.picture_sets import read_pictures
 from harness.metrics.reference import published, read_reference

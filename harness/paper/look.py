@@ -26,6 +26,21 @@ CHECKS: dict[str, Callable[[Path], tuple[Counts, list[str]]]] = {
 }
 
 
+# What each suite reads
+NEEDED = {
+    "understanding": (
+        "llava_pretrain",
+        "llava_mix",
+        "benchmarks",
+        "language_model",
+        "openvision3",
+        "vae",
+        "clip",
+    ),
+    "generation": ("imagenet", "openvision3", "vae", "clip", "inception", "lpips", "adm", "dino"),
+}
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Seen:
     """One source. path: where it is, None if it was not found; looked: where it was looked for."""

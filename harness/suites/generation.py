@@ -35,6 +35,7 @@ from rae_bridge.config import GenerateConfig, ReconstructConfig, TrainDecoderCon
 
 RECONSTRUCTIONS, SAMPLES = "reconstructions.npz", "samples.npz"
 TRAIN = "train"  # as an encoder's decoder: a pixel decoder is trained for it
+VGG = "vgg16-397923af.pth"  # beside LPIPS' trunk that judges: the one that a decoder is trained with
 FLOOR = "real vs real"
 FLOOR_REASON = "the two sets hold different pictures: nothing is reconstructed"
 BLIND_REASON = "this encoder sees nothing: there is nothing to decode"
@@ -96,9 +97,11 @@ def _with_decoder(request: Request, encoder: Encoder, pictures: Pictures) -> Enc
     if encoder.config.decoder != TRAIN:
         return encoder
     section = request.preset.rae.train_decoder
-    if request.places is not None and section.get("adversarial") is not None:
-        dino = {"checkpoint": str(request.places["dino"])}
-        section = {**section, "adversarial": {**section["adversarial"], **dino}}
+    if request.places is not None:
+        section = {"lpips_trunk": str(request.places["lpips"].with_name(VGG)), **section}
+        if section.get("adversarial") is not None:
+            dino = {"checkpoint": str(request.places["dino"])}
+            section["adversarial"] = {**section["adversarial"], **dino}
     config = stage_config(
         TrainDecoderConfig,
         section,

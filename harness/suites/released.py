@@ -24,9 +24,19 @@ def add_released(
         ConfigError: a field that EncoderConfig has not, or no such source.
         FileNotFoundError: its weights are not there.
     """
+    return describe(graph, released_config(name, released, suite, places))
+
+
+def released_config(
+    name: str, released: ReleasedEncoder, suite: str, places: Mapping[str, Path]
+) -> EncoderConfig:
+    """A row's encoder as one suite judges it, its sources' paths filled in.
+
+    Raises:
+        ConfigError: a field that EncoderConfig has not, or no such source.
+    """
     section = filled(getattr(released, suite), places)
-    config = stage_config(EncoderConfig, section, f"released.{name}.{suite}", name=name)
-    return describe(graph, config)
+    return stage_config(EncoderConfig, section, f"released.{name}.{suite}", name=name)
 
 
 def filled(section: Mapping[str, Any], places: Mapping[str, Path]) -> dict[str, Any]:

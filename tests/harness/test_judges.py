@@ -16,6 +16,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from encoder.metrics import weights
 from encoder.metrics.inception import Inception
+from encoder.metrics.lpips import Lpips
 from encoder.metrics.seen import Seen
 from encoder.runtime.config import ConfigError
 from encoder.runtime.stage import sha256_file
@@ -23,7 +24,6 @@ from harness.command_line import make_plans
 from harness.config import parse
 from harness.metrics import fid, numbers, reference, score
 from harness.metrics.config import PICTURES, Judge, ReferenceConfig, ScoreConfig, judge_of, keys_of
-from harness.metrics.lpips import Lpips
 from harness.running.stages import Graph
 from rae_bridge.config import JudgeConfig
 from rae_bridge.judge import FrechetJudge

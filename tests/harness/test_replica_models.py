@@ -222,8 +222,8 @@ def test_our_own_readers_take_them_too(root):
     from encoder.data.tokenizer import Tokenizer
     from encoder.load import load_encoder
     from encoder.metrics.inception import Inception
+    from encoder.metrics.lpips import Lpips
     from encoder.metrics.statistics import Statistics
-    from harness.metrics.lpips import Lpips
     from rae_bridge.config import AdversarialConfig
     from rae_bridge.discriminator import FrozenFeatures
 
