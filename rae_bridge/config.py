@@ -249,6 +249,7 @@ class GenerateConfig:
     solver: Literal["euler", "heun"] = "euler"
     end: Literal["rae", "zero"] = "zero"
     guidance: GuidanceConfig | None = None
+    image_size: int | None = None  # px on a side to which pictures are brought; None: the decoder's own
     rounding: Literal["round", "truncate"] = "round"  # of x 255 to uint8; RAE truncates
     batch_size: int = 100
     output: Literal["npz", "shards"] = "npz"  # samples.npz of ADM's layout, or a PNG tar every shard_size

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from encoder.frozen import resize_square
 from encoder.runtime import checkpoint
 from encoder.runtime.config import ROOT
 from encoder.runtime.stage import main, progress
@@ -102,8 +103,8 @@ def pictures_from_noise(
     steps = {"num_steps": config.num_steps, "solver": config.solver, "end": config.end}
     with autocast(config.precision, device.partition(":")[0]):
         latents = sample(flow.model, noise, y, shift=flow.shift, guidance=guidance, **steps)
-    tokens = to_tokens(flow.statistics.denormalise(latents))
-    return to_images(codec.decode(tokens), config.rounding)
+    pixels = codec.decode(to_tokens(flow.statistics.denormalise(latents)))
+    return to_images(resize_square(pixels, config.image_size or codec.image_size), config.rounding)
 
 
 def batches(num_samples: int, batch_size: int, ranks: Ranks) -> list[range]:
@@ -189,7 +190,8 @@ def run(config: GenerateConfig, out_dir: Path) -> dict:
             write_shards(out_dir, paths, labels, config.shard_size)
         shutil.rmtree(parts)
     ranks.wait()  # no process is done before the file is
-    return {"num_samples": config.num_samples, "num_steps": config.num_steps, "image_size": codec.image_size}
+    size = config.image_size or codec.image_size
+    return {"num_samples": config.num_samples, "num_steps": config.num_steps, "image_size": size}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from encoder.data.shards import load_images
@@ -190,3 +191,13 @@ def test_codec_of_an_encoder_that_decodes_is_its_own(invertible):
     pixels = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(codec.decode(codec.encode(pixels)), pixels, rtol=1e-5, atol=1e-5)
     assert to_latents(codec.encode(pixels), 2).shape == (2, 48, 2, 2)
+
+
+def test_pictures_are_brought_to_the_size_that_is_asked_for(config, tmp_path):
+    """As a decoder of 224 px is judged at 256: each is the plain picture, resized before it is rounded."""
+    _, plain, _ = run(config, tmp_path / "plain")
+    result, larger, _ = run(replace(config, image_size=20), tmp_path / "larger")
+    assert (result["image_size"], larger.shape) == (20, (8, 20, 20, 3))
+    pixels = torch.from_numpy(plain).permute(0, 3, 1, 2).float()
+    resized = F.interpolate(pixels, (20, 20), mode="bicubic", antialias=True).clamp(0, 255)
+    assert (resized.permute(0, 2, 3, 1) - larger).abs().max() <= 2.5  # bicubic weights add up to under 2
