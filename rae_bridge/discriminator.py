@@ -19,9 +19,9 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from encoder.runtime import checkpoint
 from encoder.runtime.config import ROOT
+from encoder.runtime.ranks import Ranks, unwrapped
 from encoder.training.optim import autocast
 from rae_bridge.config import AdversarialConfig
-from rae_bridge.ranks import Ranks, unwrapped
 
 KEY_BLOCKS = (2, 5, 8, 11)
 TRANSLATION = 0.125  # of the picture's side

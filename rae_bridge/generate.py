@@ -26,13 +26,13 @@ from torch import Tensor
 from encoder.frozen import resize_square
 from encoder.runtime import checkpoint
 from encoder.runtime.config import ROOT
+from encoder.runtime.ranks import Ranks
 from encoder.runtime.stage import main, progress
 from encoder.training.optim import autocast
 from rae_bridge.codec import Codec, check_tokens, load_codec, to_images
 from rae_bridge.config import GenerateConfig, GuidanceConfig
 from rae_bridge.dit import DiT
 from rae_bridge.latents import LatentStatistics, to_tokens
-from rae_bridge.ranks import Ranks
 from rae_bridge.sample import Guidance, sample
 
 

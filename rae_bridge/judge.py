@@ -12,8 +12,8 @@ from encoder.metrics.frechet import Moments
 from encoder.metrics.networks import load_network
 from encoder.metrics.statistics import Statistics, distance
 from encoder.runtime.config import ROOT
+from encoder.runtime.ranks import Ranks
 from rae_bridge.config import JudgeConfig
-from rae_bridge.ranks import Ranks
 
 
 class FrechetJudge:

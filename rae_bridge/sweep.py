@@ -12,12 +12,12 @@ import torch
 
 from encoder.runtime.config import ROOT
 from encoder.runtime.device import require_device
+from encoder.runtime.ranks import Ranks
 from encoder.runtime.stage import main, progress, write_json
 from rae_bridge.codec import check_tokens, load_codec
 from rae_bridge.config import GenerateConfig, GuidanceConfig, SweepConfig
 from rae_bridge.generate import TrainedFlow, make_guidance, stream_samples
 from rae_bridge.judge import FrechetJudge
-from rae_bridge.ranks import Ranks
 
 RESULT = "sweep.json"
 

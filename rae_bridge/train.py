@@ -26,6 +26,7 @@ from encoder.runtime import checkpoint
 from encoder.runtime.ahead import made_ahead
 from encoder.runtime.config import ROOT
 from encoder.runtime.device import set_tf32
+from encoder.runtime.ranks import Ranks, no_sync, unwrapped
 from encoder.runtime.stage import main, progress, write_json
 from encoder.training.finite import FiniteSteps
 from encoder.training.optim import MuonWithAdamW, average_weights, step_if_finite
@@ -40,7 +41,6 @@ from rae_bridge.generate import TrainedFlow, stream_samples
 from rae_bridge.judge import FrechetJudge
 from rae_bridge.latents import CachedLatents, LatentStatistics, open_latents
 from rae_bridge.live import LiveTokens
-from rae_bridge.ranks import Ranks, no_sync, unwrapped
 from rae_bridge.shapes import DiTConfig
 
 NUM_EVALUATED = 1024  # pictures whose loss is reported at the end

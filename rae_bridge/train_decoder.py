@@ -29,6 +29,7 @@ from encoder.runtime import checkpoint
 from encoder.runtime.ahead import made_ahead
 from encoder.runtime.card import write_card
 from encoder.runtime.device import set_tf32
+from encoder.runtime.ranks import Ranks, unwrapped
 from encoder.runtime.stage import main, progress, write_json
 from encoder.training.finite import FiniteSteps
 from encoder.training.optim import apply_gradients, autocast, average_weights, build_adamw, warmup_cosine
@@ -37,7 +38,6 @@ from rae_bridge.config import TrainDecoderConfig
 from rae_bridge.decoder import PixelDecoder
 from rae_bridge.decoder_data import Split, prepare_split
 from rae_bridge.discriminator import Adversary
-from rae_bridge.ranks import Ranks, unwrapped
 from rae_bridge.shapes import DecoderConfig
 
 EVAL_BATCH = 100

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from encoder.runtime import checkpoint
+from encoder.runtime.ranks import Ranks
 from rae_bridge import train_decoder as stage
 from rae_bridge.config import AdversarialConfig, DecoderSize, TrainDecoderConfig
 from rae_bridge.discriminator import Adversary, FrozenFeatures, Heads, adaptive_weight, augment, hinge_loss
-from rae_bridge.ranks import Ranks
 
 TINY = AdversarialConfig(backbone="test_vit.r160_in1k", checkpoint="random", learns_from=0.0, acts_from=0.5)
 ALONE = Ranks(0, 1, "cpu")

@@ -13,6 +13,7 @@ import torch
 
 from encoder.runtime import checkpoint
 from encoder.runtime.config import ROOT, dump
+from encoder.runtime.ranks import Ranks
 from rae_bridge.config import (
     AdversarialConfig,
     CacheConfig,
@@ -26,7 +27,6 @@ from rae_bridge.config import (
     TrainDiTConfig,
 )
 from rae_bridge.latents import open_latents
-from rae_bridge.ranks import Ranks
 
 # All four stages in one start of torch, which costs more than they do.
 PROGRAM = """

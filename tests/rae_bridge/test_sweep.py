@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from encoder.runtime.ranks import Ranks
 from harness.metrics import fid
 from rae_bridge import sweep as stage
 from rae_bridge.config import JudgeConfig, SweepConfig
 from rae_bridge.judge import FrechetJudge
-from rae_bridge.ranks import Ranks
 
 
 class Network(torch.nn.Module):
