@@ -105,6 +105,28 @@ def bootstrap_stderr(
     return float(np.std(values, ddof=1))
 
 
+def mme_points(answers: Sequence[float]) -> float:
+    """Points of one of MME's pictures, 0 to 200: percent of right answers, and 100 more if all are."""
+    return 100 * sum(answers) / len(answers) + 100 * (sum(answers) == len(answers))
+
+
+def mme_stderr(items: Sequence[Item]) -> float | None:
+    """Standard error, in points, of MME's score: the sum over categories of their pictures' mean points.
+
+    Pictures are independent draws and the two questions of one are not: each category adds the variance of
+    its pictures' points over their number. None where a category has one picture, whose spread is unknown.
+    items: {"category", "question_id" (the picture's), "score"}.
+    """
+    categories: dict[object, dict[object, list[float]]] = {}
+    for item in items:
+        pictures = categories.setdefault(item["category"], {})
+        pictures.setdefault(item["question_id"], []).append(float(item["score"]))
+    points = [[mme_points(answers) for answers in pictures.values()] for pictures in categories.values()]
+    if any(len(each) == 1 for each in points):
+        return None
+    return float(sum(np.var(each, ddof=1) / len(each) for each in points) ** 0.5)
+
+
 def likeliest(doc: dict, results: list[tuple[float, bool]]) -> Item:
     """The answer to a question of several options, by SEED-Bench's protocol: the option of least loss.
 

@@ -12,10 +12,21 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from llava_bridge.answers import bootstrap_stderr, mean_f1_of_settings, parse_yes_no_official
+from llava_bridge.answers import (
+    YES_NO_PARSERS,
+    Item,
+    accuracy,
+    bootstrap_stderr,
+    f1,
+    mean_f1_of_settings,
+    mme_stderr,
+    precision,
+    recall,
+)
 from llava_bridge.benchmark_table import BENCHMARKS, Benchmark
 
 GQA_IMAGES = "LLAVA_BRIDGE_GQA_IMAGES"  # environment variable: GQA's picture files, joined by os.pathsep
+_RATES = {"accuracy": accuracy, "precision": precision, "recall": recall, "f1": f1}
 
 
 def find_parquet(benchmark: Benchmark, task: str, data_root: Path) -> list[Path]:
@@ -121,7 +132,7 @@ def run_task(task: str, data_root: Path | None, folder: Path, evaluate: Callable
     samples = results["samples"][task]
     metrics = _read(BENCHMARKS[task], results["results"][task], samples)
     if task == "pope":
-        metrics |= _official_pope(samples)
+        metrics = pope_metrics(metrics, samples)
     rows = [
         {"task": task, "doc_id": s["doc_id"], "answer": s["target"], "response": s["filtered_resps"][0]}
         for s in samples
@@ -130,34 +141,63 @@ def run_task(task: str, data_root: Path | None, folder: Path, evaluate: Callable
 
 
 def _read(benchmark: Benchmark, results: Mapping, samples: Sequence[Mapping]) -> dict[str, dict]:
+    """Values as lmms-eval aggregates them; the error of a mean over questions, and MME's own."""
     metrics = {}
     for theirs, (ours, factor) in benchmark.metrics.items():
         counted = [sample[theirs] for sample in samples if theirs in sample]
         if not counted:
             continue  # no question of this kind, as MME's cognition in a part of the data
-        value, stderr = float(results[f"{theirs},none"]), None
-        counted = [item.get("score") if isinstance(item, dict) else item for item in counted]
-        if all(isinstance(score, int | float) for score in counted):
-            mean = sum(counted) / len(counted)
-            spread = sum((score - mean) ** 2 for score in counted)
-            stderr = factor * (spread / max(1, len(counted) - 1) / len(counted)) ** 0.5
-        metrics[ours] = _metric(factor * value, stderr, benchmark.unit, len(counted))
+        if ours.startswith("MME-"):
+            stderr = mme_stderr(counted)
+        else:
+            stderr = _mean_stderr(counted, factor)
+        metrics[ours] = _metric(
+            factor * float(results[f"{theirs},none"]), stderr, benchmark.unit, len(counted)
+        )
     return metrics
 
 
-def _official_pope(samples: Sequence[Mapping]) -> dict[str, dict]:
-    """F1 by POPE's own parser, averaged over its settings as LLaVA publishes it."""
+def _mean_stderr(counted: Sequence, factor: float) -> float | None:
+    """Of a mean over questions; None where their scores are not numbers."""
+    scores = [item.get("score") if isinstance(item, dict) else item for item in counted]
+    if not all(isinstance(score, int | float) for score in scores):
+        return None
+    mean = sum(scores) / len(scores)
+    spread = sum((score - mean) ** 2 for score in scores)
+    return factor * (spread / max(1, len(scores) - 1) / len(scores)) ** 0.5
+
+
+def pope_metrics(metrics: Mapping[str, dict], samples: Sequence[Mapping]) -> dict[str, dict]:
+    """POPE's metrics with their errors, and F1 by its own parser, averaged over its settings as LLaVA
+    publishes it.
+
+    The errors are those of drawing the pictures again (`image_source`), each with all its questions: 18 of
+    9,000 share one. None where the data do not name the pictures.
+    """
+    exact = _pope_items(samples, "exact")
+    errors = {f"POPE/{name}/exact": _pope_stderr(exact, rate) for name, rate in _RATES.items()}
+    items = _pope_items(samples, "official")
+    value, stderr = 100 * mean_f1_of_settings(items), _pope_stderr(items, mean_f1_of_settings)
+    official = {"POPE/f1/official": _metric(value, stderr, "%", len(items))}
+    return {key: {**metric, "stderr": errors[key]} for key, metric in metrics.items()} | official
+
+
+def _pope_items(samples: Sequence[Mapping], parser: str) -> list[Item]:
     items = []
     for sample in samples:
         answer = str(sample["target"]).strip().lower()
-        prediction = parse_yes_no_official(sample["filtered_resps"][0])
+        prediction = YES_NO_PARSERS[parser](sample["filtered_resps"][0])
         items.append({
-            "group": sample["doc_id"], "setting": sample["doc"].get("category", ""),
+            "group": sample["doc"].get("image_source"), "setting": sample["doc"].get("category", ""),
             "answer": answer, "prediction": prediction, "score": float(answer == prediction),
         })  # fmt: skip
-    value = mean_f1_of_settings(items)
-    stderr = bootstrap_stderr(items, mean_f1_of_settings, seed=0)
-    return {"POPE/f1/official": _metric(100 * value, 100 * stderr, "%", len(items))}
+    return items
+
+
+def _pope_stderr(items: Sequence[Item], aggregate: Callable[[Sequence[Item]], float]) -> float | None:
+    if any(item["group"] is None for item in items):
+        return None
+    return 100 * bootstrap_stderr(items, aggregate, seed=0)
 
 
 def _metric(value: float, stderr: float | None, unit: str, num_samples: int) -> dict:

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -294,9 +295,6 @@ def scorer(config: EvaluateConfig, answerer: "LlavaLmms") -> Callable[[list], di
 
 def describe(config: EvaluateConfig, answerer: "LlavaLmms") -> dict[str, Any]:
     """What was asked, and how: as results.json says it beside the metrics."""
-    import lmms_eval
-    import transformers
-
     model = answerer.model
     vision = model.config.vision_config
     return {
@@ -309,8 +307,8 @@ def describe(config: EvaluateConfig, answerer: "LlavaLmms") -> dict[str, Any]:
         "num_pictures_encoded": answerer.pictures.num_encoded,
         "encoder": getattr(vision, "source", vision.model_type),
         "features": getattr(vision, "features", None),
-        "lmms_eval": lmms_eval.__version__ if hasattr(lmms_eval, "__version__") else "0.7.3",
-        "transformers": transformers.__version__,
+        "lmms_eval": version("lmms_eval"),
+        "transformers": version("transformers"),
         "num_llm_parameters": sum(p.numel() for p in model.model.language_model.parameters()),
     }
 

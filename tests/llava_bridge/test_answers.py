@@ -1,5 +1,6 @@
 """Answer parsers on real strings, and rates against lmms-eval's own functions."""
 
+import numpy as np
 import pytest
 from lmms_eval.tasks.pope import utils as lmms_pope
 
@@ -11,6 +12,7 @@ from llava_bridge.answers import (
     bootstrap_stderr,
     f1,
     mean_f1_of_settings,
+    mme_stderr,
     parse_choice,
     parse_yes_no_exact,
     parse_yes_no_official,
@@ -131,3 +133,36 @@ def test_bootstrap_counts_a_group_as_one_draw():
 def test_every_dimension_of_scenes_has_its_metric():
     text = (ROOT / "harness" / "tasks" / "scenes_seed.yaml").read_text()
     assert all(f"metric: Scenes-SEED/{name}," in text for name in DIMENSIONS.values())
+
+
+def test_mmes_error_is_the_spread_of_its_sum_over_categories():
+    """Four categories of some tens of pictures, against the scores of 600 draws of them."""
+    generator = np.random.default_rng(0)
+    sizes, both_right, one_right = (30, 40, 60, 150), (0.5, 0.7, 0.6, 0.3), (0.3, 0.2, 0.2, 0.5)
+
+    def draw() -> list[dict]:
+        items = []
+        for category, size in enumerate(sizes):
+            kinds = generator.random(size)
+            for picture, kind in enumerate(kinds):
+                right = (
+                    2 if kind < both_right[category] else kind < both_right[category] + one_right[category]
+                )
+                scores = [float(right > 0), float(right > 1)]
+                items += [{"category": category, "question_id": picture, "score": each} for each in scores]
+        return items
+
+    def score(items) -> float:
+        points = np.array([each["score"] for each in items]).reshape(-1, 2).sum(axis=1)
+        points = np.array([0.0, 50.0, 200.0])[points.astype(int)]
+        return sum(each.mean() for each in np.split(points, np.cumsum(sizes)[:-1]))
+
+    draws = [draw() for _ in range(600)]
+    expected = np.std([score(items) for items in draws], ddof=1)
+    assert np.mean([mme_stderr(items) for items in draws[:100]]) == pytest.approx(expected, rel=0.1)
+    assert mme_stderr(draws[0]) > 10  # points; that of a mean of 0 and 1 would be about 0.02
+
+
+def test_mmes_error_is_unknown_where_a_category_has_one_picture():
+    items = [{"category": "color", "question_id": "0.png", "score": 1.0} for _ in range(2)]
+    assert mme_stderr(items) is None

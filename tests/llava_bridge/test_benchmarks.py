@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from transformers import (
 
 from llava_bridge import benchmarks
 from llava_bridge.benchmark_table import BENCHMARKS, TASK_SETS
-from llava_bridge.benchmarks import find_parquet, reason
+from llava_bridge.benchmarks import find_parquet, pope_metrics, reason
 from llava_bridge.config import EvaluateConfig
 from llava_bridge.evaluate import evaluate, evaluate_all
 
@@ -120,10 +121,12 @@ def data_root(tmp_path):
             "answer": "no" if i % 2 else "yes",
             "image": pictures[i],
             "category": kind,
+            "image_source": f"COCO_{i % 2}",
         }
         for i, kind in enumerate(["random", "random", "popular", "popular"])
     ]
     columns = {"question_id": TEXT, "question": TEXT, "answer": TEXT, "image": Image(), "category": TEXT}
+    columns["image_source"] = TEXT
     write(root / "POPE" / "data" / "test-0.parquet", rows, **columns)
     return root
 
@@ -213,6 +216,9 @@ def test_llava_hf_folder_runs_the_papers_benchmarks_offline(llava_hf, data_root,
     for yes, no in (said_no[:2], said_no[2:]):  # of each setting: one true yes, one true no
         f1.append(0.0 if yes else (1.0 if no else 2 / 3))
     assert result["metrics"]["POPE/f1/official"]["value"] == pytest.approx(100 * sum(f1) / 2)
+    assert result["metrics"]["POPE/f1/official"]["stderr"] is not None
+    assert result["metrics"]["MME-P"]["stderr"] is None  # one picture a category: its spread is unknown
+    assert result["lmms_eval"] == version("lmms_eval")
 
     missing = tmp_path / "again"
     missing.mkdir()
@@ -265,6 +271,45 @@ def test_extended_benchmarks_run_on_their_columns_and_the_rest_says_why_not(
     assert result["metrics"]["OCRBench"]["stderr"] == pytest.approx(100 * np.std(found, ddof=1) / 2)
     assert values["TextVQA"] == pytest.approx(100 * sum(each == "cat" for each in said["textvqa_val"]) / 4)
     assert values["ChartQA"] == 0.0
+
+
+def pope_samples(said: np.ndarray) -> list[dict]:
+    """`said` yes (pictures, 2 questions): of each picture one thing that is there and one that is not."""
+    return [
+        {"target": ("yes", "no")[there], "filtered_resps": ["yes" if yes else "no"],
+         "doc": {"image_source": f"COCO_{picture}", "category": "random"}}
+        for picture, answers in enumerate(said)
+        for there, yes in enumerate(answers)
+    ]  # fmt: skip
+
+
+def test_popes_errors_are_each_rates_own_and_over_pictures():
+    """Against the spread over draws of the pictures, whose two answers are alike nine times in ten."""
+
+    def draw(generator) -> np.ndarray:
+        first = generator.random(300) < 0.8
+        second = np.where(generator.random(300) < 0.9, first, ~first)
+        return np.stack([first, second], axis=1)
+
+    def rates(said: np.ndarray) -> dict[str, float]:
+        true_yes, false_yes = said[:, 0].sum(), said[:, 1].sum()
+        precision, recall = true_yes / (true_yes + false_yes), true_yes / len(said)
+        right = (said[:, 0].sum() + (~said[:, 1]).sum()) / said.size
+        f1 = 2 * precision * recall / (precision + recall)
+        return {"accuracy": right, "precision": precision, "recall": recall, "f1": f1}
+
+    drawn = [rates(draw(np.random.default_rng(seed))) for seed in range(2000)]
+    said = draw(np.random.default_rng(0))
+    empty = {f"POPE/{name}/exact": {"value": 100 * value} for name, value in rates(said).items()}
+    found = pope_metrics(empty, pope_samples(said))
+    for name in ("accuracy", "precision", "recall", "f1"):
+        true = 100 * np.std([each[name] for each in drawn])
+        assert found[f"POPE/{name}/exact"]["stderr"] == pytest.approx(true, rel=0.25), name
+    assert found["POPE/f1/official"]["stderr"] == pytest.approx(found["POPE/f1/exact"]["stderr"])
+    samples = pope_samples(said)
+    for sample in samples:
+        del sample["doc"]["image_source"]
+    assert pope_metrics(empty, samples)["POPE/f1/exact"]["stderr"] is None
 
 
 def test_files_of_the_split_and_config_are_chosen(data_root):
