@@ -85,6 +85,8 @@ def main(words: Sequence[str]) -> int:
         if "--list" in flags:
             print_choices(console)
             return 0
+        if preset.released and "--plan" not in flags:
+            subcommands.look_at_sources(options, preset, console)
         graph = Graph(options.runs_dir.resolve())
         plans = make_plans(graph, options, preset)
         for plan in plans:
@@ -92,8 +94,6 @@ def main(words: Sequence[str]) -> int:
         if "--plan" in flags:
             print_plan(graph, preset, options, console)
             return 0
-        if preset.released:
-            subcommands.look_at_sources(options, preset, console)
         return run(graph, plans, options, preset, console)
     except KeyboardInterrupt:
         print("interrupted; what was complete stays, the same command goes on", file=sys.stderr)

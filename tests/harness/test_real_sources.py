@@ -1,6 +1,7 @@
 """Presets on real sources: where each is looked for, what the stages are told, what marks a rehearsal."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -136,3 +137,18 @@ def test_the_rehearsals_overrides_fit_the_preset(data_root):
     trained = stages(graph, "rae_bridge.train", "ov3-b")[0].config
     assert trained.num_steps == values["rae"]["train"]["num_steps"] and trained.num_classes == 4
     assert stages(graph, "llava_bridge.train", "ov3-b")[0].config.aspect == "crop"  # the preset's own stays
+
+
+@pytest.mark.parametrize("words", [["check"], []])
+def test_a_missing_source_is_said_before_anything_runs(words, data_root, tmp_path, capsys):
+    shutil.rmtree(data_root / "benchmarks")
+    runs = tmp_path / "runs"
+    words = [*words, "preset=paper", "suite=understanding", f"data_root={data_root}", f"runs_dir={runs}"]
+    assert main(words) == 2
+    said = capsys.readouterr()
+    line, where, how = (part.strip() for part in said.out.partition("missing ")[2].splitlines()[:3])
+    assert line.startswith("benchmarks") and where == f"looked for in {data_root}/benchmarks"
+    assert how.startswith("get it from hub")
+    assert re.match(r"error: sources missing or wrong: .*benchmarks.*docs/paper\.md", said.err)
+    assert "imagenet" not in said.out  # which this suite does not read
+    assert not runs.exists()

@@ -23,7 +23,8 @@ from harness.replica import benchmarks, imagenet, llava, shards, yes_no
 from harness.replica.config import ReplicaConfig
 from harness.replica.mark import MARK, README, is_marked, write_mark
 from harness.replica.write import write
-from llava_bridge.benchmarks import BENCHMARKS, PAPER, find_parquet
+from llava_bridge.benchmark_table import BENCHMARKS, PAPER
+from llava_bridge.benchmarks import find_parquet
 
 TASKS = Path(lmms_eval.__file__).parent / "tasks"
 SMALL = ReplicaConfig(

@@ -83,3 +83,17 @@ def test_a_folder_with_two_presets_must_be_narrowed(make_results):
     (other / "leaderboard.json").write_text((made.results / "generation" / "leaderboard.json").read_text())
     with pytest.raises(ValueError, match="name one preset's folder"):
         compare(made.results.parent, made.results.parent)
+
+
+def test_a_rehearsal_is_not_compared_with_a_result(make_results):
+    """A replica's numbers say nothing about an encoder: beside real ones they would seem to."""
+    a, b = make_results("a").results, make_results("b").results
+    for path in b.rglob("leaderboard.json"):
+        board = json.loads(path.read_text())
+        for row in board["rows"]:
+            row["rehearsal"] = True
+        path.write_text(json.dumps(board))
+    for pair in ((a, b), (b, a)):
+        with pytest.raises(ValueError, match=r"b/.* is a rehearsal on a replica, the other is not"):
+            compare(*pair)
+    assert all(pair.num_changed == 0 for pair in compare(b, b))
