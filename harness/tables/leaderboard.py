@@ -26,7 +26,7 @@ COMPARISONS = "comparisons.json"  # of `against_baseline`, beside the leaderboar
 PUBLISHED = ROOT / "harness" / "published.yaml"
 # Unit and direction of the numbers that papers print; a measured number brings its own.
 PUBLISHED_KEYS = {
-    **dict.fromkeys(("SEED-Bench", "POPE", "GQA", "ScienceQA"), ("%", True)),
+    **dict.fromkeys(("SEED-Bench", "POPE/f1/official", "GQA", "ScienceQA"), ("%", True)),
     **dict.fromkeys(("MME-P", "MME-C"), ("points", True)),
     **dict.fromkeys(("rFID", "gFID", "LPIPS"), ("", False)),
     **dict.fromkeys(("SSIM", "IS", "precision", "recall"), ("", True)),

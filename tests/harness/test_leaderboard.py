@@ -13,6 +13,7 @@ from harness.running.launch import Outcome, launch_facts
 from harness.running.stages import Graph
 from harness.tables import grids, leaderboard
 from harness.tables.result_files import Identity, Part, Row, collect, merge_seeds, slug
+from llava_bridge.benchmark_table import BENCHMARKS, TASK_SETS
 
 SUITE = SuiteConfig(
     name="generation",
@@ -236,6 +237,25 @@ def test_published_rows_are_cited_and_set_apart(suite):
     assert "OpenVision 3, arXiv:2601.15369v2, Table" in text
 
 
+def test_real_benchmarks_fill_the_main_table_in_the_columns_of_the_published_rows():
+    (suite,) = chosen_suites("understanding")
+    published = leaderboard.published_rows("understanding")
+    metric = published[0]["metrics"]["SEED-Bench"]
+    keys = [key for task in TASK_SETS["paper"] for key in BENCHMARKS[task].keys]
+    row = {"encoder": "a", "kind": "measured", "source": "", "not_run": {}}
+    row["metrics"] = dict.fromkeys(keys, metric)
+    content = {"suite": suite.name, "preset": "paper", "rows": [row, *published]}
+    main, *others = grids.grids(content, suite, with_appendix=True)
+    columns = [heading.split(" ")[0] for heading in main.header]
+    assert columns == [
+        "encoder", "SEED-Bench", "POPE/f1/official", "MME-P", "MME-C", "GQA", "ScienceQA", "ScienceQA-IMG",
+    ]  # fmt: skip
+    for grid in others:
+        if grid.is_published:
+            assert {heading.split(" ")[0] for heading in grid.header[1:-1]} <= set(columns)
+    assert grids.OTHER not in [grid.title for grid in others]
+
+
 def test_published_figures_are_the_papers():
     boards = {suite: leaderboard.published_rows(suite) for suite in ("understanding", "generation")}
 
@@ -252,7 +272,7 @@ def test_published_figures_are_the_papers():
     without = "OpenVision 3 B without VAE (B/16 on pixels)"
     assert value("generation", without, "gFID", "100 epochs") == 9.68
     assert value("understanding", without, "SEED-Bench", "LLaVA-NeXT") == 62.0
-    assert value("understanding", "OpenVision 3 L", "POPE", "Table 5: LLaVA-NeXT") == 86.6
+    assert value("understanding", "OpenVision 3 L", "POPE/f1/official", "Table 5: LLaVA-NeXT") == 86.6
 
 
 def test_seeds_give_mean_deviation_and_number_and_equal_stages_count_once():
