@@ -70,9 +70,8 @@ class LlavaSections:
     # Folder of a causal language model with its tokenizer; None: the foundation's, or the real sources'
     language_model: str | None = None
     task_dir: str = "harness/tasks"
-    tasks: dict[str, str] = dataclasses.field(
-        default_factory=dict
-    )  # lmms-eval task -> parquet file below the data folder
+    # lmms-eval task -> parquet file below the data folder
+    tasks: dict[str, str] = dataclasses.field(default_factory=dict)
     # Names in llava_bridge.benchmarks, asked on real sources
     benchmarks: list[str] = dataclasses.field(default_factory=list)
     align: dict[str, Any]  # LLaVA-1.5 stage 1: llava_bridge.config.LlavaConfig
@@ -156,7 +155,7 @@ class ReleasedEncoder:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """One size of everything: `configs/presets/<name>.yaml`."""
+    """One size of everything: `configs/presets/<name>.yaml`; `like: <another>` gives what it leaves out."""
 
     description: str
     encoders: list[str]
@@ -168,9 +167,8 @@ class Preset:
     released: dict[str, ReleasedEncoder] = dataclasses.field(default_factory=dict)
     is_large: bool = False  # the paper's L, whose baseline is CLIP L/14
     scenes: dict[str, Any] = dataclasses.field(default_factory=dict)  # encoder.data.options.ScenesConfig
-    own_data: dict[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # harness.own_data.OwnDataConfig: pictures of one's own instead
+    # harness.own_data.OwnDataConfig: pictures of one's own instead
+    own_data: dict[str, Any] = dataclasses.field(default_factory=dict)
     tokens: dict[str, Any]  # encoder.options.TokensConfig
     llava: LlavaSections
     rae: RaeSections
@@ -182,9 +180,8 @@ class Preset:
     controls: dict[str, str | None] = dataclasses.field(default_factory=dict)
     ablation: AblationSections | None = None
     foundation: FoundationSections | None = None
-    slurm: dict[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # submitit's: slurm_partition, mem_gb, ...
+    # submitit's: slurm_partition, mem_gb, ...
+    slurm: dict[str, Any] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float]  # estimated wall time of each stage, by its folder's name
     # FLOP/s of one GPU in bf16 training: `--plan` then adds each stage's FLOPs over it (`running.cost`)
     assumed_flops: float | None = None
@@ -220,14 +217,12 @@ class SuiteConfig:
     name: str
     title: str
     description: str
-    controls: list[str] = dataclasses.field(
-        default_factory=list
-    )  # encoders that are always measured beside those named
+    # Encoders that are always measured beside those named
+    controls: list[str] = dataclasses.field(default_factory=list)
     headline: list[str]  # the main table's columns
     details: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # more tables: title -> keys
-    appendix: dict[str, list[str]] = dataclasses.field(
-        default_factory=dict
-    )  # in the files, not on the terminal
+    # In the files, not on the terminal
+    appendix: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     studies: dict[str, Study] = dataclasses.field(default_factory=dict)  # a table each, over `headline`
     is_part_of_all: bool = True  # suite=all runs it
 
@@ -262,7 +257,7 @@ def parse(words: Sequence[str]) -> tuple[Options, Preset]:
             )
     options = load(Options, None, option_words, name="command line")
     chosen_suites(options.suite)
-    values = read_yaml(choose(presets(), options.preset, "preset"))
+    values = _written_values(options.preset)
     if options.overrides is not None:
         values = merged(values, read_yaml(options.overrides))
     preset = load(Preset, values, overrides, name=f"preset {options.preset}")
@@ -271,7 +266,14 @@ def parse(words: Sequence[str]) -> tuple[Options, Preset]:
 
 def written_preset(name: str) -> Preset:
     """A preset as its file has it: what its estimates were made with."""
-    return load(Preset, choose(presets(), name, "preset"))
+    return load(Preset, _written_values(name), name=f"preset {name}")
+
+
+def _written_values(name: str) -> dict[str, Any]:
+    """A preset's sections; those that its file leaves out are those of the preset that it is `like`."""
+    values = read_yaml(choose(presets(), name, "preset"))
+    like = values.pop("like", None)
+    return values if like is None else {**_written_values(like), **values}
 
 
 def presets() -> dict[str, Path]:

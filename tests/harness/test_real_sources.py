@@ -12,7 +12,7 @@ import yaml
 from encoder.runtime.config import ROOT, ConfigError
 from harness.command_line import main, make_plans
 from harness.config import parse, results_folder
-from harness.paper.sources import SOURCES, SourcesConfig, locate
+from harness.paper.sources import LARGE, SOURCES, SourcesConfig, locate
 from harness.replica.mark import MARK
 from harness.running.stages import Graph
 
@@ -29,7 +29,8 @@ def data_root(tmp_path) -> Path:
         (path.parent if path.suffix else path).mkdir(parents=True, exist_ok=True)
         if path.suffix:
             path.write_bytes(name.encode())
-    for name in ("base-patch2-28", "base-patch2-32"):
+    (root / LARGE["clip"].places[0]).mkdir()
+    for name in ("base-patch2-28", "base-patch2-32", "large-patch2-32"):
         (root / LAYOUT["openvision3"] / f"openvision3-vit-{name}").mkdir()
     for place in ("LLaVA-Pretrain/blip_laion_cc_sbu_558k.json", "LLaVA-Instruct/llava_v1_5_mix665k.json"):
         (root / place).write_text("[]")
@@ -40,8 +41,8 @@ def data_root(tmp_path) -> Path:
     return root
 
 
-def plan(data_root: Path, *words: str) -> Graph:
-    words = [f"data_root={data_root}", "preset=paper", f"runs_dir={data_root}/runs", *words]
+def plan(data_root: Path, *words: str, preset: str = "paper") -> Graph:
+    words = [f"data_root={data_root}", f"preset={preset}", f"runs_dir={data_root}/runs", *words]
     options, preset = parse(words)
     graph = Graph(options.runs_dir)
     graph.plans = make_plans(graph, options, preset)
@@ -59,6 +60,18 @@ def test_each_encoder_gets_its_release_of_the_suites_resolution(data_root):
     assert places["ov3-b"].vae == str(data_root / LAYOUT["vae"])
     assert places["clip-b"].source == f"clip:{data_root / LAYOUT['clip']}"
     assert places["clip-b"].features.understanding == "penultimate"  # LLaVA's select_layer -2
+
+
+@pytest.mark.parametrize("suite", ["understanding", "generation"])
+def test_l_is_as_b_but_for_its_encoders(data_root, suite):
+    large, base = (plan(data_root, f"suite={suite}", preset=name) for name in ("paper_l", "paper"))
+    places = {stage.config.name: stage.config for stage in large if stage.module == "harness.described"}
+    assert places["ov3-l"].source == str(data_root / "openvision3" / "openvision3-vit-large-patch2-32")
+    assert places["clip-l"].source == f"clip:{data_root / LARGE['clip'].places[0]}"
+    assert [stage.label.replace("-l:", "-b:") for stage in large] == [stage.label for stage in base]
+    for one, other in zip(large, base, strict=True):
+        for field in ("num_steps", "batch_size", "learning_rate", "num_samples"):
+            assert getattr(one.config, field, None) == getattr(other.config, field, None)
 
 
 def test_llava_is_trained_on_its_own_records_with_live_pictures(data_root):
@@ -132,6 +145,7 @@ def test_what_reads_a_replica_writes_to_the_rehearsals_folder_alone(data_root, t
 
 
 def test_the_rehearsals_overrides_fit_the_preset(data_root):
+    assert len(plan(data_root, "suite=all", f"overrides={REHEARSAL}", preset="paper_l").plans) == 2
     graph = plan(data_root, "suite=all", f"overrides={REHEARSAL}")
     values = yaml.safe_load(REHEARSAL.read_text())
     trained = stages(graph, "rae_bridge.train", "ov3-b")[0].config
