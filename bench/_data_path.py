@@ -13,7 +13,7 @@ from _table import Row, make_row, seconds
 from PIL import Image
 
 from encoder.data.batch import to_pixels
-from encoder.data.feed import Cut, StreamFeed
+from encoder.data.feed import MicroBatches, StreamFeed
 from encoder.data.options import SourceConfig, StreamConfig
 from encoder.data.scenes.render import make_scene, render
 from encoder.data.scenes.text import org_caption, re_caption
@@ -42,15 +42,15 @@ def data_path_rows() -> list[Row]:
             sources=[SourceConfig(shards=name)], image_size=SIDE, crop="random", num_lanes=1,
             shuffle_window=NUM_PICTURES,
         )  # fmt: skip
-        cut = Cut(
-            batch_size=ROWS, num_parts=1, first=0, count=1, num_pixels=ROWS, with_sentence=True
+        own = MicroBatches(
+            batch_size=ROWS, num_micro_batches=1, first=0, count=1, num_pixels=ROWS, with_sentence=True
         )  # fmt: skip
         lengths = {"text_length": 80, "caption_length": 128}
-        feed = StreamFeed(stream, cut, Tokenizer("scenes"), **lengths, seed=0, keep_all_pixels=True)
+        feed = StreamFeed(stream, own, Tokenizer("scenes"), **lengths, seed=0, keep_all_pixels=True)
         step = iter(range(10**6))
-        works = {"read": lambda: feed.parts(next(step))}
+        works = {"read": lambda: feed.micro_batches(next(step))}
         read = seconds(works, repeats=5, clock=time.process_time)["read"] / ROWS
-        pictures = feed.parts(next(step))[0].pixels
+        pictures = feed.micro_batches(next(step))[0].pixels
     works = {"ours": pictures.clone, "baseline": lambda: to_pixels(pictures)}
     moved = seconds(works, repeats=20, clock=time.process_time)
     note = f"no baseline: reading, decoding, cropping {SIDE} px JPEG and tokenising on one core"

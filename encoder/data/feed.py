@@ -1,7 +1,7 @@
 """Where a trainer's next batch comes from: samples in memory, or lanes of a stream; and the place in them.
 
-A step's batch is cut into equal parts, one for each process and micro-batch, in that order. What a part holds
-does not depend on how many processes share the parts.
+A step's batch is cut into equal micro-batches; each process computes a run of them. What a micro-batch holds
+does not depend on how many processes there are.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from encoder.runtime import checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cut:
-    """How a step's batch is cut: `num_parts` equal parts, of which this process has `count` from `first` on;
-    each part has pixels for `num_pixels` of its rows."""
+class MicroBatches:
+    """Those of one process: of the `num_micro_batches` of each step's batch, `count` from number `first` on.
+    Each has pixels for `num_pixels` of its rows."""
 
     batch_size: int
-    num_parts: int
+    num_micro_batches: int
     first: int
     count: int
     num_pixels: int
@@ -42,14 +42,14 @@ class Cut:
 
     @property
     def rows(self) -> int:
-        """Rows of a part."""
-        return self.batch_size // self.num_parts
+        """Rows of a micro-batch."""
+        return self.batch_size // self.num_micro_batches
 
 
 class Feed(Protocol):
-    """Batches of one process, and where it stands."""
+    """One process's micro-batches, step by step, and where in the data it stands."""
 
-    def parts(self, step: int) -> list[Batch]: ...
+    def micro_batches(self, step: int) -> list[Batch]: ...
 
     def state(self) -> dict[str, Any]: ...
 
@@ -57,23 +57,23 @@ class Feed(Protocol):
 
 
 class MemoryFeed:
-    """Parts of the batches that (seed, step) draw from a set in memory; the step is the whole place."""
+    """Micro-batches that (seed, step) draw from a set in memory: the step alone says where it stands."""
 
-    def __init__(self, samples: TrainingSet, cut: Cut, seed: int):
-        self.samples, self.cut, self.seed = samples, cut, seed
+    def __init__(self, samples: TrainingSet, own: MicroBatches, seed: int):
+        self.samples, self.own, self.seed = samples, own, seed
 
-    def parts(self, step: int) -> list[Batch]:
-        cut = self.cut
-        indices = checkpoint.batch_indices(self.seed, step, cut.batch_size, len(self.samples))
+    def micro_batches(self, step: int) -> list[Batch]:
+        own = self.own
+        indices = checkpoint.batch_indices(self.seed, step, own.batch_size, len(self.samples))
         return [
             self.samples.batch(
                 indices,
                 checkpoint.step_generator(self.seed, step, "sentence"),
-                num_pixels=cut.num_pixels,
-                with_sentence=cut.with_sentence,
-                rows=slice(part * cut.rows, (part + 1) * cut.rows),
+                num_pixels=own.num_pixels,
+                with_sentence=own.with_sentence,
+                rows=slice(number * own.rows, (number + 1) * own.rows),
             )
-            for part in range(cut.first, cut.first + cut.count)
+            for number in range(own.first, own.first + own.count)
         ]
 
     def state(self) -> dict[str, Any]:
@@ -95,8 +95,8 @@ class _LaneReader(IterableDataset):
         worker = get_worker_info()
         own = self.lanes
         if worker is not None:
-            share = len(own) // worker.num_workers
-            own = own[worker.id * share : (worker.id + 1) * share]
+            num_lanes = len(own) // worker.num_workers
+            own = own[worker.id * num_lanes : (worker.id + 1) * num_lanes]
         lanes = [Lane(number, self.config, self.shards, self.seed) for number in own]
         for lane in lanes:
             if str(lane.lane) in self.states:
@@ -146,7 +146,7 @@ class _Encode:
 
 
 class StreamFeed:
-    """Parts of the batches that lanes of a stream give, in order; decoding runs in worker processes if asked.
+    """Micro-batches that lanes of a stream give, in order; decoding runs in worker processes if asked.
 
     bad_file: takes the names of what is skipped (see `Account`); after a restart some may stand there twice.
 
@@ -156,7 +156,7 @@ class StreamFeed:
     def __init__(
         self,
         config: StreamConfig,
-        cut: Cut,
+        own: MicroBatches,
         tokenizer: Tokenizer,
         *,
         text_length: int,
@@ -165,41 +165,41 @@ class StreamFeed:
         keep_all_pixels: bool,
         bad_file: Path | None = None,
     ):
-        num_ranks = cut.num_parts // cut.count
-        if cut.batch_size % config.num_lanes or config.num_lanes % num_ranks:
+        num_ranks = own.num_micro_batches // own.count
+        if own.batch_size % config.num_lanes or config.num_lanes % num_ranks:
             raise ValueError(
-                f"stream.num_lanes {config.num_lanes} must divide batch_size {cut.batch_size} and be a "
+                f"stream.num_lanes {config.num_lanes} must divide batch_size {own.batch_size} and be a "
                 f"multiple of the {num_ranks} processes"
             )
-        share = config.num_lanes // num_ranks
-        if config.num_workers and share % config.num_workers:
+        num_lanes = config.num_lanes // num_ranks
+        if config.num_workers and num_lanes % config.num_workers:
             raise ValueError(
-                f"stream.num_workers {config.num_workers} must divide the {share} lanes of a process"
+                f"stream.num_workers {config.num_workers} must divide the {num_lanes} lanes of a process"
             )
-        self.config, self.cut, self.pad_id = config, cut, tokenizer.pad
+        self.config, self.own, self.pad_id = config, own, tokenizer.pad
         self.keep_all_pixels = keep_all_pixels
-        first = cut.first // cut.count * share
-        encode = _Encode(tokenizer, text_length, caption_length, cut.with_sentence, config.captions)
-        rows = cut.batch_size // config.num_lanes
-        self.reader = _LaneReader(config, list(range(first, first + share)), rows, encode, seed)
+        first = own.first // own.count * num_lanes
+        encode = _Encode(tokenizer, text_length, caption_length, own.with_sentence, config.captions)
+        rows = own.batch_size // config.num_lanes
+        self.reader = _LaneReader(config, list(range(first, first + num_lanes)), rows, encode, seed)
         self.bad_file = bad_file
         self._iterator: Iterator | None = None
 
-    def parts(self, step: int) -> list[Batch]:
-        """The next step's parts."""
+    def micro_batches(self, step: int) -> list[Batch]:
+        """The next step's micro-batches."""
         if self._iterator is None:
             workers = self.config.num_workers
             loader = DataLoader(self.reader, batch_size=None, num_workers=workers, collate_fn=_as_it_is)
             self._iterator = iter(loader)
-        pieces = [_next_piece(self._iterator) for _ in range(max(1, self.config.num_workers))]
-        for _, states, bad in pieces:
+        reads = [_next_read(self._iterator) for _ in range(max(1, self.config.num_workers))]
+        for _, states, bad in reads:
             self.reader.states |= states
             if bad and self.bad_file is not None:
                 append_bad(self.bad_file, bad)
-        tensors = {name: torch.cat([piece[name] for piece, _, _ in pieces]) for name in pieces[0][0]}
+        tensors = {name: torch.cat([tensors[name] for tensors, _, _ in reads]) for name in reads[0][0]}
         return [
-            self._batch({name: value[start : start + self.cut.rows] for name, value in tensors.items()})
-            for start in range(0, self.cut.rows * self.cut.count, self.cut.rows)
+            self._batch({name: value[start : start + self.own.rows] for name, value in tensors.items()})
+            for start in range(0, self.own.rows * self.own.count, self.own.rows)
         ]
 
     def _batch(self, tensors: dict[str, Tensor]) -> Batch:
@@ -207,7 +207,7 @@ class StreamFeed:
         captions = tensors.get("caption_ids", torch.empty(len(images), 0, dtype=torch.long))
         passes = [tensors[name] for name in ("alt_ids", "sentence_ids") if name in tensors]
         return Batch(
-            pixels=images if self.keep_all_pixels else images[: self.cut.num_pixels],
+            pixels=images if self.keep_all_pixels else images[: self.own.num_pixels],
             z_vae=tensors.get("z_vae"),
             text_ids=tuple(passes),
             caption_ids=cut_padding(captions, self.pad_id) if captions.shape[1] else captions,
@@ -215,7 +215,7 @@ class StreamFeed:
         )
 
     def state(self) -> dict[str, Any]:
-        """The lanes' places after the parts given last, as JSON (checkpoints hold plain values)."""
+        """The lanes' places after the micro-batches given last, as JSON (checkpoints hold plain values)."""
         return {lane: json.dumps(state) for lane, state in self.reader.states.items()}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -240,19 +240,19 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-def _next_piece(pieces: Iterator[Any]) -> Any:
+def _next_read(readers: Iterator[Any]) -> Any:
     """What the readers give next.
 
     Raises: ValueError, OSError: what a reading process could not do, in its own words, which torch hides
     behind a traceback; or that it was killed with a batch half handed over.
     """
     try:
-        return next(pieces)
+        return next(readers)
     except (ValueError, OSError, EOFError) as error:
         words = str(error).strip().splitlines()
         if len(words) >= 2:
             raise type(error)(words[-1].partition(": ")[2] or words[-1]) from None
-        if isinstance(error, (EOFError, ConnectionError)) and hasattr(pieces, "_workers"):
+        if isinstance(error, (EOFError, ConnectionError)) and hasattr(readers, "_workers"):
             with suppress(RuntimeError):
                 time.sleep(1)  # torch's own word of it, raised by a signal handler: here, not later
             raise OSError(_KILLED) from None

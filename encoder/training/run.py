@@ -41,7 +41,7 @@ class Run:
     optimiser: torch.optim.Optimizer
     averaged: list[Tensor]  # empty without ema_decay
     feed: Feed
-    num_pixels: int  # rows of a part that are decoded
+    num_pixels: int  # rows of a micro-batch that are decoded
     accelerator: Accelerator
     finite: FiniteSteps = field(init=False)
 
@@ -49,10 +49,10 @@ class Run:
         self.finite = FiniteSteps(self.config.skip_non_finite)
 
     def fetch(self, step: int, vae: FrozenVAE | None) -> list[Batch]:
-        """This process's parts of a step's batch on its device, with latents."""
+        """This process's micro-batches of a step on its device, with latents."""
         device = self.accelerator.device
-        parts = (each.to(device) for each in self.feed.parts(step))
-        return [with_latents(each, self.config, vae, self.num_pixels) for each in parts]
+        micro_batches = (each.to(device) for each in self.feed.micro_batches(step))
+        return [with_latents(each, self.config, vae, self.num_pixels) for each in micro_batches]
 
     def apply_gradients(self, loss: Tensor, step: int, probe: Collection[nn.Parameter]) -> Tensor:
         """Take the step on the device if it is finite (`settle` tells); the norm of its gradient."""

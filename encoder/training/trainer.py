@@ -25,7 +25,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 
 from encoder.data.account import BAD_SAMPLES
 from encoder.data.batch import TrainingSet
-from encoder.data.feed import Cut, Feed, MemoryFeed, StreamFeed, num_bad
+from encoder.data.feed import Feed, MemoryFeed, MicroBatches, StreamFeed, num_bad
 from encoder.data.tokenizer import Tokenizer
 from encoder.models.clip import Clip
 from encoder.models.openvision3 import OpenVision3
@@ -48,24 +48,24 @@ from encoder.training.step import Step, backward, probe_parameters
 COMPILED_FORMS = 64  # of a block's forward in one phase, before torch runs blocks uncompiled
 
 
-def cut_batch(config: TrainConfig, num_processes: int, process: int) -> Cut:
-    """This process's parts of each batch.
+def own_micro_batches(config: TrainConfig, num_processes: int, process: int) -> MicroBatches:
+    """This process's micro-batches of each batch.
 
     Raises: ValueError if the batch cannot be cut equally.
     """
-    share, left = divmod(config.batch_size, num_processes)
-    rows = config.micro_batch or share
-    if left or share % rows:
+    rows_here, left = divmod(config.batch_size, num_processes)
+    rows = config.micro_batch or rows_here
+    if left or rows_here % rows:
         raise ValueError(
             f"batch_size {config.batch_size} must be a multiple of {num_processes} processes x "
             f"micro_batch {rows}"
         )
     fraction = config.pixel_fraction if config.openvision3 is not None else 1.0
-    return Cut(
+    return MicroBatches(
         batch_size=config.batch_size,
-        num_parts=num_processes * (share // rows),
-        first=process * (share // rows),
-        count=share // rows,
+        num_micro_batches=num_processes * (rows_here // rows),
+        first=process * (rows_here // rows),
+        count=rows_here // rows,
         num_pixels=max(1, round(fraction * rows)),
         with_sentence=config.contrastive_texts == "alt_and_sentence",
     )
@@ -119,13 +119,13 @@ def distribute(step: Step, config: TrainConfig, accelerator: Accelerator) -> nn.
     return shard(step, step.model, Block)
 
 
-def build_feed(config: TrainConfig, cut: Cut, in_memory: Any, out_dir: Path) -> Feed:
+def build_feed(config: TrainConfig, own: MicroBatches, in_memory: Any, out_dir: Path) -> Feed:
     if config.stream is None:
-        return MemoryFeed(in_memory, cut, config.seed)
+        return MemoryFeed(in_memory, own, config.seed)
     shape = config.openvision3 or config.clip
     return StreamFeed(
         config.stream,
-        cut,
+        own,
         Tokenizer(shape.text.tokenizer),
         text_length=shape.text.context_length,
         caption_length=config.openvision3.captioner.context_length if config.openvision3 else None,
@@ -185,10 +185,10 @@ def load_data(config: TrainConfig, accelerator: Accelerator, out_dir: Path) -> S
 
 
 def build_run(
-    config: TrainConfig, samples: Samples, cut: Cut, accelerator: Accelerator, out_dir: Path
+    config: TrainConfig, samples: Samples, own: MicroBatches, accelerator: Accelerator, out_dir: Path
 ) -> tuple[Run, nn.Module]:
     """The run at its first step, and the step's module as this process calls it."""
-    feed = build_feed(config, cut, samples.fit and samples.fit[0], out_dir)
+    feed = build_feed(config, own, samples.fit and samples.fit[0], out_dir)
     model = build_model(config)
     speed_up(model, config)
     is_perceptual = config.openvision3 is not None and config.objective.perceptual_weight > 0
@@ -196,7 +196,7 @@ def build_run(
     module = distribute(Step(model, config, samples.vae, perceptual), config, accelerator)
     optimiser = build_adamw(model, config.optim)
     averaged = [each.detach().clone() for each in model.parameters()] if config.ema_decay else []
-    run = Run(config, out_dir / CHECKPOINT, model, optimiser, averaged, feed, cut.num_pixels, accelerator)
+    run = Run(config, out_dir / CHECKPOINT, model, optimiser, averaged, feed, own.num_pixels, accelerator)
     return run, module
 
 
@@ -204,11 +204,11 @@ def train(config: TrainConfig, out_dir: Path) -> dict:
     # ---- setup
     accelerator = start_accelerator(config, out_dir)
     torch.set_flush_denormal(True)  # denormal numbers slow a CPU many times over
-    cut = cut_batch(config, accelerator.num_processes, accelerator.process_index)
+    own = own_micro_batches(config, accelerator.num_processes, accelerator.process_index)
 
     # ---- data, model, optimiser
     samples = load_data(config, accelerator, out_dir)
-    run, module = build_run(config, samples, cut, accelerator, out_dir)
+    run, module = build_run(config, samples, own, accelerator, out_dir)
     probe = probe_parameters(run.model, config.branches)
     vae_shape = samples.vae and shape_of(samples.vae)
 
@@ -222,7 +222,7 @@ def train(config: TrainConfig, out_dir: Path) -> dict:
         done, is_last = step + 1, step + 1 == config.num_steps
         is_logged, is_evaluated = done % config.log_steps == 0 or is_last, done % config.eval_steps == 0
         is_kept, is_saved = done in config.snapshot_steps, done % config.checkpoint_steps == 0 or is_last
-        terms = backward(module, batches, config, step, cut.first, cut.num_parts)
+        terms = backward(module, batches, config, step, own.first, own.num_micro_batches)
         run.settle()  # of the step before
         grad_norm = run.apply_gradients(terms["loss"], step, probe)
         if is_logged or is_evaluated or is_kept or is_saved:

@@ -19,10 +19,10 @@ from PIL import Image
 
 from encoder.data import stream
 from encoder.data.account import TooManyBadSamples
-from encoder.data.ahead import ReadAhead
-from encoder.data.feed import Cut, StreamFeed, killed_readers_named, num_bad
+from encoder.data.feed import MicroBatches, StreamFeed, killed_readers_named, num_bad
 from encoder.data.options import StreamConfig
 from encoder.data.tokenizer import Tokenizer
+from encoder.data.ahead import ReadAhead
 from encoder.runtime.config import load
 
 
@@ -57,10 +57,12 @@ def lane_values(chosen, lane=0, count=12, seed=0, state=None):
     return [int(next(rows).pixels[0, 0, 0]) for _ in range(count)], reader
 
 
-def feed(chosen, first=0, count=1, parts=1, batch_size=8, state=None, bad_file=None):
-    cut = Cut(batch_size=batch_size, num_parts=parts, first=first, count=count, num_pixels=batch_size,
-              with_sentence=True)  # fmt: skip
-    made = StreamFeed(chosen, cut, Tokenizer("scenes"), text_length=8, caption_length=12, seed=3,
+def feed(chosen, first=0, count=1, num_micro_batches=1, batch_size=8, state=None, bad_file=None):
+    own = MicroBatches(
+        batch_size=batch_size, num_micro_batches=num_micro_batches, first=first, count=count,
+        num_pixels=batch_size, with_sentence=True,
+    )  # fmt: skip
+    made = StreamFeed(chosen, own, Tokenizer("scenes"), text_length=8, caption_length=12, seed=3,
                       keep_all_pixels=True, bad_file=bad_file)  # fmt: skip
     if state is not None:
         made.load_state(state)
@@ -68,8 +70,8 @@ def feed(chosen, first=0, count=1, parts=1, batch_size=8, state=None, bad_file=N
 
 
 def seen(made, num_steps, first=0) -> list[list[float]]:
-    batches = [made.parts(step) for step in range(first, first + num_steps)]
-    return [[round(255 * p[0, 0, 0].item()) for part in parts for p in part.pixels] for parts in batches]
+    batches = [made.micro_batches(step) for step in range(first, first + num_steps)]
+    return [[round(255 * p[0, 0, 0].item()) for each in step for p in each.pixels] for step in batches]
 
 
 def test_the_lanes_together_give_every_sample_once_an_epoch_in_another_order_each(tmp_path):
@@ -102,7 +104,7 @@ def test_two_ranks_see_the_halves_of_what_one_sees(tmp_path, num_workers):
     second.load_state(both)  # a checkpoint has everybody's lanes; a process keeps and reports its own
     assert set(second.state()) == {"2", "3"} and set(both) == {"0", "1", "2", "3"}
     micro = feed(config(tmp_path, num_lanes=4), 0, 4, 4)
-    assert seen(micro, 5) == one and [len(part.pixels) for part in micro.parts(5)] == [2, 2, 2, 2]
+    assert seen(micro, 5) == one and [len(each.pixels) for each in micro.micro_batches(5)] == [2, 2, 2, 2]
 
 
 def test_a_feed_goes_on_from_its_state_whatever_its_workers_had_read_ahead(tmp_path):
@@ -136,7 +138,7 @@ def test_what_a_reading_process_could_not_do_is_said_in_its_own_words(tmp_path):
 
 
 def test_texts_come_as_openvision_trains_on_them(tmp_path):
-    batch = feed(config(write_shards(tmp_path))).parts(0)[0]
+    batch = feed(config(write_shards(tmp_path))).micro_batches(0)[0]
     tokenizer = Tokenizer("scenes")
     alt, sentence = batch.text_ids
     assert {tokenizer.decode(ids.tolist()) for ids in sentence} <= {"a ball", "a cup", "a tree"}
@@ -230,7 +232,7 @@ def test_crops_are_square_and_the_middle_is_the_middle():
 def test_lanes_that_do_not_divide_are_refused(tmp_path, changes, message):
     chosen = config(write_shards(tmp_path), **changes)
     with pytest.raises(ValueError, match=message):
-        feed(chosen, batch_size=10 if changes.get("num_lanes") == 5 else 8).parts(0)
+        feed(chosen, batch_size=10 if changes.get("num_lanes") == 5 else 8).micro_batches(0)
 
 
 def test_missing_shards_and_empty_sources_are_named(tmp_path):
