@@ -22,11 +22,11 @@ from PIL import Image
 from torch import Tensor
 
 from encoder.data.account import Account, BadSample
-from encoder.data.ahead import ReadAhead
 from encoder.data.options import Crop, StreamConfig
 from encoder.data.shards import open_picture, read_record
 from encoder.data.tars import KEY, URL, short_name
 from encoder.data.windows import LaneShards, Place, Window
+from encoder.runtime.ahead import ReadAhead
 from encoder.runtime.config import ROOT
 
 LATENTS = "z_vae.safetensors"  # the member that holds a picture's latents

@@ -1,28 +1,69 @@
-"""What a training needs next is made while it computes."""
+"""What is needed next is read or made on a thread while the present one is in use."""
 
-from collections import deque
+from __future__ import annotations
+
+import queue
+import threading
+import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
-Made = TypeVar("Made")
+Item = TypeVar("Item")
 
 
-def made_ahead(make: Callable[[int], Made], steps: range, depth: int = 2) -> Iterator[Made]:
-    """make(step) for each of `steps` in order, up to `depth` of them ahead, on a thread beside the caller's.
+class ReadAhead(Generic[Item]):
+    """The items of an iterator, unchanged and in order, of which a thread prepares up to `count` while the
+    one before them is in use. What the iterator raises is raised in its place.
 
-    What `make` raises is raised here, at its step. Closing the iterator ends the thread.
+    The thread ends with the iterator, or when this object is given up.
     """
-    # a thread has its own treatment of denormal numbers: that of the trainers
-    with ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,)) as worker:
-        waiting = deque(worker.submit(make, step) for step in steps[:depth])
+
+    def __init__(self, items: Iterator[Item], count: int):
+        self._results: queue.SimpleQueue = queue.SimpleQueue()
+        self._room = threading.Semaphore(count)
+        stop = threading.Event()
+        work = (items, self._results, self._room, stop)
+        threading.Thread(target=_prepare, args=work, daemon=True).start()
+        weakref.finalize(self, _give_up, stop, self._room)
+
+    def __iter__(self) -> Iterator[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        item, error = self._results.get()
+        if error is not None:
+            self._results.put((None, error))  # for whoever asks again
+            raise error
+        self._room.release()
+        return item
+
+
+def made_ahead(make: Callable[[int], Item], steps: range, count: int = 2) -> ReadAhead[Item]:
+    """make(step) for each of `steps` in order, up to `count` of them ahead."""
+
+    def items() -> Iterator[Item]:
+        torch.set_flush_denormal(True)  # as the trainers do; it holds for the thread that calls it
+        yield from map(make, steps)
+
+    return ReadAhead(items(), count)
+
+
+def _prepare(
+    items: Iterator[Item], results: queue.SimpleQueue, room: threading.Semaphore, stop: threading.Event
+) -> None:
+    while True:
+        room.acquire()
+        if stop.is_set():
+            return
         try:
-            for step in steps:
-                made = waiting.popleft().result()
-                if step + depth * steps.step in steps:
-                    waiting.append(worker.submit(make, step + depth * steps.step))
-                yield made
-        finally:
-            worker.shutdown(wait=True, cancel_futures=True)
+            results.put((next(items), None))
+        except Exception as error:  # StopIteration too: the reader's to raise
+            results.put((None, error))
+            return
+
+
+def _give_up(stop: threading.Event, room: threading.Semaphore) -> None:
+    stop.set()
+    room.release()

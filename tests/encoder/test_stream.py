@@ -22,7 +22,7 @@ from encoder.data.account import TooManyBadSamples
 from encoder.data.feed import MicroBatches, StreamFeed, killed_readers_named, num_bad
 from encoder.data.options import StreamConfig
 from encoder.data.tokenizer import Tokenizer
-from encoder.data.ahead import ReadAhead
+from encoder.runtime.ahead import ReadAhead
 from encoder.runtime.config import load
 
 

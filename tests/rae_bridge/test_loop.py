@@ -48,13 +48,14 @@ def test_what_is_made_ahead_comes_in_order_from_one_other_thread():
     assert list(made_ahead(make, range(0))) == []
 
 
-def test_at_most_depth_are_ahead_and_a_closed_one_makes_no_more():
-    made = []
-    squares = made_ahead(made.append, range(100), depth=3)
-    next(squares)
-    squares.close()
-    assert len(made) <= 4 and made == list(range(len(made)))
-    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
+def test_at_most_count_are_ahead_and_none_is_made_once_it_is_given_up():
+    made, before = [], set(threading.enumerate())
+    ahead = made_ahead(made.append, range(100), count=3)
+    next(ahead)
+    (thread,) = set(threading.enumerate()) - before
+    del ahead
+    thread.join(60)
+    assert not thread.is_alive() and len(made) <= 4 and made == list(range(len(made)))
 
 
 def test_what_fails_ahead_is_raised_at_its_step():
@@ -63,7 +64,7 @@ def test_what_fails_ahead_is_raised_at_its_step():
 
     seen = []
     with pytest.raises(ZeroDivisionError):
-        for value in made_ahead(make, range(10), depth=4):
+        for value in made_ahead(make, range(10), count=4):
             seen.append(value)
     assert len(seen) == 5
 
