@@ -15,9 +15,7 @@ from encoder.models.openvision3 import OpenVision3
 from encoder.models.pretrained import CLIP_MEAN, CLIP_STD, read_config
 from encoder.models.shapes import VAE_DOWNSAMPLE
 from encoder.models.vit import ViTDecoder, ViTEncoder
-from encoder.release import CONFIG as RELEASE_CONFIG
-from encoder.release import WEIGHTS as RELEASE_WEIGHTS
-from encoder.release import load_release, read_normalisation
+from encoder.release import RELEASE_CONFIG, RELEASE_WEIGHTS, load_release, read_normalisation
 from encoder.runtime.config import choose
 
 if TYPE_CHECKING:

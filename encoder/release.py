@@ -23,7 +23,7 @@ from encoder.runtime.config import nearest
 from encoder.runtime.files import replacing
 from encoder.runtime.stage import write_json
 
-CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_pytorch_model.bin"
+RELEASE_CONFIG, RELEASE_WEIGHTS = "open_clip_config.json", "open_clip_pytorch_model.bin"
 
 # Keys of vision_cfg that shape the tower, with CLIPVisionCfg's defaults.
 DEFAULTS = {
@@ -52,8 +52,8 @@ def load_release(folder: Path | str) -> ViTEncoder:
         or a tensor that is missing, unknown or of another shape.
     """
     folder = Path(folder)
-    config = _read_config(folder / CONFIG)
-    tensors = _read_tensors(folder / WEIGHTS)
+    config = _read_config(folder / RELEASE_CONFIG)
+    tensors = _read_tensors(folder / RELEASE_WEIGHTS)
     shape = _shape(config, tensors, folder)
     vit = ViTEncoder(shape)
     _check_tensors(vit.state_dict(), tensors, folder)
@@ -74,7 +74,7 @@ def export_release(
     first = ("class_embedding", "positional_embedding", "proj")  # the order in the released files
     ordered = {name: state[name] for name in (*first, *(name for name in state if name not in first))}
     tensors = {name: value.detach().float().cpu().contiguous() for name, value in ordered.items()}
-    with replacing(folder / WEIGHTS) as temporary, temporary.open("wb") as file:
+    with replacing(folder / RELEASE_WEIGHTS) as temporary, temporary.open("wb") as file:
         torch.save(tensors, file)
     vision = {
         "image_size": shape.image_size, "patch_size": shape.patch_size, "in_channels": shape.in_channels,
@@ -85,19 +85,19 @@ def export_release(
     config = {"model_cfg": {"embed_dim": shape.embed_dim, "vision_cfg": vision}}
     if mean:
         config["preprocess_cfg"] = {"mean": list(mean), "std": list(std)}
-    write_json(folder / CONFIG, config)
+    write_json(folder / RELEASE_CONFIG, config)
 
 
 def read_normalisation(folder: Path | str) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and deviation of the pixels that a 3-channel release takes; ImageNet's if it says none."""
-    preprocess = json.loads((Path(folder) / CONFIG).read_text()).get("preprocess_cfg") or {}
+    preprocess = json.loads((Path(folder) / RELEASE_CONFIG).read_text()).get("preprocess_cfg") or {}
     return preprocess.get("mean", IMAGENET_MEAN), preprocess.get("std", IMAGENET_STD)
 
 
 def _read_config(path: Path) -> dict:
     """vision_cfg with defaults filled in; a key or value that this tower cannot have is an error."""
     if not path.is_file():
-        raise FileNotFoundError(f"no {CONFIG} in {path.parent}: not a release folder")
+        raise FileNotFoundError(f"no {RELEASE_CONFIG} in {path.parent}: not a release folder")
     try:
         config = json.loads(path.read_text())["model_cfg"]["vision_cfg"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -125,7 +125,7 @@ def _read_config(path: Path) -> dict:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     """The tower's tensors in float32; a nested state_dict, `module.` and `visual.` are unwrapped."""
     if not path.is_file():
-        raise FileNotFoundError(f"no {WEIGHTS} in {path.parent}")
+        raise FileNotFoundError(f"no {RELEASE_WEIGHTS} in {path.parent}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch each raise their own kinds for a damaged file
@@ -147,15 +147,15 @@ def _shape(config: dict, tensors: dict[str, Tensor], folder: Path) -> ViTShape:
     needed = ("conv1.weight", "proj", "positional_embedding", "transformer.resblocks.0.mlp.c_fc.weight")
     for name in needed:
         if name not in tensors:
-            raise ValueError(f"{folder / WEIGHTS}: tensor '{name}' is missing")
+            raise ValueError(f"{folder / RELEASE_WEIGHTS}: tensor '{name}' is missing")
     for name, ndim in zip(needed, (4, 2, 2, 2), strict=True):
         if tensors[name].ndim != ndim:
-            raise ValueError(f"{folder / WEIGHTS}: tensor '{name}' is {tuple(tensors[name].shape)}")
+            raise ValueError(f"{folder / RELEASE_WEIGHTS}: tensor '{name}' is {tuple(tensors[name].shape)}")
     channels = tensors["conv1.weight"].shape[1]
     if channels != config["in_channels"]:
         raise ValueError(
-            f"{folder / CONFIG}: in_channels is {config['in_channels']} (3 if not given), conv1.weight has "
-            f"{channels}; set vision_cfg.in_channels to {channels}"
+            f"{folder / RELEASE_CONFIG}: in_channels is {config['in_channels']} (3 if not given), "
+            f"conv1.weight has {channels}; set vision_cfg.in_channels to {channels}"
         )
     return ViTShape(
         image_size=config["image_size"],
@@ -170,7 +170,7 @@ def _shape(config: dict, tensors: dict[str, Tensor], folder: Path) -> ViTShape:
 
 
 def _check_tensors(expected: dict[str, Tensor], tensors: dict[str, Tensor], folder: Path) -> None:
-    path = folder / WEIGHTS
+    path = folder / RELEASE_WEIGHTS
     for name in tensors:
         if name not in expected:
             raise ValueError(f"{path}: unknown tensor '{name}'{nearest(name, expected)}")
@@ -179,7 +179,7 @@ def _check_tensors(expected: dict[str, Tensor], tensors: dict[str, Tensor], fold
             raise ValueError(f"{path}: tensor '{name}' is missing")
         if tensors[name].shape != value.shape:
             got, wanted = tuple(tensors[name].shape), tuple(value.shape)
-            raise ValueError(f"{path}: tensor '{name}' is {got}, {CONFIG} asks for {wanted}")
+            raise ValueError(f"{path}: tensor '{name}' is {got}, {RELEASE_CONFIG} asks for {wanted}")
         if not torch.isfinite(tensors[name]).all():
             raise ValueError(f"{path}: tensor '{name}' holds NaN or infinity: the file is damaged")
 
@@ -202,7 +202,7 @@ def main() -> None:
         export_release(vit, sys.argv[2], **normalisation)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{sys.argv[2]}: {CONFIG} and {WEIGHTS}")
+    print(f"{sys.argv[2]}: {RELEASE_CONFIG} and {RELEASE_WEIGHTS}")
 
 
 if __name__ == "__main__":

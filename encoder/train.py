@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from encoder.runtime.config import dump, read_yaml
-from encoder.runtime.resume import CONFIG, DONE
+from encoder.runtime.resume import DONE, STAGE_CONFIG
 from encoder.runtime.stage import is_first_process, main, make_writable, write_done
 from encoder.training.options import TrainConfig
 from encoder.training.plan import main as print_plan
@@ -36,7 +36,7 @@ def train_phases(recipe: RecipeConfig, out_dir: Path) -> dict[str, dict]:
     for folder, config in left.items():
         make_writable(folder)
         if is_first_process():
-            dump(config, folder / CONFIG)
+            dump(config, folder / STAGE_CONFIG)
         started = time.monotonic()
         scores[folder.name] = train(config, folder)
         write_done(folder, "encoder.train", scores[folder.name], time.monotonic() - started)

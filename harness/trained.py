@@ -14,9 +14,9 @@ from pathlib import Path
 from encoder.options import EncoderConfig, FeatureChoice
 from encoder.runtime.config import ROOT, dump, read_yaml
 from encoder.runtime.stage import DONE, main
+from harness.described import ENCODER_FILE
 from harness.metrics.config import Metric
 
-ENCODER_FILE = "encoder.yaml"
 LOSSES = ("pixel_l1", "latent_l1", "caption", "contrastive")  # terms of the objective that are always there
 # Scores of `encoder.train` that are shown, with unit
 _SCORES = {"r1_image_to_text": ("R@1 image to text", "%"), "linear_probe": ("linear probe", "%")}

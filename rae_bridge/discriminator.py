@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from encoder.models.pretrained import IMAGENET_MEAN, IMAGENET_STD
 from encoder.runtime import checkpoint
 from encoder.runtime.config import ROOT
 from encoder.runtime.ranks import Ranks, unwrapped
@@ -25,7 +26,6 @@ from rae_bridge.config import AdversarialConfig
 
 KEY_BLOCKS = (2, 5, 8, 11)
 TRANSLATION = 0.125  # of the picture's side
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RANDOM = "random"
 
 

@@ -17,7 +17,7 @@ from encoder.runtime.config import read_yaml, resolve
 
 DONE = "DONE.json"
 PROGRESS = "progress.json"
-CONFIG = "config.yaml"
+STAGE_CONFIG = "config.yaml"
 CHANGES = "changes.jsonl"  # the keys that changed on the way: a line for each time that the run went on so
 _MOST_NAMED = 6
 
@@ -49,7 +49,7 @@ def changeable_keys(config: Any, prefix: str = "") -> tuple[set[str], set[str]]:
 
 def differences(config: Any, folder: Path) -> list[Difference]:
     """The keys that folder/config.yaml has otherwise; keys that only one of the two has are passed over."""
-    path = folder / CONFIG
+    path = folder / STAGE_CONFIG
     return list(_differences(read_yaml(path), resolve(config))) if path.is_file() else []
 
 
@@ -59,8 +59,11 @@ def is_begun(folder: Path) -> bool:
 
 
 def refuse_other_run(config: Any, folder: Path, *, is_whole: bool = False) -> None:
-    """Raises: ValueError if a run was begun here with another value of a key that must stay, or finished
-    with one (`is_whole`: of any key at all, since nothing would go on)."""
+    """Check that the folder's run, begun or finished, has this config but for the keys that may change.
+
+    is_whole: no key may change.
+    Raises: ValueError, naming the keys that differ.
+    """
     is_finished = (folder / DONE).is_file()
     found = _found(config, folder)
     if not is_whole:
@@ -78,7 +81,7 @@ def refuse_other_run(config: Any, folder: Path, *, is_whole: bool = False) -> No
 
 
 def note_changes(config: Any, folder: Path) -> None:
-    """Say and keep which keys change as the run in this folder goes on."""
+    """Print which keys change as the run in this folder goes on, and add them to its `CHANGES`."""
     found = _found(config, folder)
     if found and (folder / DONE).is_file():
         print(f"{folder} is finished and keeps what it has: {_named(found)}", file=sys.stderr)

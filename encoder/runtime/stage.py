@@ -17,9 +17,9 @@ from typing import Any
 from encoder.runtime.config import dump, load
 from encoder.runtime.files import remove_leftovers, replacing
 from encoder.runtime.resume import (
-    CONFIG,
     DONE,
     PROGRESS,
+    STAGE_CONFIG,
     note_changes,
     refuse_other_run,
 )
@@ -41,8 +41,8 @@ def main(
 
     A finished folder (`DONE.json`) is left as it is if it was made with these very settings, and refused
     otherwise; a folder that was begun goes on if only keys differ that may (`encoder.runtime.resume`). A
-    stage that writes several runs gives them as `parts`: their folders and configs. Of several processes,
-    all look and the first one writes.
+    stage that writes several runs gives them as `parts`: their folders and configs. Every process checks
+    the folder; only the first one writes to it.
     """
     argv = sys.argv[1:] if argv is None else argv
     if len(argv) < 2 or argv[0] in ("-h", "--help"):
@@ -63,7 +63,7 @@ def main(
         if is_first_process():
             for folder, each in runs.items():
                 note_changes(each, folder)
-            dump(config, out_dir / CONFIG)
+            dump(config, out_dir / STAGE_CONFIG)
         started = time.monotonic()
         result = run(config, out_dir)
     except (ValueError, OSError) as error:  # also a full disk
@@ -78,12 +78,12 @@ def main(
 
 
 def is_first_process() -> bool:
-    """Whether this is the process of a launch (or the only one) that writes what there is once."""
+    """Whether this is the first process of a launch, or the only one: it alone writes the shared files."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def write_done(folder: Path, stage: str, result: Any, seconds: float) -> None:
-    """Write DONE.json, last of all, by the first process for all."""
+    """Write DONE.json, the last file of a stage; the first process does it for all."""
     if is_first_process():
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         done = {"stage": stage, "seconds": round(seconds, 2), "peak_memory_mb": peak, "result": result}
@@ -91,7 +91,7 @@ def write_done(folder: Path, stage: str, result: Any, seconds: float) -> None:
 
 
 def progress(out_dir: Path, done: int, total: int, unit: str = "steps", **scalars: float) -> None:
-    """Say how far a stage is, at most twice a second; `scalars` go to `log.jsonl` every time."""
+    """Write how far a stage is, at most twice a second; `scalars` go to `log.jsonl` every time."""
     if scalars:
         with (out_dir / "log.jsonl").open("a") as log:
             log.write(json.dumps({unit: done, **scalars}) + "\n")

@@ -12,7 +12,7 @@ from harness.replica.mark import README, readme
 from harness.replica.networks import Shape, layer, random_weights
 
 FOLDER, NAME = "dino", "vit_small_patch8_224"
-WEIGHTS = "model.safetensors"
+DINO_WEIGHTS = "model.safetensors"
 WIDTH, LAYERS, PATCH_SIZE, GRID = 384, 12, 8, 28
 
 
@@ -23,7 +23,7 @@ def write(root: Path, config: ReplicaConfig) -> str:
     folder = root / FOLDER
     folder.mkdir()
     state = random_weights(_shapes(), config.seed, f"{NAME}.dino")
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(state, folder / DINO_WEIGHTS, metadata={"format": "pt"})
     write_json(folder / "config.json", {
         "architecture": NAME, "num_classes": 0, "num_features": WIDTH, "global_pool": "token",
         "pretrained_cfg": {

@@ -14,7 +14,7 @@ from harness.replica.config import ReplicaConfig
 from harness.replica.mark import README, readme
 from harness.replica.networks import Shape, layer, random_weights
 
-FOLDER, WEIGHTS = "FLUX.1-dev/vae", "diffusion_pytorch_model.safetensors"
+FOLDER, VAE_WEIGHTS = "FLUX.1-dev/vae", "diffusion_pytorch_model.safetensors"
 WIDTHS, CHANNELS, LAYERS, GROUPS = (8, 8, 16, 16), 16, 1, 4
 SCALING, SHIFT = 0.3611, 0.1159
 
@@ -29,7 +29,7 @@ def write(root: Path, config: ReplicaConfig) -> str:
         name: shape for part in (_encoder(), _decoder()) for each in part for name, shape in each.items()
     }
     state = random_weights(shapes, config.seed, FOLDER)
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(state, folder / VAE_WEIGHTS, metadata={"format": "pt"})
     write_json(folder / "config.json", {
         "_class_name": "AutoencoderKL", "_diffusers_version": "0.30.0.dev0", "act_fn": "silu",
         "block_out_channels": WIDTHS, "down_block_types": ["DownEncoderBlock2D"] * 4,

@@ -17,6 +17,7 @@ from encoder.options import EncoderConfig
 from encoder.runtime.config import ConfigError, choose
 from encoder.training.options import SynergyConfig, TrainConfig
 from harness.config import AblationSections, LlavaSections, RaeSections, merged, stage_config
+from harness.described import ENCODER_FILE
 from harness.encoders import Encoder
 from harness.running.stages import Stage
 from harness.suites.generation import RECONSTRUCTIONS, add_generation, add_reconstruction, add_reference
@@ -25,7 +26,7 @@ from harness.suites.request import Request, SuitePlan
 from harness.suites.shared import Pictures, add_scenes
 from harness.suites.understanding import add_answers
 from harness.tables.result_files import Part, Row
-from harness.trained import ENCODER_FILE, KEYS, TrainedConfig
+from harness.trained import KEYS, TrainedConfig
 
 BRANCHES = "branches"  # the study whose variants' gradients are compared
 ANSWER_KEYS = ("Scenes-SEED", "Scenes-POPE/f1/official")

@@ -16,9 +16,10 @@ from encoder.options import EncoderConfig
 from encoder.training.options import TrainConfig, TrainVaeConfig
 from encoder.training.recipe import at_resolution
 from harness.config import FoundationSections, MadeEncoder, PhaseSection, Preset, merged, stage_config
+from harness.described import ENCODER_FILE
 from harness.encoders import Encoder
 from harness.running.stages import Graph, Stage
-from harness.trained import ENCODER_FILE, TrainedConfig
+from harness.trained import TrainedConfig
 from llava_bridge.config import TrainLlmConfig
 from rae_bridge.config import TrainDecoderConfig
 

@@ -19,7 +19,7 @@ from encoder.models.shapes import (
     VaeShape,
     ViTShape,
 )
-from encoder.release import WEIGHTS, export_release
+from encoder.release import RELEASE_WEIGHTS, export_release
 from encoder.runtime.checkpoint import load_tensors, save_tensors
 from encoder.training.train_vae import build_codec
 
@@ -93,7 +93,9 @@ def test_a_picture_gives_the_frozen_encoders_tokens(folder, source, folders, pic
 def test_a_release_through_transformers_and_back_is_identical(name, folders, tmp_path):
     model = AutoModel.from_pretrained(folders / f"{name}-hf", dtype=torch.float32)
     export_release(model.encoder, tmp_path)
-    first, again = (torch.load(path / WEIGHTS, weights_only=True) for path in (folders / name, tmp_path))
+    first, again = (
+        torch.load(path / RELEASE_WEIGHTS, weights_only=True) for path in (folders / name, tmp_path)
+    )
     assert list(first) == list(again) and all(torch.equal(first[key], again[key]) for key in first)
 
 

@@ -10,7 +10,7 @@ from encoder.models.clip import Clip
 from encoder.models.openvision3 import OpenVision3
 from encoder.models.shapes import ClipShape, DecoderShape, OpenVision3Shape, ViTShape
 from encoder.models.vit import ViTEncoder
-from encoder.release import CONFIG, WEIGHTS, export_release, load_release
+from encoder.release import RELEASE_CONFIG, RELEASE_WEIGHTS, export_release, load_release
 
 
 @pytest.fixture
@@ -22,30 +22,32 @@ def folder(tmp_path):
 
 
 def rewrite(folder, change) -> None:
-    state = torch.load(folder / WEIGHTS, weights_only=True)
-    torch.save(change(state), folder / WEIGHTS)
+    state = torch.load(folder / RELEASE_WEIGHTS, weights_only=True)
+    torch.save(change(state), folder / RELEASE_WEIGHTS)
 
 
 def reconfigure(folder, **changes) -> None:
-    config = json.loads((folder / CONFIG).read_text())
+    config = json.loads((folder / RELEASE_CONFIG).read_text())
     vision = config["model_cfg"]["vision_cfg"] | changes
     config["model_cfg"]["vision_cfg"] = {key: value for key, value in vision.items() if value != "absent"}
-    (folder / CONFIG).write_text(json.dumps(config))
+    (folder / RELEASE_CONFIG).write_text(json.dumps(config))
 
 
 def test_load_then_export_gives_identical_tensors_in_the_released_order(folder, tmp_path):
     vit = load_release(folder)
     assert not vit.training
     export_release(vit, tmp_path / "again")
-    first, again = (torch.load(path / WEIGHTS, weights_only=True) for path in (folder, tmp_path / "again"))
+    first, again = (
+        torch.load(path / RELEASE_WEIGHTS, weights_only=True) for path in (folder, tmp_path / "again")
+    )
     assert list(first) == list(again) and len(first) == 12 * 3 + 6
     assert list(first)[:4] == ["class_embedding", "positional_embedding", "proj", "conv1.weight"]
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert (folder / CONFIG).read_text() == (tmp_path / "again" / CONFIG).read_text()
+    assert (folder / RELEASE_CONFIG).read_text() == (tmp_path / "again" / RELEASE_CONFIG).read_text()
 
 
 def test_the_config_has_what_the_official_loader_needs(folder):
-    config = json.loads((folder / CONFIG).read_text())["model_cfg"]
+    config = json.loads((folder / RELEASE_CONFIG).read_text())["model_cfg"]
     vision = config["vision_cfg"]
     assert config["embed_dim"] == 20
     assert vision.pop("mlp_ratio") == pytest.approx(100 / 48)
@@ -76,7 +78,7 @@ def test_a_learned_position_table_is_used_as_stored(folder):
     name = "positional_embedding"
     rewrite(folder, lambda state: state | {name: state[name] + 0.5})
     vit = load_release(folder)
-    stored = torch.load(folder / WEIGHTS, weights_only=True)[name]
+    stored = torch.load(folder / RELEASE_WEIGHTS, weights_only=True)[name]
     assert torch.equal(vit.positional_embedding, stored)
     with pytest.raises(ValueError, match="not the sin-cos one"):
         vit(torch.randn(1, 16, 12, 12))
@@ -118,8 +120,8 @@ def test_a_config_that_does_not_fit_says_what_to_change(folder, changes, message
     ("epoch", 3, "entry 'epoch' is a int, not a tensor"),
 ])  # fmt: skip
 def test_a_tensor_that_does_not_fit_is_named(folder, name, tensor, message):
-    state = torch.load(folder / WEIGHTS, weights_only=True) | {name: tensor}
-    torch.save({key: value for key, value in state.items() if value is not None}, folder / WEIGHTS)
+    state = torch.load(folder / RELEASE_WEIGHTS, weights_only=True) | {name: tensor}
+    torch.save({key: value for key, value in state.items() if value is not None}, folder / RELEASE_WEIGHTS)
     with pytest.raises(ValueError) as error:
         load_release(folder)
     assert message in str(error.value)
@@ -154,18 +156,18 @@ def test_the_command_exports_a_folder_of_ours(kind, tmp_path, monkeypatch):
 
 
 def test_missing_and_damaged_files_are_named(folder):
-    torch.save([torch.zeros(1)], folder / WEIGHTS)
+    torch.save([torch.zeros(1)], folder / RELEASE_WEIGHTS)
     with pytest.raises(ValueError, match="holds a list, not a state dict"):
         load_release(folder)
-    (folder / WEIGHTS).write_bytes(b"PK half a zip")
+    (folder / RELEASE_WEIGHTS).write_bytes(b"PK half a zip")
     with pytest.raises(ValueError, match="damaged"):
         load_release(folder)
-    (folder / WEIGHTS).unlink()
-    with pytest.raises(FileNotFoundError, match=WEIGHTS):
+    (folder / RELEASE_WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match=RELEASE_WEIGHTS):
         load_release(folder)
-    (folder / CONFIG).write_text("{}")
+    (folder / RELEASE_CONFIG).write_text("{}")
     with pytest.raises(ValueError, match="vision_cfg"):
         load_release(folder)
-    (folder / CONFIG).unlink()
-    with pytest.raises(FileNotFoundError, match=CONFIG):
+    (folder / RELEASE_CONFIG).unlink()
+    with pytest.raises(FileNotFoundError, match=RELEASE_CONFIG):
         load_release(folder)

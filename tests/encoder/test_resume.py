@@ -12,7 +12,7 @@ from encoder.data.options import CacheConfig, ScenesConfig, StreamConfig
 from encoder.options import TokensConfig
 from encoder.runtime import stage
 from encoder.runtime.config import ConfigError, load
-from encoder.runtime.resume import CHANGES, CONFIG, DONE, changeable_keys
+from encoder.runtime.resume import CHANGES, DONE, STAGE_CONFIG, changeable_keys
 from encoder.training.options import OptimConfig, TrainConfig, TrainVaeConfig
 from encoder.training.recipe import RecipeConfig
 
@@ -63,7 +63,7 @@ def test_a_finished_folder_with_other_settings_is_refused_by_name_of_every_key(t
     begin(tmp_path, run=lambda *_: pytest.fail("ran"))
     assert "is complete" in capsys.readouterr().out
     assert (tmp_path / "out" / DONE).read_bytes() == before
-    assert yaml.safe_load((tmp_path / "out" / CONFIG).read_text())["num_steps"] == 800
+    assert yaml.safe_load((tmp_path / "out" / STAGE_CONFIG).read_text())["num_steps"] == 800
 
 
 def test_a_run_goes_on_with_other_values_of_the_keys_that_may_change_and_keeps_account(tmp_path, capsys):
@@ -72,7 +72,7 @@ def test_a_run_goes_on_with_other_values_of_the_keys_that_may_change_and_keeps_a
     capsys.readouterr()
     for words in (["seed=1"], ["inner.kind=b"], ["num_steps=700"], ["workers=2", "seed=1"]):
         assert "was begun with" in refusal(tmp_path, capsys, *words)
-    assert yaml.safe_load((tmp_path / "out" / CONFIG).read_text())["workers"] == 0
+    assert yaml.safe_load((tmp_path / "out" / STAGE_CONFIG).read_text())["workers"] == 0
     words = ("workers=2", "inner.rate=0.05", "num_steps=1600")
     begin(tmp_path, *words, run=lambda config, _: {"got": [config.workers, config.inner.rate]})
     assert "goes on with inner.rate=0.05 (was 0.1), num_steps=1600 (was 800)" in capsys.readouterr().err
@@ -83,7 +83,7 @@ def test_a_run_goes_on_with_other_values_of_the_keys_that_may_change_and_keeps_a
 
 def test_a_checkpoint_without_progress_is_a_run_too(tmp_path, capsys):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / CONFIG).write_text("seed: 3\n")
+    (tmp_path / "out" / STAGE_CONFIG).write_text("seed: 3\n")
     (tmp_path / "out" / "checkpoint.pt").write_bytes(b"")
     assert "was begun with seed=3, not 0" in refusal(tmp_path, capsys)
 
@@ -94,7 +94,7 @@ def test_of_several_processes_the_first_alone_writes(tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
     monkeypatch.setenv("RANK", "0")
     begin(tmp_path, run=lambda *_: {})
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {CONFIG, DONE}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {STAGE_CONFIG, DONE}
 
 
 @pytest.mark.parametrize("cls", [
@@ -159,7 +159,7 @@ def test_a_recipe_goes_on_with_what_may_change_and_its_finished_phases_stay(reci
     assert [(name, config.stream.num_workers) for name, config in trained] == [("second", 2)]
     assert trained[0][1].optim.lr == pytest.approx(5e-4 * 8 / 256)
     assert "first is finished and keeps what it has: stream.num_workers=0" in capsys.readouterr().err
-    kept = yaml.safe_load((tmp_path / "out" / "first" / CONFIG).read_text())
+    kept = yaml.safe_load((tmp_path / "out" / "first" / STAGE_CONFIG).read_text())
     assert kept["stream"]["num_workers"] == 0 and (tmp_path / "out" / DONE).is_file()
     with pytest.raises(SystemExit, match=str(stage.BAD_INPUT)):
         recipe("phases.1.epochs=0.01", "settings.stream.num_workers=2", "phases.1.base_lr=5e-4")

@@ -46,7 +46,7 @@ def test_a_folder_that_was_begun_with_other_values_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit, match=str(stage.BAD_INPUT)):
         stage.main(Options, lambda *_: pytest.fail("ran"), write_config(tmp_path, "number: 5\n"))
     assert "was begun with number=4, not 5; choose another folder" in capsys.readouterr().err
-    (tmp_path / "out" / stage.CONFIG).write_text("older: 1\n")  # keys that came later are passed over
+    (tmp_path / "out" / stage.STAGE_CONFIG).write_text("older: 1\n")  # keys that came later are passed over
     stage.main(Options, lambda *_: {}, write_config(tmp_path))
     assert (tmp_path / "out" / stage.DONE).is_file()
 

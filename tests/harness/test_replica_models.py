@@ -107,7 +107,7 @@ def test_the_vae_opens_with_diffusers_as_flux_s(root):
     from safetensors.torch import load_file
 
     model = AutoencoderKL.from_pretrained(root / "FLUX.1-dev", subfolder="vae")
-    model.load_state_dict(load_file(root / vae.FOLDER / vae.WEIGHTS), strict=True)
+    model.load_state_dict(load_file(root / vae.FOLDER / vae.VAE_WEIGHTS), strict=True)
     config = model.config
     assert (config.scaling_factor, config.shift_factor, config.latent_channels) == (0.3611, 0.1159, 16)
     assert model.quant_conv is None and model.post_quant_conv is None
@@ -177,7 +177,7 @@ def test_dino_loads_strictly_into_timm_s(root):
 
     folder = root / dino.FOLDER
     network = timm.create_model("vit_small_patch8_224.dino", pretrained=False, num_classes=0)
-    network.load_state_dict(load_file(folder / dino.WEIGHTS), strict=True)
+    network.load_state_dict(load_file(folder / dino.DINO_WEIGHTS), strict=True)
     from_folder = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     with torch.no_grad():
         pixels = torch.randn(1, 3, 224, 224)
@@ -240,7 +240,7 @@ def test_our_own_readers_take_them_too(root):
     assert Inception.load(str(root / judges.INCEPTION / judges.INCEPTION_FILE)) is not None
     for net, file in judges.TRUNKS.items():
         assert Lpips(net, str(root / judges.LPIPS / file))(pixels, 1 - pixels).item() > 0
-    seen = FrozenFeatures(AdversarialConfig(checkpoint=str(root / dino.FOLDER / dino.WEIGHTS)))
+    seen = FrozenFeatures(AdversarialConfig(checkpoint=str(root / dino.FOLDER / dino.DINO_WEIGHTS)))
     assert [tuple(each.shape) for each in seen(pixels)] == [(1, 384, 784)] * 5
     path = root / adm.FOLDER / adm.FILE
     assert Statistics.load(path).mean.shape == (2048,)
