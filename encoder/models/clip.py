@@ -13,9 +13,8 @@ from encoder.models.pretrained import (
     CLIP_MEAN,
     CLIP_STD,
     load_pretrained,
-    without_text,
-    write_pretrained,
     write_processor,
+    write_towers,
 )
 from encoder.models.shapes import ClipShape
 from encoder.models.text import TextEncoder
@@ -42,12 +41,8 @@ class Clip(nn.Module):
         self, folder: Path | str, *, dtype: torch.dtype = torch.float32, text: bool = True
     ) -> None:
         """Write folder/config.json and model.safetensors; without `text`, the vision tower only."""
-        shape = self.shape if text else without_text(self.shape)
-        kept = self.state_dict()
-        if not text:
-            kept = {name: value for name, value in kept.items() if name.startswith("encoder.")}
-        write_pretrained(folder, "clip", shape, kept, dtype)
-        write_processor(folder, shape.encoder.image_size, CLIP_MEAN, CLIP_STD)
+        write_towers(folder, "clip", self, dtype, text=text)
+        write_processor(folder, self.shape.encoder.image_size, CLIP_MEAN, CLIP_STD)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, *, text: bool = True) -> Clip:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from encoder.data.tokenizer import Tokenizer
-from encoder.models.pretrained import load_pretrained, without_text, write_pretrained, write_processor
+from encoder.models.pretrained import load_pretrained, write_processor, write_towers
 from encoder.models.shapes import VAE_DOWNSAMPLE, OpenVision3Shape
 from encoder.models.text import Captioner, ParallelCaptioner, TextEncoder
 from encoder.models.vit import ViTDecoder, ViTEncoder
@@ -42,13 +42,9 @@ class OpenVision3(nn.Module):
         self, folder: Path | str, *, dtype: torch.dtype = torch.float32, text: bool = True
     ) -> None:
         """Write folder/config.json and model.safetensors; without `text`, the vision towers only."""
-        shape = self.shape if text else without_text(self.shape)
-        kept = self.state_dict()
-        if not text:
-            kept = {name: value for name, value in kept.items() if name.startswith(("encoder.", "decoder."))}
-        write_pretrained(folder, "openvision3", shape, kept, dtype)
-        downsample = 1 if shape.encoder.in_channels == 3 else VAE_DOWNSAMPLE
-        write_processor(folder, shape.encoder.image_size * downsample, (0.0,) * 3, (1.0,) * 3)
+        write_towers(folder, "openvision3", self, dtype, text=text)
+        downsample = 1 if self.shape.encoder.in_channels == 3 else VAE_DOWNSAMPLE
+        write_processor(folder, self.shape.encoder.image_size * downsample, (0.0,) * 3, (1.0,) * 3)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, *, text: bool = True) -> OpenVision3:

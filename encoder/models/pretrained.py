@@ -59,7 +59,16 @@ def read_config(folder: Path | str) -> dict:
         raise ValueError(f"{path} is not JSON: {error}") from None
 
 
-def without_text(shape: Any) -> Any:
+def write_towers(folder: Path | str, name: str, model: nn.Module, dtype: torch.dtype, *, text: bool) -> None:
+    """Write a model of vision and text towers with its shape; without `text`, the vision towers only."""
+    shape, kept = model.shape, model.state_dict()
+    if not text:
+        shape = _without_text(shape)
+        kept = {key: value for key, value in kept.items() if not key.startswith(_OF_TEXT)}
+    write_pretrained(folder, name, shape, kept, dtype)
+
+
+def _without_text(shape: Any) -> Any:
     """The shape of the vision towers alone."""
     towers = [field.name for field in fields(shape) if field.name in ("text", "captioner")]
     return replace(shape, **dict.fromkeys(towers))
@@ -80,7 +89,7 @@ def load_pretrained(
     shape = load(shape_class, config["shape"], name=f"{folder}/{CONFIG_FILE}")
     tensors = load_tensors(ROOT / folder / WEIGHTS_FILE)
     if not text:
-        shape = without_text(shape)
+        shape = _without_text(shape)
         tensors = {key: value for key, value in tensors.items() if not key.startswith(_OF_TEXT)}
     model = cls(shape)
     try:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -99,28 +100,16 @@ def test_num_steps_is_the_number_of_model_calls(solver, end, kind):
 
 def test_guidance_costs_nothing_outside_its_interval_or_at_scale_one():
     model, weaker = Counting(lambda x_t, t, y: x_t), Counting(lambda x_t, t, y: x_t)
-    sample(
-        model,
-        noise(),
-        classes(),
-        num_steps=10,
-        shift=1.0,
-        guidance=Guidance(kind="cfg", scale=2, interval=(0.3, 0.65)),
-    )
+    guided = partial(sample, model, noise(), classes(), shift=1.0)
+    guided(num_steps=10, guidance=Guidance(kind="cfg", scale=2, interval=(0.3, 0.65)))
     assert [t for t, batch in zip(model.times, model.batches, strict=True) if batch == 4] == pytest.approx(
         [0.6, 0.5, 0.4, 0.3]
     )
-    sample(
-        model,
-        noise(),
-        classes(),
-        num_steps=10,
-        shift=1.0,
-        guidance=Guidance(kind="autoguidance", scale=2, interval=(0.35, 0.65), model=weaker),
-    )
+    by_another = Guidance(kind="autoguidance", scale=2, interval=(0.35, 0.65), model=weaker)
+    guided(num_steps=10, guidance=by_another)
     assert weaker.times == pytest.approx([0.6, 0.5, 0.4])
     model.batches.clear()
-    sample(model, noise(), classes(), num_steps=5, shift=1.0, guidance=Guidance(kind="cfg", scale=1.0))
+    guided(num_steps=5, guidance=Guidance(kind="cfg", scale=1.0))
     assert model.batches == [2] * 5
 
 
