@@ -37,7 +37,7 @@ class OpenVision3Config(PreTrainedConfig):
 
     model_type = HF_TYPES["openvision3"]
     model: str = "openvision3"  # what our own loader reads
-    shape: dict | None = None  # of encoder.options.OpenVision3Shape, as a mapping
+    shape: dict | None = None  # of encoder.models.shapes.OpenVision3Shape, as a mapping
     vae: str | None = None  # folder or hub id, for a model that is given pixels
 
     @property
@@ -52,7 +52,7 @@ class OpenVision3Config(PreTrainedConfig):
 
 
 class OpenVision3ClipConfig(OpenVision3Config):
-    """The CLIP baseline; `shape` is that of encoder.options.ClipShape."""
+    """The CLIP baseline; `shape` is that of encoder.models.shapes.ClipShape."""
 
     model_type = HF_TYPES["clip"]
     model: str = "clip"

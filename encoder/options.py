@@ -51,7 +51,7 @@ class TokensConfig:
     vae: str | None = None  # over the encoder's own
     features: Features = "last"
     split: Literal["train", "val", "test"] = "train"  # of shards
-    limit: int | None = None  # the first so many pictures, readable or not
+    limit: int | None = None  # take only this many, the first, readable or not
     flips: bool = False  # the mirror images' tokens too
     dtype: Literal["fp16", "fp32"] = "fp16"
     batch_size: int = 64

@@ -80,7 +80,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class TokenWriter:
-    """Writes a folder of tokens shard by shard; processes that write different shards need no other word.
+    """Writes a folder of tokens shard by shard; processes may write different shards at the same time.
 
     about: what index.json says of the tokens. sources: for each shard, what it is made of.
     """
@@ -197,7 +197,7 @@ class TokenStore:
         """The tokens (B N D, as stored) of the pictures at `indices` (B,), of the mirror image where asked.
 
         Raises:
-            IndexError: there are not so many pictures.
+            IndexError: an index is beyond the last picture.
             ValueError: mirror images are asked for and there are none.
         """
         if is_flipped is not None and not self.has_flips:

@@ -46,7 +46,7 @@ class Pictures(Protocol):
     def __len__(self) -> int: ...
 
     def describe(self, part: range) -> str:
-        """What a part consists of, as one word that no other part of no other pictures has."""
+        """A word for what a part consists of; parts of other pictures have other words."""
 
     def read(self, part: range) -> Iterator[Picture | BadSample]:
         """The pictures of a part in order; in place of an unreadable one, its name with the reason."""
@@ -259,11 +259,11 @@ def write_tokens(config: TokensConfig, out_dir: Path, *, has_moments: bool = Fal
     def say(number: int) -> None:
         nonlocal num_seen
         num_seen += number
-        if ranks.is_main:  # the others are taken to be as far
+        if ranks.is_main:  # the other processes are assumed to be equally far
             left = num_left - num_left * num_seen // num_mine if mine else 0
             progress(out_dir, len(pictures) - left, len(pictures), "pictures")
 
-    say(0)  # from here on, the folder is this config's
+    say(0)  # marks the folder as begun with this config
     work = ShardEncoder(encoder, config, pictures)
     for number in mine:
         writer.write(number, work.encode(parts[number], say))

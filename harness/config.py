@@ -19,11 +19,12 @@ from harness.replica.mark import is_in_replica
 CONFIGS = ROOT / "configs"
 ABLATION = "ablation"  # the suite that a preset need not have
 ALL = "all"  # suite=all: every suite that does not train encoders
-# Of encoder.options.TrainConfig: which samples are seen, in which order
+# Keys of encoder.training.options.TrainConfig that say which samples are seen, in which order
 _SAMPLES = ("num_steps", "batch_size", "image_size", "train_limit", "seed", "contrastive_texts", "init")
 REHEARSAL = "rehearsal"  # the results folder of whatever reads a replica
 LOCAL = "local"  # below the results folder: runs with values of their own; git ignores it
-_WITHOUT_EFFECT = ("jobs", "slurm", "seconds", "disk_mb", "assumed_flops")  # of a preset, on any number
+# Keys of a preset that change no number
+_WITHOUT_EFFECT = ("jobs", "slurm", "seconds", "disk_mb", "assumed_flops")
 Config = TypeVar("Config")
 
 
@@ -94,13 +95,14 @@ class RaeSections:
 class AblationSections:
     """What suite=ablation trains at this size, and which of its studies go through the bridges."""
 
-    train: dict[str, Any]  # encoder.options.TrainConfig of the variant that all others differ from
+    train: dict[str, Any]  # encoder.training.options.TrainConfig of the variant that all others differ from
     # Study -> variant -> what it changes in `train`: sizes, which differ from preset to preset
     variants: dict[str, dict[str, dict[str, Any]]] = dataclasses.field(default_factory=dict)
     bridges: list[str] = dataclasses.field(default_factory=lambda: ["branches", "tau"])
     llava: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # over the preset's own
     rae: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # over the preset's own
-    synergy: dict[str, Any] = dataclasses.field(default_factory=dict)  # encoder.options.SynergyConfig
+    # encoder.training.options.SynergyConfig
+    synergy: dict[str, Any] = dataclasses.field(default_factory=dict)
     reconstruct: dict[str, Any] = dataclasses.field(default_factory=dict)  # over the preset's rae.reconstruct
 
 
@@ -110,7 +112,7 @@ class PhaseSection:
 
     resolution: int  # px
     num_pictures: int  # train pictures of this size; scene i is the same scene at every size
-    # Over every encoder's own `train`: equal samples in equal order. encoder.options.TrainConfig
+    # Over every encoder's own `train`: equal samples in equal order. encoder.training.options.TrainConfig
     train: dict[str, Any]
 
 
@@ -118,7 +120,7 @@ class PhaseSection:
 class MadeEncoder:
     """An encoder that a preset trains itself."""
 
-    train: dict[str, Any]  # encoder.options.TrainConfig without what the phases give
+    train: dict[str, Any]  # encoder.training.options.TrainConfig without what the phases give
     decoder: dict[str, Any] | None = None  # rae_bridge.config.TrainDecoderConfig; None: it decodes itself
     features: FeatureChoice = dataclasses.field(default_factory=FeatureChoice)
 
@@ -127,9 +129,10 @@ class MadeEncoder:
 class FoundationSections:
     """What a preset trains before it measures; the names of `encoders` are words of `encoders=`."""
 
-    scenes: dict[str, Any]  # encoder.options.ScenesConfig without sizes and train pictures: the phases' own
+    # encoder.data.options.ScenesConfig without sizes and train pictures, which the phases give
+    scenes: dict[str, Any]
     phases: list[PhaseSection]  # of every encoder
-    vae: dict[str, Any]  # encoder.options.TrainVaeConfig; on the last phase's pictures
+    vae: dict[str, Any]  # encoder.training.options.TrainVaeConfig; on the last phase's pictures
     encoders: dict[str, MadeEncoder]
     language_model: dict[str, Any]  # llava_bridge.config.TrainLlmConfig
 
@@ -185,7 +188,7 @@ class Preset:
     seconds: dict[str, float]  # estimated wall time of each stage, by its folder's name
     # FLOP/s of one GPU in bf16 training: `--plan` then adds each stage's FLOPs over it (`running.cost`)
     assumed_flops: float | None = None
-    disk_mb: dict[str, float] = dataclasses.field(default_factory=dict)  # likewise, of what it leaves
+    disk_mb: dict[str, float] = dataclasses.field(default_factory=dict)  # what each leaves there
 
     def __post_init__(self) -> None:
         given = (self.llava.language_model is not None, self.foundation is not None, bool(self.released))

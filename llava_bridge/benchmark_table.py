@@ -19,7 +19,7 @@ class Benchmark:
     metrics: Mapping[str, tuple[str, float]]
     unit: str = "%"
     replace: Mapping[str, Any] = field(default_factory=dict)  # keys of the packaged YAML
-    more: tuple[str, ...] = ()  # what we read of the answers besides
+    more: tuple[str, ...] = ()  # keys of ours that are computed from the answers
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -52,8 +52,8 @@ class TrainLlmConfig:
     shape: LlamaShape = field(default_factory=LlamaShape)
     precision: Precision = "bf16"
     attention: Attention = "sdpa"
-    # Share of the conversations whose lettered questions are turned into free ones, answered by the option's
-    # own words: half the tokens, and what has to be found is said outright. The rest teaches letters.
+    # Share of the conversations whose lettered questions are asked without options and answered by the right
+    # option's words, which is half as long and names what was seen. The others teach to answer by letter.
     free_answer_fraction: float = 0.5
     compile: bool = False  # twice as fast on a CPU, once each of the few lengths is compiled
     # Peak rate of Muon on the blocks' matrices; None: AdamW alone, which learns to read far more slowly
@@ -65,7 +65,7 @@ class TrainLlmConfig:
     log_steps: int = 50
     checkpoint_steps: int = 500
     keep_checkpoints: int = 1  # as in `encoder.training.options.TrainConfig`
-    skip_non_finite: int = 0  # as there
+    skip_non_finite: int = 0  # as in `encoder.training.options.TrainConfig`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

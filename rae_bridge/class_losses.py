@@ -1,6 +1,6 @@
 """What the class is worth to a model: its loss at several times with the true class, a wrong one, and none.
 
-A model that does not hear its class has the same loss with each, and no Frechet distance shows it.
+A model that ignores its class has the same loss with each; no Frechet distance would show that.
 """
 
 import torch

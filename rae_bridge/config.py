@@ -26,7 +26,7 @@ __all__ = ["DIT_SIZES", "DecoderConfig", "DiTConfig", "decoder_config", "dit_con
 
 
 def check_keeping(keep_checkpoints: int, skip_non_finite: int) -> None:
-    """Raises: ValueError if no checkpoint would be kept, or fewer than no steps left out."""
+    """Raises: ValueError if no checkpoint would be kept, or the number of steps to leave out is negative."""
     if keep_checkpoints < 1 or skip_non_finite < 0:
         given = f"{keep_checkpoints} and {skip_non_finite}"
         raise ValueError(f"keep_checkpoints must be 1 or more, skip_non_finite 0 or more; got {given}")
@@ -39,7 +39,7 @@ class DiTOptimConfig:
     MAY_CHANGE: ClassVar = ("lr", "final_lr", "decay_steps", "warmup_steps", "clip_norm")
 
     lr: float = 2e-4
-    muon_lr: float | None = None  # the blocks' matrices learn by Muon, at this rate, which falls alike
+    muon_lr: float | None = None  # the blocks' matrices learn by Muon, at this rate; it falls as `lr` does
     final_lr: float = 2e-5
     decay_steps: tuple[int, int] | None = None  # the fall's first and last step; RAE: epochs 40 and 800
     warmup_steps: int = 0  # linear; RAE has none
@@ -128,7 +128,7 @@ class TrainDiTConfig:
     seed: int = 0
     log_steps: int = 20
     checkpoint_steps: int = 500
-    keep_checkpoints: int = 1  # the last so many
+    keep_checkpoints: int = 1  # the newest ones kept
     skip_non_finite: int = 0  # steps in the whole run that may be left out because they are not finite
 
     def __post_init__(self) -> None:
@@ -157,13 +157,13 @@ class AdversarialConfig:
     MAY_CHANGE: ClassVar = ("lr", "weight", "max_adaptive_weight")
 
     backbone: str = "vit_small_patch8_224.dino"  # of timm
-    checkpoint: str | None = None  # its weights: None: timm's own (a download), "random", or a file
-    weight: float = 0.75  # beside the adaptive one
+    checkpoint: str | None = None  # its weights. None: timm's own (a download), "random", or a file
+    weight: float = 0.75  # times the adaptive weight
     max_adaptive_weight: float = 1e4
     learns_from: float = (
         6 / 16
     )  # fraction of the steps after which the discriminator learns; RAE: epoch 6 of 16
-    acts_from: float = 8 / 16  # and after which the decoder hears of it
+    acts_from: float = 8 / 16  # fraction of the steps after which the decoder's loss has this term
     lr: float = 2e-4
     kernel_size: int = 9  # of the heads' convolution along the tokens
 
@@ -200,7 +200,7 @@ class TrainDecoderConfig:
     lpips_trunk: str | None = None  # VGG16's file; None: where torch's hub keeps it
     perceptual_weight: float = 0.5  # OpenVision 3's; RAE's is 1
     perceptual_from: float = 0.0  # fraction of the steps after which the perceptual term joins
-    perceptual_fraction: float = 1.0  # part of each batch that it sees; 1 is exact, less the same on average
+    perceptual_fraction: float = 1.0  # part of each batch that the term is computed on; its mean is the same
     adversarial: AdversarialConfig | None = None  # RAE's third term
     ema_decay: float = 0.9978  # RAE's
     precision: Precision = "fp32"
@@ -212,7 +212,7 @@ class TrainDecoderConfig:
     seed: int = 0
     log_steps: int = 50
     checkpoint_steps: int = 500
-    keep_checkpoints: int = 1  # the last so many
+    keep_checkpoints: int = 1  # the newest ones kept
     skip_non_finite: int = 0  # steps in the whole run that may be left out because they are not finite
 
     def __post_init__(self) -> None:
@@ -288,7 +288,7 @@ class CacheConfig:
     data: str  # folder with {train,val,test}/*.tar
     split: Literal["train", "val", "test"] = "train"
     flips: bool = True  # keep the mirror images' tokens too; training then draws either
-    limit: int | None = None  # the first so many pictures, readable or not
+    limit: int | None = None  # take only this many, the first, readable or not
     dtype: Literal["fp16", "fp32"] = "fp16"
     shard_size: int | None = None  # pictures; None: as many as fill 512 MB
     batch_size: int = 64

@@ -123,7 +123,7 @@ def prepare_split(
             checkpoint.save_tensors(paths[number], _encoded(squares, encoder))
         if ranks.is_main:
             progress(out_dir, parts[number].stop, num, f"tokens of {split}")
-    _finish(ranks.gather(account.state()))  # and no process goes on before all files are there
+    _finish(ranks.gather(account.state()))  # all files are there before any process maps them
     return Split.open(paths)
 
 

@@ -38,7 +38,7 @@ def sin_cos_positions(height: int, width: int, dim: int) -> Tensor:
     if dim % 4 or dim < 8:
         raise ValueError(f"width {dim} must be a multiple of 4, at least 8, for sin-cos positions")
     quarter = dim // 4
-    cpu = torch.device("cpu")  # the table is kept: not wherever torch.device() points at the first call
+    cpu = torch.device("cpu")  # whatever device is the default: the first caller's must not decide
     omega = 10000 ** (-torch.arange(quarter, dtype=torch.float64, device=cpu) / (quarter - 1))
     rows, columns = torch.arange(height, device=cpu), torch.arange(width, device=cpu)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
@@ -167,7 +167,7 @@ class ViTEncoder(nn.Module):
         if (height, width) == (grid, grid):
             return stored
         own = positions_on(stored.device, grid, grid, stored.shape[1]).to(stored)
-        if not torch.allclose(stored[1:], own, atol=8e-3):  # what bf16 keeps of it
+        if not torch.allclose(stored[1:], own, atol=8e-3):  # the table may have been rounded to bf16
             raise ValueError(
                 f"a {height}x{width} grid needs positions to be computed, but this tower's table "
                 f"({grid}x{grid}) is not the sin-cos one; feed it {grid * self.shape.patch_size} wide inputs"

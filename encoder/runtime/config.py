@@ -20,7 +20,7 @@ from encoder.runtime.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent.parent  # relative paths in configs are relative to this folder
 Config = TypeVar("Config")
-# Of these, zero or less can nowhere be meant
+# Keys that must be over zero, whatever config they stand in
 _COUNTS = {
     "batch_size", "checkpoint_steps", "image_size", "log_steps", "max_length", "micro_batch",
     "micro_batch_size", "num_epochs", "num_samples", "num_steps",

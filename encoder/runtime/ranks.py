@@ -38,7 +38,7 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes what there is once."""
+        """Whether this is the first process, which alone writes the shared files."""
         return self.rank == 0
 
     def part(self, num: int) -> slice:
@@ -73,7 +73,7 @@ class Ranks:
         return values
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         if self.world > 1:
             dist.barrier()
 

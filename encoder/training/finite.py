@@ -27,8 +27,8 @@ class _Pending:
 
 
 class FiniteSteps:
-    """Which steps were finite. `allowed`: so many others are left out in the whole run (`skip_non_finite`);
-    `skipped`: so many were before this start."""
+    """Which steps were finite. `allowed`: how many others may be left out in the whole run
+    (`skip_non_finite`); `skipped`: how many have been."""
 
     def __init__(self, allowed: int = 0, skipped: int = 0):
         self.allowed, self.skipped = allowed, skipped

@@ -105,7 +105,7 @@ class TrainConfig:
     seed: int = 0
     log_steps: int = 50
     checkpoint_steps: int = 500
-    keep_checkpoints: int = 1  # the last so many: checkpoint.pt, before it checkpoint.1.pt, ...
+    keep_checkpoints: int = 1  # the newest ones kept: checkpoint.pt, before it checkpoint.1.pt, ...
     # Steps whose loss or gradient is not finite that are left out (weights, averages and moments stay as they
     # were) before the run stops; counted over the whole run
     skip_non_finite: int = 0

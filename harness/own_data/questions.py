@@ -20,7 +20,8 @@ from encoder.runtime.stage import main, write_json
 
 QUESTION = "Describe the picture."
 OPTIONS = 4  # of a question, and questions of a group
-_PICTURES = {"image": {"feature": {"_type": "Image"}, "_type": "List"}}  # what `datasets` is to take for one
+# Tells `datasets` that the column holds pictures
+_PICTURES = {"image": {"feature": {"_type": "Image"}, "_type": "List"}}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from harness.replica import hub
 from harness.replica.config import ReplicaConfig
 from harness.replica.pictures import draw, png, scenes, size_of
 
-SPLITS = {"train": "train", "validation": "val", "test": "test"}  # theirs: that of Scenes
+SPLITS = {"train": "train", "validation": "val", "test": "test"}  # its split -> that of Scenes
 _SUBJECTS = ("natural science", "language science", "social science")
 
 

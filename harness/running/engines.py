@@ -113,7 +113,7 @@ class RunStage:
 
 
 class SlurmJob:
-    """A job with the ways of a process."""
+    """A job of the cluster as a `Work`: polled, waited for and ended as a process is."""
 
     pid = 0  # none on this machine
 

@@ -34,7 +34,7 @@ class Stage:
     inputs: tuple["Stage", ...] = ()
     files: tuple[Path, ...] = ()  # read by the stage, written by no other: their content is fingerprinted
     seconds: float = 0.0  # estimate for this preset
-    disk_mb: float | None = None  # likewise, of what it leaves; None: the preset says it, by `name`
+    disk_mb: float | None = None  # estimate of what it leaves; None: the preset says it, by `name`
     runs_dir: Path
 
     @functools.cached_property

@@ -36,9 +36,9 @@ class Grid:
 
 
 def grids(board: Mapping, suite: SuiteConfig, *, with_appendix: bool) -> Iterator[Grid]:
-    """The suite's tables: the headline has a line per encoder; the longer ones turn that round."""
+    """The suite's tables: the headline has a line per encoder, the longer ones a column."""
     own = [row for row in board["rows"] if row["kind"] != "published"]
-    asked = keys_of(own)  # a suite's file names what every judge and task can give
+    asked = keys_of(own)  # a suite's file names more keys: those of every judge and task
     better = different_from_baseline(board)
     for name, study in suite.studies.items():
         rows = [row | {"encoder": row["groups"][name]} for row in own if name in row.get("groups", {})]
