@@ -124,5 +124,5 @@ def test_the_generators_backbone_is_larger_than_its_head(graph):
 
 
 def test_a_language_model_comes_from_one_place():
-    with pytest.raises(ConfigError, match=r"either llava\.language_model or a foundation"):
+    with pytest.raises(ConfigError, match=r"give one of llava\.language_model, foundation"):
         parse(["preset=small", "llava.language_model=weights/demo/llama"])
