@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from encoder.data.account import BadSample, TooManyBadSamples
 from encoder.data.embedded import EmbeddedPictures
 from encoder.data.pictures import check_size, decode_picture
 from encoder.data.roots import find_picture
@@ -37,35 +38,36 @@ _log = logging.getLogger(__name__)
 
 
 class BrokenPictures:
-    """Names of the pictures that passed the look before the first step and could not be decoded.
+    """The bad samples that passed the look before the first step: their pictures could not be decoded.
 
-    folder: takes a small file for each, so that all processes and attempts of a run count together; None:
-    this process alone. `limit`: beyond it, reading stops.
+    An `Account` counts one reading. Here epochs, processes and attempts of a run meet the same pictures
+    again, so each is noted once, by its name. folder: takes a small file for each, so that all count
+    together; None: this process alone. `limit`: beyond it, reading stops.
     """
 
     def __init__(self, folder: Path | None = None, limit: int = 0):
         self.folder, self.limit = folder, limit
-        self._own: dict[str, str] = {}  # name -> reason, of this process
+        self._own: dict[str, BadSample] = {}  # of this process, by name
 
     def __contains__(self, name: str | None) -> bool:
         return name in self._own
 
-    def add(self, name: str, reason: str) -> None:
+    def add(self, name: str, reason: object) -> None:
         """Note one more.
 
         Raises:
-            ValueError: they are more than `limit`; the first are named.
+            TooManyBadSamples: they are more than `limit`; the first are named.
         """
-        self._own[name] = reason
-        _log.warning("picture %s is broken and its sample dropped: %s", name, reason)
+        bad = self._own[name] = BadSample.of(name, reason)
+        _log.warning("dropped the sample of a broken picture: %s", bad)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             key = hashlib.sha256(name.encode()).hexdigest()[:24]
-            write_json(self.folder / f"{key}.json", {"picture": name, "reason": reason})
+            write_json(self.folder / f"{key}.json", {"picture": name, "reason": bad.reason})
         found = self.read()
         if len(found) > self.limit:
-            named = "; ".join(f"{name}: {why}" for name, why in list(found.items())[:_NAMED])
-            raise ValueError(
+            named = "; ".join(str(BadSample(*each)) for each in list(found.items())[:_NAMED])
+            raise TooManyBadSamples(
                 f"pictures cut off or broken: {len(found)}, allowed beside the missing ones: {self.limit} "
                 f"(max_missing_fraction); the first: {named}"
             )
@@ -73,7 +75,8 @@ class BrokenPictures:
     def read(self) -> dict[str, str]:
         """{name: reason} of all processes and attempts, by name."""
         rows = [json.loads(path.read_text()) for path in self.folder.glob("*.json")] if self.folder else []
-        found = self._own | {row["picture"]: row["reason"] for row in rows}
+        own = {name: bad.reason for name, bad in self._own.items()}
+        found = own | {row["picture"]: row["reason"] for row in rows}
         return dict(sorted(found.items()))
 
 
@@ -154,7 +157,7 @@ class LivePictures:
         give one black picture (see `data.collate`).
 
         Raises:
-            ValueError: more pictures are broken than allowed.
+            TooManyBadSamples: more pictures are broken than allowed.
         """
         pictures = [self._read(name) for name in names] or [_black()]
         return self.image_processor(pictures, return_tensors="pt")["pixel_values"]
@@ -166,7 +169,7 @@ class LivePictures:
             with self.open(name) as file:
                 return decode_picture(file)
         except (OSError, ValueError) as error:
-            self.broken.add(name, str(error))
+            self.broken.add(name, error)
         return _black()
 
 

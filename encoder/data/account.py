@@ -26,6 +26,11 @@ class BadSample:
     name: str
     reason: str
 
+    @classmethod
+    def of(cls, name: str, reason: object) -> BadSample:
+        """With the reason, such as an exception, in one line."""
+        return cls(name, " ".join(str(reason).split())[:_REASON_CHARACTERS])
+
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
 
@@ -73,7 +78,7 @@ class Account:
 
         Raises: TooManyBadSamples, naming the first ones, once PATIENCE samples would allow fewer.
         """
-        bad = BadSample(name, " ".join(str(reason).split())[:_REASON_CHARACTERS])
+        bad = BadSample.of(name, reason)
         self.num_bad += 1
         if len(self.bad) < KEPT:
             self.bad.append(bad)
