@@ -75,24 +75,24 @@ def pixel_decoder_flops(size: DecoderSize, num_tokens: int, in_width: int) -> fl
     return ends + transformer_flops(num_tokens, width, depth, size.decoder_intermediate_size)
 
 
-def _above(stage: Stage, module: str) -> Stage | None:
+def above(stage: Stage, module: str) -> Stage | None:
     """The nearest stage of a module that this one depends on."""
     for source in stage.inputs:
         if source.module == module:
             return source
-    return next(filter(None, (_above(source, module) for source in stage.inputs)), None)
+    return next(filter(None, (above(source, module) for source in stage.inputs)), None)
 
 
 def _needed(stage: Stage, module: str) -> Stage:
-    """As `_above`, of a stage that cannot be counted without it."""
-    source = _above(stage, module)
+    """As `above`, of a stage that cannot be counted without it."""
+    source = above(stage, module)
     if source is None:
         raise _UnknownError(module)
     return source
 
 
 def _scenes(stage: Stage) -> ScenesConfig:
-    if _above(stage, "harness.own_data") is not None:  # those further up are what the weights were trained on
+    if above(stage, "harness.own_data") is not None:  # those further up are what the weights were trained on
         raise _UnknownError("harness.own_data")
     return _needed(stage, "encoder.data.scenes.write").config
 
@@ -130,7 +130,7 @@ def _encode(stage: Stage) -> float:
     made = _made(stage)
     if made is None:
         return 0.0
-    shape, vae = _vit(made), _above(made, "encoder.train_vae")
+    shape, vae = _vit(made), above(made, "encoder.train_vae")
     latents = 0.0 if vae is None else vae_flops(vae.config.shape, _side(vae, shape))[0]
     return FP32 * (encoder_flops(shape) + latents)
 
@@ -144,7 +144,7 @@ def _decode(stage: Stage) -> float:
     """Of a picture, from its tokens."""
     made, tokens = _made(stage), _num_tokens(stage)
     if made.config.openvision3 is not None:
-        towers, vae = made.config.openvision3, _above(made, "encoder.train_vae")
+        towers, vae = made.config.openvision3, above(made, "encoder.train_vae")
         pixels = 0.0 if vae is None else vae_flops(vae.config.shape, _side(vae, towers.encoder))[1]
         return FP32 * (decoder_flops(towers.decoder, tokens) + pixels)
     decoder = _needed(stage, "rae_bridge.train_decoder").config
@@ -152,7 +152,7 @@ def _decode(stage: Stage) -> float:
 
 
 def _train_encoder(stage: Stage) -> float:
-    config, vae = stage.config, _above(stage, "encoder.train_vae")
+    config, vae = stage.config, above(stage, "encoder.train_vae")
     towers = config.openvision3 or config.clip
     each, once = sample_flops(config), 0.0
     if vae is not None:

@@ -14,6 +14,7 @@ from harness.command_line import main, make_plans
 from harness.config import parse, results_folder
 from harness.paper.sources import LARGE, SOURCES, SourcesConfig, locate
 from harness.replica.mark import MARK
+from harness.running.cost_released import released_disk_mb, released_flops
 from harness.running.stages import Graph
 
 LAYOUT = {name: source.places[0] for name, source in SOURCES.items()}
@@ -26,8 +27,9 @@ def data_root(tmp_path) -> Path:
     root = tmp_path / "data"
     for name, place in LAYOUT.items():
         path = root / place
-        (path.parent if path.suffix else path).mkdir(parents=True, exist_ok=True)
-        if path.suffix:
+        is_file = path.suffix in (".pth", ".npz", ".safetensors")  # vicuna-7b-v1.5 is a folder
+        (path.parent if is_file else path).mkdir(parents=True, exist_ok=True)
+        if is_file:
             path.write_bytes(name.encode())
     (root / LARGE["clip"].places[0]).mkdir()
     for name in ("base-patch2-28", "base-patch2-32", "large-patch2-32"):
@@ -128,6 +130,38 @@ def test_a_source_of_its_own_place_wins_over_data_root(tmp_path):
     places = locate(SourcesConfig(language_model=str(tmp_path / "llama-3")), tmp_path / "root")
     assert places["language_model"] == tmp_path / "llama-3"
     assert places["imagenet"] == tmp_path / "root" / LAYOUT["imagenet"]
+
+
+def test_the_plan_counts_what_the_config_files_say(data_root, capsys):
+    words = ["--plan", "suite=all", "preset=paper", f"data_root={data_root}", f"runs_dir={data_root}/runs"]
+    assert main(words) == 0
+    assert "without the FLOPs of 14 stages" in capsys.readouterr().out  # no config file is there
+    config = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2}
+    clip = {"vision_config": {**config, "image_size": 224, "patch_size": 16}}
+    (data_root / LAYOUT["clip"] / "config.json").write_text(json.dumps(clip))
+    language_model = {**config, "vocab_size": 100}
+    (data_root / LAYOUT["language_model"] / "config.json").write_text(json.dumps(language_model))
+    vision = {
+        "image_size": 32,
+        "patch_size": 2,
+        "in_channels": 16,
+        "width": 64,
+        "layers": 2,
+        "head_width": 16,
+    }
+    release = {"model_cfg": {"embed_dim": 32, "vision_cfg": vision}}
+    for folder in (data_root / LAYOUT["openvision3"]).iterdir():
+        (folder / "open_clip_config.json").write_text(json.dumps(release))
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "without the FLOPs" not in text and "published: GPU-hours that others print" in text
+    graph = plan(data_root, "suite=all")
+    (decoder,) = stages(graph, "rae_bridge.train_decoder", "clip-b")
+    assert released_disk_mb(decoder) > 1_281_167 * (3 * 224**2 + 2 * 196 * 64) / 1e6
+    (trained,) = stages(graph, "rae_bridge.train", "clip-b")
+    twice = plan(data_root, "suite=all", f"rae.train.num_steps={2 * trained.config.num_steps}")
+    (longer,) = stages(twice, "rae_bridge.train", "clip-b")
+    assert released_flops(longer) == pytest.approx(2 * released_flops(trained), rel=1e-3)
 
 
 def test_no_data_root_is_one_line(capsys):

@@ -1,0 +1,256 @@
+"""What the stages on real sources compute and leave on the disk, from the config files of the released
+networks and from counts alone: for `--plan`. No torch.
+
+FLOPs are those of `harness.running.cost`; what gradient checkpointing computes again is not counted.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from encoder.models.shapes import SHIFTED, VaeShape, ViTShape
+from encoder.options import EncoderConfig
+from encoder.runtime.config import ROOT
+from encoder.training.flops import (
+    VGG16_FLOPS,
+    encoder_flops,
+    transformer_flops,
+    transformer_parameters,
+    vae_flops,
+)
+from harness.running.cost import FP32, above, dit_flops, pixel_decoder_flops
+from harness.running.stages import Stage
+
+# Records of LLaVA's files where they are too large to count for a plan, and tokens of their texts: assumed
+RECORDS = {"blip_laion_cc_sbu_558k.json": 558_128, "llava_v1_5_mix665k.json": 665_298}
+COUNTED_BYTES = 64e6
+TEXT, QUESTION = {1: 30, 2: 250}, 70
+QUESTIONS = {
+    "seedbench": 14_233, "pope": 9_000, "mme": 2_374, "gqa": 12_578, "scienceqa": 4_241,
+    "scienceqa_img": 2_017,
+}  # fmt: skip
+IMAGENET, IMAGENET_CLASSES = 1_281_167, 1000
+DINO_FLOPS = transformer_flops(785, 384, 12)  # ViT-S/8 at 224 px: the discriminator's backbone
+# GPU-hours that others print for the same stage: LLaVA-1.5's README, 7B on 8 A100 with 576 image tokens
+# (3.5 h and 10 h); RAE's issue #50, 50,000 samples on one H800
+PUBLISHED_HOURS = {"llava_align": 28.0, "llava_instruct": 80.0, "rae_generate": 7.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """A frozen encoder as its config files describe it."""
+
+    flops: float  # of a picture, as bf16's
+    num_tokens: int
+    width: int
+    side: int  # pixels of the pictures that it sees
+
+
+def released_flops(stage: Stage) -> float | None:
+    """FLOPs of a stage; 0 where they are not worth counting, None where a config file is missing or odd."""
+    return _counted(_FLOPS, stage)
+
+
+def released_disk_mb(stage: Stage) -> float:
+    """What a stage leaves on the disk at its largest, checkpoints included; 0 where that is not known."""
+    return (_counted(_BYTES, stage) or 0.0) / 1e6
+
+
+def is_released(stage: Stage) -> bool:
+    """Whether a stage stands on a released encoder, by the paths of its weights."""
+    return above(stage, "harness.described") is not None
+
+
+def _counted(counts: Mapping[str, Callable[[Stage], float]], stage: Stage) -> float | None:
+    count = counts.get(stage.module)
+    try:
+        return count(stage) if count is not None else 0.0
+    except (OSError, ValueError, KeyError):  # whatever is wrong there, `check` says
+        return None
+
+
+def tower(config: EncoderConfig) -> Tower:
+    """Sizes and FLOPs of an OpenVision 3 release with its VAE, or of a CLIP's vision tower.
+
+    Raises: OSError, ValueError, KeyError: a file is missing, or is not what it should be.
+    """
+    scheme, _, folder = config.source.partition(":")
+    if scheme == "clip":
+        held = _read(ROOT / folder / "config.json")
+        vision = held.get("vision_config", held)
+        width, heads = vision["hidden_size"], vision["num_attention_heads"]
+        shape = ViTShape(
+            image_size=vision["image_size"], patch_size=vision["patch_size"],
+            in_channels=vision.get("num_channels", 3), width=width, layers=vision["num_hidden_layers"],
+            head_width=width // heads, mlp_width=vision["intermediate_size"],
+        )  # fmt: skip
+        return Tower(FP32 * encoder_flops(shape), shape.grid**2, width, shape.image_size)
+    model = _read(ROOT / config.source / "open_clip_config.json")["model_cfg"]
+    sizes = {key: model["vision_cfg"][key] for key in ("image_size", "patch_size", "in_channels", "width")}
+    more = {"layers": model["vision_cfg"]["layers"], "head_width": model["vision_cfg"]["head_width"]}
+    shape = ViTShape(**sizes, **more, embed_dim=model["embed_dim"])
+    held = _read(ROOT / str(config.vae).removesuffix(SHIFTED) / "config.json")
+    vae = VaeShape(
+        block_out_channels=tuple(held["block_out_channels"]), layers_per_block=held["layers_per_block"],
+        latent_channels=held["latent_channels"], norm_num_groups=held["norm_num_groups"],
+    )  # fmt: skip
+    side = vae.downsample * shape.image_size
+    flops = FP32 * (encoder_flops(shape) + vae_flops(vae, side)[0])
+    return Tower(flops, shape.grid**2, shape.width, side)
+
+
+def language_model_flops(config: Mapping[str, Any], num_tokens: int) -> float:
+    """Forward FLOPs of a causal language model as its config.json describes it, logits of every token."""
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    inner = heads * (config.get("head_dim") or width // heads)
+    blocks = 2.0 * num_tokens * config["num_hidden_layers"] * (_block(config) + 2 * num_tokens * inner)
+    return blocks + 2.0 * num_tokens * width * config["vocab_size"]
+
+
+def language_model_parameters(config: Mapping[str, Any]) -> float:
+    """Weights of its matrices."""
+    ends = (1 if config.get("tie_word_embeddings") else 2) * config["vocab_size"] * config["hidden_size"]
+    return config["num_hidden_layers"] * _block(config) + ends
+
+
+def _block(config: Mapping[str, Any]) -> float:
+    """Weights of one block: queries, keys, values, output, and an MLP of three matrices."""
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    head = config.get("head_dim") or width // heads
+    groups = config.get("num_key_value_heads") or heads
+    return 2 * width * head * (heads + groups) + 3 * width * config["intermediate_size"]
+
+
+def count_records(path: Path) -> int:
+    """Conversations in a file of LLaVA's; the published number where it is large."""
+    if path.stat().st_size > COUNTED_BYTES:
+        return RECORDS[path.name]
+    return path.read_bytes().count(b'"conversations"')
+
+
+def count_pictures(folder: Path) -> int:
+    """Train pictures of ImageNet, or of fewer classes than it has."""
+    train = folder / "train"
+    classes = [entry.path for entry in os.scandir(train) if entry.is_dir()] if train.is_dir() else []
+    if not classes or len(classes) >= IMAGENET_CLASSES:
+        return IMAGENET
+    return sum(len(os.listdir(path)) for path in classes)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    return json.loads(path.read_text())
+
+
+def _tower(stage: Stage) -> Tower:
+    return tower(above(stage, "harness.described").config)
+
+
+def _language_model(stage: Stage) -> Mapping[str, Any]:
+    """The config of what the first of LLaVA's stages starts from."""
+    while (before := above(stage, "llava_bridge.train")) is not None:
+        stage = before
+    return _read(ROOT / stage.config.init / "config.json")
+
+
+def _llava_flops(stage: Stage) -> float:
+    config, seen = stage.config, _tower(stage)
+    num_tokens = (config.num_image_tokens or seen.num_tokens) + TEXT[config.stage]
+    passes = 2 if config.stage == 1 else 3  # a frozen language model has no weight gradients
+    each = passes * language_model_flops(_language_model(stage), num_tokens) + seen.flops
+    return config.num_epochs * sum(count_records(ROOT / path) for path in config.data) * each
+
+
+def _answer_flops(stage: Stage) -> float:
+    seen = _tower(stage)
+    each = language_model_flops(_language_model(stage), seen.num_tokens + QUESTION) + seen.flops
+    return each * sum(QUESTIONS.get(name, 0) for name in stage.config.benchmarks)
+
+
+def _dit_flops(stage: Stage) -> float:
+    config, seen = stage.config, _tower(stage)
+    each = 3 * dit_flops(config.size, seen.num_tokens, seen.width) + seen.flops
+    return config.num_steps * config.batch_size * each + config.pictures.num_for_statistics * seen.flops
+
+
+def _pixel_decoder_flops(stage: Stage) -> float:
+    """Three passes of the decoder, of LPIPS' trunk and of the discriminator, once they take part."""
+    config, seen = stage.config, _tower(stage)
+    each = 3 * pixel_decoder_flops(config.size, seen.num_tokens, seen.width)
+    if config.perceptual == "lpips":
+        each += 3 * VGG16_FLOPS * _side(stage) ** 2 * (1 - config.perceptual_from)
+    if config.adversarial is not None:
+        learns, acts = 1 - config.adversarial.learns_from, 1 - config.adversarial.acts_from
+        each += 2 * DINO_FLOPS * (learns + acts)
+    return config.num_steps * config.batch_size * each + _num_pictures(stage) * seen.flops
+
+
+def _sample_flops(stage: Stage) -> float:
+    config, seen = stage.config, _tower(stage)
+    each = dit_flops(above(stage, "rae_bridge.train").config.size, seen.num_tokens, seen.width)
+    return config.num_samples * (config.num_steps * each + _decode(stage, seen))
+
+
+def _reconstruct_flops(stage: Stage) -> float:
+    seen = _tower(stage)
+    return stage.config.limit * (seen.flops + _decode(stage, seen))
+
+
+def _decode(stage: Stage, seen: Tower) -> float:
+    size = above(stage, "rae_bridge.train_decoder").config.size
+    return FP32 * pixel_decoder_flops(size, seen.num_tokens, seen.width)
+
+
+def _num_pictures(stage: Stage) -> int:
+    return stage.config.train_limit or count_pictures(ROOT / stage.config.data)
+
+
+def _side(stage: Stage) -> int:
+    """Pixels on a side of what a pixel decoder draws."""
+    return stage.config.image_size or _tower(stage).side
+
+
+def _llava_bytes(stage: Stage) -> float:
+    """bf16 weights, and a checkpoint: bf16 weights alone, or with fp32 weights and AdamW's moments."""
+    of_weight = 2 + (2 if stage.config.stage == 1 else 14)
+    return of_weight * language_model_parameters(_language_model(stage))
+
+
+def _pixel_decoder_bytes(stage: Stage) -> float:
+    """Pictures and fp16 tokens of every train picture, and a checkpoint: fp32 weights, average, moments."""
+    seen, size = _tower(stage), stage.config.size
+    each = 3 * _side(stage) ** 2 + 2 * seen.num_tokens * seen.width
+    layers, mlp = size.decoder_num_hidden_layers, size.decoder_intermediate_size
+    return _num_pictures(stage) * each + 16 * transformer_parameters(size.decoder_hidden_size, layers, mlp)
+
+
+def _dit_bytes(stage: Stage) -> float:
+    """A checkpoint (fp32 weights, average, moments) and the averaged weights."""
+    size, total = stage.config.size, 0.0
+    for width, depth in zip(size.hidden_size, size.depth, strict=True):
+        mlp_width = round(1.5 * int(2 / 3 * int(width * size.mlp_ratio)))
+        total += transformer_parameters(width, depth, mlp_width) + 6 * depth * width**2
+    return 20 * total
+
+
+def _pictures_bytes(num: str) -> Callable[[Stage], float]:
+    return lambda stage: 3.0 * getattr(stage.config, num) * (stage.config.image_size or 256) ** 2
+
+
+_FLOPS = {
+    "llava_bridge.evaluate": _answer_flops,
+    "llava_bridge.train": _llava_flops,
+    "rae_bridge.generate": _sample_flops,
+    "rae_bridge.reconstruct": _reconstruct_flops,
+    "rae_bridge.train": _dit_flops,
+    "rae_bridge.train_decoder": _pixel_decoder_flops,
+}
+_BYTES = {
+    "llava_bridge.train": _llava_bytes,
+    "rae_bridge.generate": _pictures_bytes("num_samples"),
+    "rae_bridge.reconstruct": _pictures_bytes("limit"),
+    "rae_bridge.train": _dit_bytes,
+    "rae_bridge.train_decoder": _pixel_decoder_bytes,
+}
