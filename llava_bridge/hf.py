@@ -4,6 +4,8 @@
 Also the tower's image processor. Importing this module is what has the side effect, and only this one.
 """
 
+import math
+
 import numpy as np
 import torch
 from PIL import Image
@@ -11,7 +13,7 @@ from torch.nn.functional import interpolate
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from encoder.data.pictures import as_rgb
+from encoder.data.pictures import MAX_PIXELS, as_rgb
 from llava_bridge.tower import FrozenTower, FrozenTowerConfig
 
 
@@ -56,6 +58,12 @@ class UnitImageProcessor(BaseImageProcessor):
 
 def _pad(image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
     side = max(image.size)
+    if side * side > MAX_PIXELS:  # a long line, whose square would be too large
+        most = math.isqrt(MAX_PIXELS)
+        image = image.resize(
+            tuple(max(1, each * most // side) for each in image.size), Image.Resampling.BICUBIC
+        )
+        side = most
     square = Image.new("RGB", (side, side), fill)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from encoder.data.account import BadSample, TooManyBadSamples
 from encoder.data.embedded import EmbeddedPictures
-from encoder.data.pictures import check_size, decode_picture
+from encoder.data.pictures import decode_picture, open_header, picture_fault
 from encoder.data.roots import find_picture
 from encoder.runtime.config import ROOT
 from encoder.runtime.stage import write_json
@@ -149,7 +149,7 @@ class LivePictures:
             with self.open(name) as file:
                 check_picture(file)
         except Exception as error:  # of any kind: PIL's readers raise whatever the bytes make them
-            return " ".join(str(error).split())[:200] or type(error).__name__
+            return _fault(error)
         return None
 
     def stack(self, names: Sequence[str]) -> Tensor:
@@ -203,8 +203,7 @@ def check_picture(file: BinaryIO) -> None:
     Raises:
         Exception: of any kind, where it is no picture, has more than MAX_PIXELS, or is cut off.
     """
-    with Image.open(file) as picture:
-        check_size(picture)
+    with open_header(file) as picture:
         mark = END_MARKS.get(picture.format, b"")
         place = file.tell()
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
@@ -212,6 +211,12 @@ def check_picture(file: BinaryIO) -> None:
         file.seek(place)
         if not is_whole:
             picture.load()
+
+
+def _fault(error: Exception) -> str:
+    """Of a file that is not there its name, of a picture what is wrong with it."""
+    is_plain = isinstance(error, FileNotFoundError)
+    return str(error) if is_plain else picture_fault(error)
 
 
 def _black() -> Image.Image:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +24,13 @@ from PIL import Image
 from torch import Tensor
 
 from encoder.data.embedded import EmbeddedPictures
-from encoder.data.pictures import decode_picture
-from encoder.data.shards import load_images, num_threads
+from encoder.data.pictures import MAX_PIXELS, decode_picture
+from encoder.data.shards import PICTURE_SUFFIXES, load_images, num_threads
+from encoder.data.tars import MEMBER_NAME
 from encoder.runtime.config import ROOT
 
 Split = Literal["train", "val", "test"]
+MAX_LABEL = 2**31 - 1  # of a class
 NAMES = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}  # of folders and files
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 _AT_ONCE = 64  # pictures decoded between two copies into the whole
@@ -67,6 +69,11 @@ def centre_crop(picture: Image.Image, size: int) -> Image.Image:
 
     Source: openai/guided-diffusion, image_datasets.py (center_crop_arr), which DiT, SiT and RAE copy.
     """
+    side = min(picture.size)
+    if side < size and size * max(picture.size) > MAX_PIXELS * side:  # a long line, too large once enlarged
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        square = picture.crop((left, top, left + side, top + side))
+        return square.resize((size, size), Image.Resampling.BICUBIC)
     while min(picture.size) >= 2 * size:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
     scale = size / min(picture.size)
@@ -129,20 +136,19 @@ def _from_parquet(files: Sequence[Path], cache: Path) -> PictureSet:
 def _from_shards(shards: Sequence[Path]) -> PictureSet:
     places, labels, names = [], [], []
     for shard in shards:
-        picture: dict[str, tuple[int, int]] = {}
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                key, _, suffix = member.name.partition(".")
-                if f".{suffix.lower()}" in SUFFIXES:
-                    picture[key] = (member.offset_data, member.size)
-                elif suffix in ("cls", "json") and key in picture:
-                    labels.append(_label(tar.extractfile(member).read(), suffix, f"{shard.name}:{key}"))
-                    places.append((shard, *picture.pop(key)))
-                    names.append(f"{shard.name}:{key}")
-        if picture:
-            raise ValueError(
-                f"{shard.name}:{next(iter(picture))} has no class: no KEY.cls, no `label` in KEY.json"
-            )
+        pictures: dict[str, tuple[int, int]] = {}
+        classes: dict[str, int] = {}
+        for key, suffix, member, content in _members(shard):
+            if suffix in PICTURE_SUFFIXES:
+                pictures[key] = (member.offset_data, member.size)
+            elif suffix in ("cls", "json") and key not in classes:
+                classes[key] = _label(content(), suffix, f"{shard.name}:{key}")
+        for key, place in pictures.items():
+            if key not in classes:
+                raise ValueError(f"{shard.name}:{key} has no class: no KEY.cls, no `label` in KEY.json")
+            labels.append(classes[key])
+            places.append((shard, *place))
+            names.append(f"{shard.name}:{key}")
 
     def read(index: int) -> bytes:
         shard, start, size = places[index]
@@ -153,12 +159,29 @@ def _from_shards(shards: Sequence[Path]) -> PictureSet:
     return PictureSet(torch.tensor(labels), names, read, ())
 
 
+def _members(shard: Path) -> Iterator[tuple[str, str, tarfile.TarInfo, Callable[[], bytes]]]:
+    """Key, suffix, place and content of each member that belongs to a sample.
+
+    Raises: ValueError: the file is no plain tar, or damaged.
+    """
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                found = MEMBER_NAME.fullmatch(member.name)
+                if member.isreg() and member.sparse is None and found is not None:
+                    yield found[1], found[2].lower(), member, tar.extractfile(member).read
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(
+            f"{shard} is damaged or packed ({error}); pictures are read at any place, so it must be plain tar"
+        ) from None
+
+
 def _label(data: bytes, suffix: str, name: str) -> int:
     try:
         label = int(data) if suffix == "cls" else json.loads(data)["label"]
     except (ValueError, KeyError, TypeError):
         label = None
-    if type(label) is not int or label < 0:
+    if type(label) is not int or not 0 <= label <= MAX_LABEL:
         raise ValueError(f"{name} has no class: {re.sub(rb'[^ -~]+', b' ', data[:60]).decode()}")
     return label
 

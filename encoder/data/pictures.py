@@ -9,6 +9,7 @@ many pixels is refused by its header, before anything is decoded. No torch here.
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,14 +44,23 @@ def decode_picture(source: bytes | Path | BinaryIO, *, max_pixels: int = MAX_PIX
         with source.open("rb") as file:
             return decode_picture(file, max_pixels=max_pixels)
     file = io.BytesIO(source) if isinstance(source, bytes) else source
-    ImageFile.LOAD_TRUNCATED_IMAGES = (
-        False  # importing lmms-eval sets it: cut-off pictures would be grey below
-    )
     try:
-        with Image.open(file, formats=_known_formats()) as picture:
+        with open_header(file, max_pixels) as picture:
             return _to_rgb(picture, max_pixels)
     except Exception as error:  # of any kind: Pillow's readers raise whatever the bytes make them
-        raise ValueError(_reason(error)) from None
+        raise ValueError(picture_fault(error, max_pixels)) from None
+
+
+def open_header(file: BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A picture of one of FORMATS of which the header is read and nothing decoded.
+
+    Raises: Exception: of any kind, where it is none or has no pixels or too many; `picture_fault` words it.
+    """
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # importing lmms-eval sets it: cut-off ones would be grey below
+    Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit, for what only decoding finds
+    picture = Image.open(file, formats=_known_formats())
+    check_size(picture, max_pixels)
+    return picture
 
 
 def as_rgb(picture: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -61,7 +71,7 @@ def as_rgb(picture: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image
     try:
         return _to_rgb(picture, max_pixels)
     except Exception as error:  # opened does not mean decoded
-        raise ValueError(_reason(error)) from None
+        raise ValueError(picture_fault(error, max_pixels)) from None
 
 
 def check_size(picture: Image.Image, max_pixels: int = MAX_PIXELS) -> None:
@@ -137,7 +147,11 @@ def _stretch(values: np.ndarray) -> np.ndarray:
     return np.rint((values.astype(np.float64) - low) * (255 / (high - low)))
 
 
-def _reason(error: Exception) -> str:
+def picture_fault(error: Exception, max_pixels: int = MAX_PIXELS) -> str:
+    """What is wrong with a picture, in one line, from whatever opening or decoding it raised."""
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        found = re.search(r"\d+", str(error))
+        return f"{found[0] if found else 'too many'} pixels; allowed are 1 to {max_pixels}"
     if isinstance(error, UnidentifiedImageError):
         return f"not a picture ({', '.join(FORMATS)})"
     text = " ".join(str(error).split())[:200]

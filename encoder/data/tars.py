@@ -17,7 +17,8 @@ import fsspec
 
 MAX_MEMBER_BYTES = 256 * 2**20  # of one member; a larger one is read past and its sample is bad
 _CHUNK = 2**20
-_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
+# A sample's key and a suffix
+MEMBER_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _NO_SAMPLE = re.compile(r"__[^/]*__($|/)")  # WebDataset's own notes
 # Of a raw sample, beside {suffix: bytes}
 KEY, URL, PROBLEM = "__key__", "__url__", "__problem__"
@@ -108,7 +109,7 @@ class OpenShard:
             with tarfile.open(fileobj=_Source(self._file), mode="r|*", tarinfo=_Member) as tar:
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # it would keep the headers of all
-                    found = _NAME.fullmatch(member.name)
+                    found = MEMBER_NAME.fullmatch(member.name)
                     if not member.isreg() or found is None or _NO_SAMPLE.match(member.name):
                         continue
                     last, key = member.name, (found[1], found[2].lower())

@@ -1,5 +1,6 @@
 """ImageNet in the three forms it comes in: same pictures, same classes, cut as ADM cuts them."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -120,3 +121,37 @@ def test_what_cannot_be_read_is_named(tmp_path, folders, pictures):
     empty.mkdir(parents=True)
     with pytest.raises(ValueError, match=r"no pictures .* in the 1 class folders of"):
         open_pictures(tmp_path / "empty", "val")
+
+
+@pytest.mark.parametrize("suffixes", [("cls", "jpg"), ("json", "png"), ("PNG", "JSON"), ("webp", "cls")])
+def test_members_of_a_sample_come_in_any_order_and_with_any_path(tmp_path, suffixes):
+    (tmp_path / "val").mkdir()
+    with tarfile.open(tmp_path / "val" / "0.tar", "w") as tar:
+        folder = tarfile.TarInfo("./v1.0")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for i in range(3):  # as `tar cf 0.tar ./v1.0` writes them, in the order of their names
+            for suffix in suffixes:
+                about = {"cls": str(i), "json": json.dumps({"label": i})}.get(suffix.lower())
+                data = about.encode() if about else png(Image.new("RGB", (4, 4), (i, 0, 0)))
+                member = tarfile.TarInfo(f"./v1.0/{i}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    found = open_pictures(tmp_path, "val")
+    assert found.labels.tolist() == [0, 1, 2] and found.names[2] == "0.tar:./v1.0/2"
+    assert found.images([2, 0], 4)[:, 0, 0, 0].tolist() == [2, 0]
+
+
+def test_a_packed_or_cut_off_shard_is_named(tmp_path):
+    write_shard(tmp_path / "val" / "0.tar", [Image.new("RGB", (4, 4))], [0])
+    whole = (tmp_path / "val" / "0.tar").read_bytes()
+    for data in (gzip.compress(whole), whole[:100], whole[:700], b""):
+        (tmp_path / "val" / "0.tar").write_bytes(data)
+        with pytest.raises(ValueError, match=r"0\.tar"):
+            open_pictures(tmp_path, "val")
+
+
+def test_a_long_line_is_cut_before_it_is_enlarged():
+    line = Image.new("RGB", (3_000_000, 1), "red")
+    line.paste((0, 0, 255), (1_499_999, 0, 1_500_001, 1))
+    assert np.asarray(centre_crop(line, 32)).reshape(-1, 3).tolist() == [[0, 0, 255]] * 32 * 32

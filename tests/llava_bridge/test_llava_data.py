@@ -229,3 +229,9 @@ def test_training_order_batches_similar_lengths():
     batches = lengths[torch.tensor(training_order(lengths, 10, 64, seed=0))].view(-1, 10)
     padded = (batches.amax(1) * 10).sum() / lengths.sum()
     assert padded < 1.1
+
+
+def test_a_long_line_is_padded_at_a_size_that_fits_in_memory():
+    line = Image.new("RGB", (4_000_000, 1), "white")
+    (pixels,) = UnitImageProcessor(8, aspect="pad", fill=(0, 0, 0))(line)["pixel_values"]
+    assert pixels.shape == (3, 8, 8) and pixels.min() >= 0 and pixels.max() <= 1

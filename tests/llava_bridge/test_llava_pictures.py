@@ -283,3 +283,11 @@ def test_a_disk_without_locks_gets_a_message(on_the_hub, tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(OSError, match=r"has no file locks \(No locks available\); set picture_cache to"):
         EmbeddedPictures(tmp_path / "cache").add(on_the_hub)
+
+
+def test_what_training_cannot_decode_is_found_before_the_first_step(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.tga")  # Pillow opens it, `decode_picture` does not
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "big.png")
+    pictures = LivePictures(tmp_path, UnitImageProcessor(32))
+    assert "not a picture" in pictures.fault("a.tga")
+    assert pictures.fault("big.png") == "400000000 pixels; allowed are 1 to 64000000"
