@@ -16,6 +16,7 @@ from torch import Tensor
 from encoder.metrics.checks import check_features, check_gaussian
 
 _ROWS = 1024  # features that are held in float64 at a time
+_NEGATIVE = 1e-3  # of the largest eigenvalue: what rounding makes of a zero stays far below
 
 
 @dataclasses.dataclass
@@ -115,6 +116,7 @@ def moments_of(features: Tensor) -> Moments:
     Raises:
         ValueError: they are no rows of features, or one is not finite.
     """
+    check_features(features)
     moments = Moments.empty(features.shape[-1])
     moments.update(features)
     return moments
@@ -163,4 +165,6 @@ def _trace_of_root(cov_1: np.ndarray, cov_2: np.ndarray) -> float:
         product = dtrmm(1.0, lower, product, side=0, lower=1, trans_a=1, overwrite_b=1)
         product = dtrmm(1.0, lower, product, side=1, lower=1, overwrite_b=1)
     values = eigh(product, eigvals_only=True, overwrite_a=True, check_finite=False, driver="ev")
+    if values.min() < -_NEGATIVE * values.max():
+        raise ValueError("one of the two covariances is none: a direction has a variance below zero")
     return float(np.sqrt(values.clip(min=0.0)).sum())

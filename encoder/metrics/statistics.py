@@ -61,7 +61,12 @@ def _read(path: Path, mean: str, cov: str) -> dict[str, np.ndarray]:
     for name, array in arrays.items():
         if array.dtype.kind not in "fiu":
             raise ValueError(f"{path}: {name} holds {array.dtype}, expected real numbers")
-    return {name: array if name == "pooled" else array.astype(np.float64) for name, array in arrays.items()}
+    # As this machine orders bytes: torch takes no other
+    kinds = {
+        name: array.dtype.newbyteorder("=") if name == "pooled" else np.float64
+        for name, array in arrays.items()
+    }
+    return {name: array.astype(kinds[name], copy=False) for name, array in arrays.items()}
 
 
 def distance(moments: Moments, reference: Moments | Statistics) -> float:

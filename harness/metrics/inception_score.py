@@ -32,7 +32,7 @@ def inception_score(logits: Tensor, num_chunks: int = 10) -> Score:
     """
     check_features(logits, "inception score, logits")
     num = len(logits)
-    if num < num_chunks:
+    if not 1 <= num_chunks <= num:
         raise ValueError(f"inception score: {num} pictures do not fill {num_chunks} chunks")
     log_p = logits.double().log_softmax(dim=1)  # N K
     scores = []

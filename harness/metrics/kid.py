@@ -57,6 +57,16 @@ def kernel_distance(
         raise ValueError(
             f"kernel distance: subset_size {subset_size} is more than the {len(x)} and {len(y)} pictures"
         )
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+        estimates = _estimates(x, y, num_subsets, subset_size, seed)
+    if not np.isfinite(estimates).all():
+        largest = max(float(np.abs(x).max()), float(np.abs(y).max()))
+        raise ValueError(f"kernel distance: features as large as {largest:.3g} overflow the cubic kernel")
+    return KernelDistance(mean=float(estimates.mean()), std=float(estimates.std()))
+
+
+def _estimates(x: np.ndarray, y: np.ndarray, num_subsets: int, subset_size: int, seed: int) -> np.ndarray:
+    """The squared MMD of each subset."""
     is_small = len(x) + len(y) <= _GRAM_LIMIT
     grams = (_kernel(x, x), _kernel(x, y), _kernel(y, y)) if is_small else None
     generator = np.random.RandomState(seed)
@@ -74,7 +84,7 @@ def kernel_distance(
                 grams[2][np.ix_(rows_2, rows_2)],
             )
         estimates[i] = _unbiased_squared_mmd(*blocks)
-    return KernelDistance(mean=float(estimates.mean()), std=float(estimates.std()))
+    return estimates
 
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:

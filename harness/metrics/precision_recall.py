@@ -53,13 +53,23 @@ def precision_recall(
 
 
 def _radii(features: Tensor, neighbours: int, tile: int) -> Tensor:
-    """Distance of each picture to its k-th nearest other one, N."""
-    return torch.cat(
+    """Distance of each picture to its k-th nearest other one, N.
+
+    Raises:
+        ValueError: a distance overflows.
+    """
+    radii = torch.cat(
         [
             torch.cdist(rows, features).topk(neighbours + 1, largest=False).values[:, -1]
             for rows in features.split(tile)
         ]
     )
+    if not bool(radii.isfinite().all()):
+        largest = float(features.abs().max())
+        raise ValueError(
+            f"precision and recall: distances of features as large as {largest:.3g} overflow float32"
+        )
+    return radii
 
 
 def _share_inside(points: Tensor, centres: Tensor, radii: Tensor, tile: int) -> float:

@@ -149,3 +149,34 @@ def test_too_few_or_misshapen_features_are_refused():
 def test_classes_without_any_chance_add_nothing_to_the_inception_score():
     sure = 1000.0 * torch.eye(10).repeat(20, 1)  # the others' chance is below the least float64
     assert inception_score(sure).mean == pytest.approx(10.0, abs=1e-9)
+
+
+def test_numbers_that_overflow_on_the_way_are_refused_and_large_ones_are_not():
+    with pytest.raises(ValueError, match=r"as large as .*e\+20 overflow float32"):
+        precision_recall(features(50) * 1e20, features(50))
+    with pytest.raises(ValueError, match="overflow the cubic kernel"):
+        kernel_distance(features(50).double() * 1e120, features(50), num_subsets=1, subset_size=2)
+    assert precision_recall(features(50) * 1e15, features(50) * 1e15).precision == 1.0
+
+
+def test_an_indefinite_covariance_is_none_and_a_singular_one_is():
+    indefinite = np.ones((3, 3)) + np.diag([0.0, 0.0, -0.9])
+    assert np.linalg.eigvalsh(indefinite).min() < -0.3
+    with pytest.raises(ValueError, match="variance below zero"):
+        fid.frechet_distance(np.zeros(3), np.eye(3), np.zeros(3), indefinite)
+    ones = np.ones((3, 3))  # of rank 1: tr (I ones)^(1/2) = sqrt(3)
+    assert math.isclose(
+        fid.frechet_distance(np.zeros(3), np.eye(3), np.zeros(3), ones), 6 - 2 * math.sqrt(3), abs_tol=1e-6
+    )
+
+
+def test_features_of_another_byte_order_are_read_and_a_single_number_is_none(tmp_path):
+    seen = features(9).numpy()
+    np.savez(tmp_path / "other.npz", pooled=seen.astype(seen.dtype.newbyteorder()))
+    found = fid.Statistics.load(tmp_path / "other.npz")
+    np.testing.assert_allclose(found.cov, np.cov(seen.T), atol=1e-6)
+    np.savez(tmp_path / "number.npz", pooled=np.float32(1))
+    with pytest.raises(ValueError, match=r"number\.npz: .*expected rows of features"):
+        fid.Statistics.load(tmp_path / "number.npz")
+    with pytest.raises(ValueError, match="do not fill 0 chunks"):
+        inception_score(features(9), 0)
