@@ -19,6 +19,7 @@ from torch import Tensor
 from encoder.models.pretrained import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, read_config
 from encoder.models.shapes import ViTShape
 from encoder.models.vit import ViTEncoder
+from encoder.runtime.checkpoint import serialize
 from encoder.runtime.config import nearest
 from encoder.runtime.files import replacing
 from encoder.runtime.stage import write_json
@@ -75,7 +76,7 @@ def export_release(
     ordered = {name: state[name] for name in (*first, *(name for name in state if name not in first))}
     tensors = {name: value.detach().float().cpu().contiguous() for name, value in ordered.items()}
     with replacing(folder / RELEASE_WEIGHTS) as temporary, temporary.open("wb") as file:
-        torch.save(tensors, file)
+        serialize(tensors, file)
     vision = {
         "image_size": shape.image_size, "patch_size": shape.patch_size, "in_channels": shape.in_channels,
         "layers": shape.layers, "width": shape.width, "head_width": shape.head_width,

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from encoder.data.pictures import decode_picture
+from encoder.runtime.stage import first_line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         pictures = [_open(options.image)] if options.image else []
         answerer = _load(options)
     except (OSError, ValueError) as error:
-        print(f"error: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+        print(f"error: {first_line(error)}", file=sys.stderr)
         return 2
     if options.question is not None:
         print(answerer.answer(options.question, pictures))

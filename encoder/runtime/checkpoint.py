@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -28,13 +28,45 @@ def save(path: Path, state: Mapping[str, Any], *, keep: int = 1) -> None:
     on. At a kill between two names the newest is for a moment checkpoint.1.pt: see `newest`.
     """
     with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save(dict(state), file)
+        serialize(dict(state), file)
         file.flush()
         if keep > 1:
             os.fsync(file.fileno())
             _shift(path, keep)
     for old in _earlier(path)[keep - 1 :]:
         old.unlink(missing_ok=True)
+
+
+class _Sink:
+    """A file that keeps the error it raised: torch's writer replaces it by one about its own positions."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.error = file, None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def serialize(state: dict[str, Any], file: BinaryIO) -> None:
+    """Write `state` as torch does.
+
+    Raises:
+        OSError: the file cannot be written, such as on a full disk.
+    """
+    sink = _Sink(file)
+    try:
+        torch.save(state, sink)
+    except RuntimeError:
+        if sink.error is None:
+            raise
+        raise sink.error from None
 
 
 def newest(path: Path) -> Path | None:

@@ -5,6 +5,7 @@ No torch here.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, the file's limit
 # .<name>.<place>.<process id>.<random>.tmp: unique, whatever hosts, processes and threads share a disk
 _TEMPORARY = re.compile(r"\..+\.(?P<place>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{16}\.tmp")
 
@@ -42,8 +44,11 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
+            reason = f"{error.strerror}: {path} cannot be written; make room, then the same command goes on"
+            raise OSError(error.errno, reason) from None
         raise
 
 

@@ -69,12 +69,17 @@ def main(
     except (ValueError, OSError) as error:  # also a full disk
         if os.environ.get("OV3_TRACEBACK"):
             raise
-        print(f"error: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+        print(f"error: {first_line(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         print(f"interrupted; what {out_dir} holds is good, the same command goes on", file=sys.stderr)
         sys.exit(INTERRUPTED)
     write_done(out_dir, _module_name(), result, time.monotonic() - started)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def is_first_process() -> bool:

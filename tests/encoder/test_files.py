@@ -61,3 +61,39 @@ def test_what_a_killed_writer_left_goes_at_the_next_start_and_a_living_ones_stay
         stage.make_writable(tmp_path)
         assert own.is_file() and elsewhere.is_file()
         assert not [path for path in tmp_path.glob(".checkpoint.pt.*.tmp") if path != elsewhere]
+
+
+WRITES = """
+import sys, torch
+from pathlib import Path
+from encoder.models.shapes import ViTShape
+from encoder.models.vit import ViTEncoder
+from encoder.release import export_release
+from encoder.runtime import checkpoint
+folder = Path(sys.argv[1])
+vit = ViTEncoder(ViTShape(image_size=4, width=64, layers=1, head_width=16, embed_dim=16))
+for write in (
+    lambda: checkpoint.save(folder / "a.pt", {"a": torch.zeros(100_000)}),
+    lambda: checkpoint.save_tensors(folder / "a.safetensors", {"a": torch.zeros(100_000)}),
+    lambda: export_release(vit, folder),
+):
+    try:
+        write()
+    except OSError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_is_said_with_the_file_and_leaves_nothing(tmp_path):
+    limited = f"ulimit -f 100; exec {sys.executable} -c '{WRITES}' {tmp_path}"
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) == 3, done.stderr
+    for line, name in zip(lines, ("a.pt", "a.safetensors", "open_clip_pytorch_model.bin"), strict=True):
+        assert f"{tmp_path / name} cannot be written; make room" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_without_words_is_said_by_its_kind():
+    assert stage.first_line(ValueError()) == "ValueError"
+    assert stage.first_line(OSError("one\ntwo")) == "one"
