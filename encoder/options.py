@@ -60,5 +60,6 @@ class TokensConfig:
     device: Device = "cpu"
 
     def __post_init__(self):
-        if self.shard_size is not None and self.shard_size < 1:
-            raise ValueError(f"shard_size {self.shard_size} must be at least 1 picture, or null")
+        for name in ("shard_size", "limit"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} {value} must be at least 1 picture, or null")

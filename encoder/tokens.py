@@ -19,6 +19,7 @@ from torch import Tensor
 
 from encoder.data.account import Account, BadSample
 from encoder.data.batch import to_pixels
+from encoder.data.picture_set import MAX_LABEL
 from encoder.data.pictures import decode_picture
 from encoder.data.records import picture_names
 from encoder.data.roots import find_picture
@@ -135,8 +136,8 @@ def _count_samples(path: Path) -> int:
 def _decode(tar: str, raw: dict[str, Any]) -> Picture | BadSample:
     try:
         label = read_record(raw).get("label", NO_CLASS)
-        if not isinstance(label, int) or label < NO_CLASS:
-            raise ValueError(f"label {str(label)[:40]!r} is not a class's number")
+        if type(label) is not int or not NO_CLASS <= label <= MAX_LABEL:
+            raise ValueError(f"label {repr(label)[:40]} is not a class's number")
         return raw["__key__"], np.array(open_picture(raw)), label
     except (ValueError, OSError) as error:
         return BadSample(f"{tar}:{raw['__key__']}", str(error))

@@ -20,6 +20,7 @@ from pyarrow import parquet
 
 IMAGE = "<image>"  # stands for the picture in a text
 _SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system"}
+_ROWS_AT_ONCE = 10_000  # of parquet that become objects together
 _PICTURE_KEYS = ("image", "path", "url")  # of a part that is a picture
 Refuse = Callable[[str, str], object]  # takes a record's name and the reason why it cannot be used
 Row = tuple[str, Any, str | None]  # its place, its content, why it could not be read
@@ -114,11 +115,12 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
 
 def _read_rows(paths: Sequence[Path], embedded: PictureStore | None) -> Iterator[Row]:
     for path in _files(paths):
-        if path.suffix == ".jsonl":
+        if path.suffix.lower() == ".jsonl":
             yield from _read_lines(path)
-            continue
-        rows = _read_parquet(path, embedded) if path.suffix == ".parquet" else _read_json(path)
-        yield from ((f"{path} row {i}", row, None) for i, row in enumerate(rows))
+        elif path.suffix.lower() == ".parquet":
+            yield from _read_parquet(path, embedded)
+        else:
+            yield from ((f"{path} row {i}", row, None) for i, row in enumerate(_read_json(path)))
 
 
 def _read_lines(path: Path) -> Iterator[Row]:
@@ -143,18 +145,34 @@ def _read_json(path: Path) -> list:
     return rows
 
 
-def _read_parquet(path: Path, embedded: PictureStore | None) -> list[dict]:
+def _read_parquet(path: Path, embedded: PictureStore | None) -> Iterator[Row]:
     has_pictures = holds_pictures(path)
     if has_pictures and embedded is None:
         raise ValueError(f"{path} holds the pictures, which only training on live pictures reads")
     try:
         columns = [name for name in parquet.read_schema(path).names if name != "image" or not has_pictures]
-        rows = parquet.read_table(path, columns=columns).to_pylist()
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        table = parquet.read_table(path, columns=columns)
+    except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
-    if has_pictures:
-        rows = [row | {"image": name} for row, name in zip(rows, embedded.add(path), strict=True)]
-    return [{key: value for key, value in row.items() if value is not None} for row in rows]
+    names = embedded.add(path) if has_pictures else None
+    for i, (row, fault) in enumerate(_rows(table)):
+        if row is not None:
+            row = row if names is None else row | {"image": names[i]}
+            row = {key: value for key, value in row.items() if value is not None}
+        yield f"{path} row {i}", row, fault
+
+
+def _rows(table: pyarrow.Table) -> Iterator[tuple[dict | None, str | None]]:
+    """A table's rows; in place of one whose text is not UTF-8, why it cannot be read."""
+    for start in range(0, len(table), _ROWS_AT_ONCE):
+        part = table.slice(start, _ROWS_AT_ONCE)
+        try:
+            yield from ((row, None) for row in part.to_pylist())
+        except UnicodeDecodeError as error:
+            if len(part) == 1:
+                yield None, f"not UTF-8: {error}"
+            else:
+                yield from (each for i in range(len(part)) for each in _rows(part.slice(i, 1)))
 
 
 # ---- rows to records

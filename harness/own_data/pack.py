@@ -112,11 +112,11 @@ def _samples(
         if listing.has_shards:
             reader = ShardReader(paths, max_bad_fraction=config.max_bad_fraction)
             for sample in reader:
-                label = sample.record.get("label")
-                if not isinstance(label, int) or not 0 <= label < (config.num_classes or 1):
-                    bound = f"label must be an integer below own_data.num_classes={config.num_classes}"
-                    raise ValueError(f"{split}/{sample.key}: {bound}, got {label!r}")
-                record = {"class_name": str(label), **sample.record, "label": label}
+                try:
+                    record = _shard_record(sample.record, config.num_classes)
+                except ValueError as error:
+                    account.add_bad(f"{split}/{sample.key}", error)
+                    continue
                 account.add_good()
                 yield split, sample.key, Image.fromarray(sample.pixels), record
             for bad in reader.bad:
@@ -133,9 +133,24 @@ def _samples(
             account.add_good()
             name = path.parent.name
             beside = path.with_suffix(".txt")
-            caption = beside.read_text(errors="replace").strip() if beside.is_file() else ""
+            caption = beside.read_text("utf-8-sig", "replace").strip() if beside.is_file() else ""
             record = {"label": labels[name], "class_name": name, "caption": caption or name}
             yield split or _split(content, config.test_fraction), f"{index:09d}", picture, record
+
+
+def _shard_record(record: dict[str, Any], num_classes: int | None) -> dict[str, Any]:
+    """A shard's record with its label and the name of its class.
+
+    Raises: ValueError if one of the two cannot be used.
+    """
+    label = record.get("label")
+    if type(label) is not int or not 0 <= label < (num_classes or 1):
+        bound = f"label must be an integer below own_data.num_classes={num_classes}"
+        raise ValueError(f"{bound}, got {ascii(label)[:60]}")
+    name = record.get("class_name")
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"class_name must be text, got {ascii(name)[:60]}")
+    return {**record, "label": label, "class_name": name or str(label)}
 
 
 def _split(content: bytes, test_fraction: float) -> str:
@@ -166,7 +181,7 @@ class _Writer:
         if split not in self.open:
             path = self.out_dir / split / f"{self.counts[split] // _SHARD_SIZE:05d}.tar"
             partial = path.with_name(f"{path.name}.partial")
-            tar = tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 (closed in _close)
+            tar = tarfile.open(partial, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 (closed in _close)
             self.open[split] = (tar, path)
         for suffix, data in (
             ("json", json.dumps(record).encode()),

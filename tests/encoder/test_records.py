@@ -3,6 +3,7 @@
 import json
 import random
 
+import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -161,3 +162,21 @@ def test_hundreds_of_damaged_records_leave_no_traceback_and_the_account_adds_up(
         )
         assert set(record) <= {"id", "image", "conversations"}
     assert {record["image"] for record in kept if "image" in record} <= set(names)
+
+
+def test_one_row_of_parquet_that_is_not_utf_8_costs_itself_alone(tmp_path):
+    offsets = pyarrow.py_buffer(np.array([0, 1, 2, 4], np.int32).tobytes())
+    names = pyarrow.StringArray.from_buffers(3, offsets, pyarrow.py_buffer(b"a\xffcd"))
+    talk = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]
+    table = pyarrow.table({"id": names, "conversations": pyarrow.array([talk] * 3)})
+    parquet.write_table(table, tmp_path / "ROWS.PARQUET")  # a name in capitals is parquet too
+    refused = []
+    found = read_records([tmp_path / "ROWS.PARQUET"], refuse=lambda *each: refused.append(each))
+    assert [record["id"] for record in found] == ["a", "cd"]
+    ((place, reason),) = refused
+    assert place.endswith("ROWS.PARQUET row 1") and reason.startswith("not UTF-8")
+
+
+def test_the_end_of_a_name_may_be_in_capitals(tmp_path):
+    (tmp_path / "TALK.JSONL").write_text('{"text": "a"}\n{"text": "b"}\n')
+    assert [record["text"] for record in read_records([tmp_path / "TALK.JSONL"])] == ["a", "b"]

@@ -279,3 +279,20 @@ def test_several_processes_however_often_killed_write_what_one_does(encoder, tmp
     assert len(files) == 18
     for file in (*files, "index.json"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "several" / file).read_bytes()
+
+
+@pytest.mark.parametrize("label", [10**30, 2**31, -2, True, 1.0, None, [1], "1", float("nan")])
+def test_what_is_no_class_is_skipped_by_name(encoder, tmp_path, monkeypatch, label):
+    monkeypatch.setattr("encoder.tokens.MAX_BAD_FRACTION", 0.5)
+    write_shards(tmp_path / "data", 3, labels=[1, label, 2])
+    monkeypatch.setattr("encoder.data.account.PATIENCE", 3)
+    result = run(tokens_config(encoder, tmp_path / "data"), tmp_path)
+    assert (result["num_pictures"], result["num_skipped"]) == (2, 1)
+    (skipped,) = json.loads((tmp_path / "index.json").read_text())["skipped"]
+    assert "00000.tar:001" in str(skipped) and "is not a class" in str(skipped)
+
+
+@pytest.mark.parametrize("own", [{"limit": 0}, {"limit": -1}, {"shard_size": 0}])
+def test_sizes_below_one_are_refused(encoder, own):
+    with pytest.raises(ValueError, match=f"{next(iter(own))} .* must be at least 1"):
+        tokens_config(encoder, "nowhere", **own)

@@ -191,3 +191,35 @@ def test_the_text_of_ones_own_shards_is_the_caption_that_training_takes(tmp_path
     (tmp_path / "out").mkdir()
     run(config(tmp_path / "shards", image_size=16, num_classes=1), tmp_path / "out")
     assert [sample.record["txt"] for sample in read_samples(tmp_path / "out", "train")] == [text]
+
+
+def test_odd_records_of_ones_own_shards_are_counted_and_long_names_kept(tmp_path):
+    records = [{"label": index % 2} for index in range(8)]
+    records += [{}, {"label": None}, {"label": True}, {"label": 9}, {"label": 0, "class_name": ["a"]}]
+    for split in ("train", "test"):
+        (tmp_path / "shards" / split).mkdir(parents=True)
+        with tarfile.open(tmp_path / "shards" / split / "0.tar", "w") as tar:
+            for index, record in enumerate(records):
+                buffer = io.BytesIO()
+                picture("bee", index).save(buffer, "PNG")
+                key = "k" * 150 + str(index)
+                data = {"png": buffer.getvalue(), "txt": b"a bee", "json": json.dumps(record).encode()}
+                for suffix, content in data.items():
+                    member = tarfile.TarInfo(f"{key}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    out = tmp_path / "out"
+    out.mkdir()
+    done = run(config(tmp_path / "shards", num_classes=2, max_bad_fraction=0.5), out)
+    assert (done["train"], done["test"], done["num_skipped"]) == (8, 8, 10)
+    assert len((out / "skipped.txt").read_text().splitlines()) == 10
+    assert [len(sample.key) for sample in read_samples(out, "test")] == [151] * 8
+
+
+def test_a_caption_with_a_byte_order_mark_is_read_without_it(folder, tmp_path):
+    for path in folder.glob("*/*.png"):
+        path.with_suffix(".txt").write_text("\ufeffein Käfer", encoding="utf-8")
+    out = tmp_path / "out"
+    out.mkdir()
+    run(config(folder), out)
+    assert {sample.record["txt"] for sample in read_samples(out, "test")} == {"ein Käfer"}
