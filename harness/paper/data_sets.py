@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from harness.paper.headers import parquet_rows, read_json
 
@@ -128,8 +128,9 @@ def _opens(file: Path) -> list[str]:
     try:
         with Image.open(file) as picture:
             picture.verify()
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        return [f"{file} is not a picture: {str(error).splitlines()[0][:120]}"]
+    except Exception as error:  # of any kind: Pillow's readers raise whatever the bytes make them
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return [f"{file} is not a picture: {reason[:120]}"]
     return []
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from harness.paper import data_sets
 from harness.paper.look import Seen, look, render
 from harness.paper.sources import SOURCES, SourcesConfig
 from harness.replica.config import ReplicaConfig
@@ -303,3 +304,9 @@ def test_a_few_missing_pictures_of_many_are_no_fault(tmp_path):
     assert _see(tmp_path, "llava_pretrain").is_fine
     (folder / "images" / "1.jpg").unlink()
     assert "2 of 100 pictures are not there" in _see(tmp_path, "llava_pretrain").faults[0]
+
+
+def test_a_picture_too_large_to_open_is_a_fault_and_no_traceback(tmp_path):
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "big.png")
+    (fault,) = data_sets._opens(tmp_path / "big.png")
+    assert "big.png is not a picture: Image size (400000000 pixels)" in fault

@@ -195,6 +195,7 @@ def test_a_tokenizer_without_eos_never_trains_the_word_none():
     [
         (None, "has no chat template; use template vicuna_v1"),
         ("{% for m in messages %}{{ m['content'] }} ", "refuses the conversation"),
+        ("{{ 1 // 0 }}", "refuses the conversation: integer division"),
         ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "closes an answer with nothing"),
         ("{% for m in messages %}{{ m['content'] | upper }}!{% endfor %}", "not write the question as it is"),
         (CHATML.replace("{{ m['content'] }}<", "{{ m['content'] | replace('yes', 'no') }}<"),
