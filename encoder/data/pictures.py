@@ -57,7 +57,7 @@ def open_header(file: BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises: Exception: of any kind, where it is none or has no pixels or too many; `picture_fault` words it.
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # importing lmms-eval sets it: cut-off ones would be grey below
-    Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit, for what only decoding finds
+    Image.MAX_IMAGE_PIXELS = max(max_pixels, MAX_PIXELS)  # Pillow's own limit, for what only decoding finds
     picture = Image.open(file, formats=_known_formats())
     check_size(picture, max_pixels)
     return picture
