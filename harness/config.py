@@ -87,8 +87,8 @@ class RaeSections:
     train: dict[str, Any]  # TrainDiTConfig
     generate: dict[str, Any]  # GenerateConfig
     reconstruct: dict[str, Any]  # ReconstructConfig
-    # TrainDecoderConfig, for encoders whose config says `decoder: train`
-    train_decoder: dict[str, Any] = dataclasses.field(default_factory=dict)
+    train_decoder: dict[str, Any] = dataclasses.field(default_factory=dict)  # TrainDecoderConfig
+    guided: dict[str, Any] | None = None  # SweepConfig: adds a row with the best guidance to each encoder's
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -249,6 +249,7 @@ class GenerateConfig:
     solver: Literal["euler", "heun"] = "euler"
     end: Literal["rae", "zero"] = "zero"
     guidance: GuidanceConfig | None = None
+    guidance_from: str | None = None  # or the folder of a `rae_bridge.sweep`, which found the best
     image_size: int | None = None  # px on a side to which pictures are brought; None: the decoder's own
     rounding: Literal["round", "truncate"] = "round"  # of x 255 to uint8; RAE truncates
     batch_size: int = 100
@@ -259,6 +260,8 @@ class GenerateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.guidance is not None and self.guidance_from is not None:
+            raise ValueError("give guidance or guidance_from, a sweep's folder, not both")
         if self.solver == "heun" and self.num_steps % 2:
             raise ValueError(f"num_steps {self.num_steps} must be even for heun, which takes two an interval")
 
@@ -299,7 +302,7 @@ class CacheConfig:
 class SweepConfig:
     """Stage `rae_bridge.sweep`: the Frechet distance against guidance scale and number of steps."""
 
-    MAY_CHANGE: ClassVar = ("device", "scales", "steps", "default_scale", "default_steps")
+    MAY_CHANGE: ClassVar = ("device", "scales", "ends", "steps", "default_scale", "default_steps")
 
     model: str  # weights folder by `rae_bridge.train`
     encoder: str
@@ -312,7 +315,13 @@ class SweepConfig:
     kind: Literal["cfg", "autoguidance"] = "cfg"
     weaker: str | None = None  # autoguidance: the weaker model's weights folder
     interval: tuple[float, float] = (0.0, 1.0)
+    ends: tuple[
+        float, ...
+    ] = ()  # of more intervals, from the first of `interval`, that each scale is tried on
     solver: Literal["euler", "heun"] = "euler"
+    end: Literal["rae", "zero"] = "zero"
+    image_size: int | None = None  # px on a side, as in `GenerateConfig`
+    rounding: Literal["round", "truncate"] = "round"
     num_samples: int = 500
     batch_size: int = 100
     precision: Precision = "fp32"

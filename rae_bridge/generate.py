@@ -25,7 +25,7 @@ from torch import Tensor
 
 from encoder.frozen import resize_square
 from encoder.runtime import checkpoint
-from encoder.runtime.config import ROOT
+from encoder.runtime.config import ROOT, load, resolve
 from encoder.runtime.ranks import Ranks
 from encoder.runtime.stage import main, progress
 from encoder.training.optim import autocast
@@ -34,6 +34,8 @@ from rae_bridge.config import GenerateConfig, GuidanceConfig
 from rae_bridge.dit import DiT
 from rae_bridge.latents import LatentStatistics, to_tokens
 from rae_bridge.sample import Guidance, sample
+
+BEST = "best.json"  # in the folder of a sweep: the guidance that it found best
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,20 @@ def make_guidance(config: GuidanceConfig | None, model: DiT, device: str) -> Gui
         raise ValueError("cfg needs a model trained with class_dropout_prob > 0; this one has no null class")
     weaker = TrainedFlow.load(config.model, device).model if config.model else None
     return Guidance(kind=config.kind, scale=config.scale, interval=config.interval, model=weaker)
+
+
+def chosen_guidance(config: GenerateConfig) -> GuidanceConfig | None:
+    """The configured guidance, or the one that a sweep found best.
+
+    Raises:
+        FileNotFoundError: the sweep's folder has none.
+    """
+    if config.guidance_from is None:
+        return config.guidance
+    path = ROOT / config.guidance_from / BEST
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: guidance_from is a folder by rae_bridge.sweep")
+    return load(GuidanceConfig, path)
 
 
 def noise_of_samples(seed: int, indices: range, shape: tuple[int, ...]) -> Tensor:
@@ -167,7 +183,8 @@ def run(config: GenerateConfig, out_dir: Path) -> dict:
     flow = TrainedFlow.load(config.model, ranks.device)
     codec = load_codec(config.encoder, decoder=config.decoder, device=ranks.device)
     check_tokens(ROOT / config.model, codec.encoder)
-    guidance = make_guidance(config.guidance, flow.model, ranks.device)
+    chosen = chosen_guidance(config)
+    guidance = make_guidance(chosen, flow.model, ranks.device)
 
     parts = out_dir / "parts"
     parts.mkdir(exist_ok=True)
@@ -191,7 +208,8 @@ def run(config: GenerateConfig, out_dir: Path) -> dict:
         shutil.rmtree(parts)
     ranks.wait()  # no process is done before the file is
     size = config.image_size or codec.image_size
-    return {"num_samples": config.num_samples, "num_steps": config.num_steps, "image_size": size}
+    about = {"num_samples": config.num_samples, "num_steps": config.num_steps, "image_size": size}
+    return about | ({"guidance": resolve(chosen)} if chosen is not None else {})
 
 
 if __name__ == "__main__":

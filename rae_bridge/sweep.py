@@ -2,8 +2,11 @@
 
 `python -m rae_bridge.sweep <config.yaml> <out_dir>` writes out_dir/sweep.json and sweep.png. Every point
 draws the same classes from the same noise and is kept once it is known, so that an interrupted run goes on.
+out_dir/best.json is the guidance of the least distance at `default_steps`; `guidance_from` of
+`GenerateConfig` reads it.
 """
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +19,7 @@ from encoder.runtime.ranks import Ranks
 from encoder.runtime.stage import main, progress, write_json
 from rae_bridge.codec import check_tokens, load_codec
 from rae_bridge.config import GenerateConfig, GuidanceConfig, SweepConfig
-from rae_bridge.generate import TrainedFlow, make_guidance, stream_samples
+from rae_bridge.generate import BEST, TrainedFlow, make_guidance, stream_samples
 from rae_bridge.judge import FrechetJudge
 
 RESULT = "sweep.json"
@@ -28,17 +31,25 @@ class Point:
 
     scale: float
     steps: int
+    until: float | None = None  # end of an interval other than the config's
 
     @property
     def key(self) -> str:
         """Its name in the result file."""
-        return f"scale={self.scale:g} steps={self.steps}"
+        words = f"scale={self.scale:g} steps={self.steps}"
+        return words if self.until is None else f"{words} until={self.until:g}"
 
 
 def points(config: SweepConfig) -> tuple[list[Point], list[Point]]:
     """The points along the scale, and those along the steps."""
     along_scale = [Point(scale, config.default_steps) for scale in config.scales]
     return along_scale, [Point(config.default_scale, steps) for steps in config.steps]
+
+
+def more_points(config: SweepConfig) -> list[Point]:
+    """The scales again, on the other intervals."""
+    guided = [scale for scale in config.scales if scale != 1]
+    return [Point(scale, config.default_steps, until) for until in config.ends for scale in guided]
 
 
 def generate_config(config: SweepConfig, point: Point) -> GenerateConfig:
@@ -49,7 +60,9 @@ def generate_config(config: SweepConfig, point: Point) -> GenerateConfig:
     """
     guidance = None
     if point.scale != 1:
-        about = {"interval": config.interval, "model": config.weaker}
+        first, last = config.interval
+        until = last if point.until is None else point.until
+        about = {"interval": (first, until), "model": config.weaker}
         guidance = GuidanceConfig(kind=config.kind, scale=point.scale, **about)
     names = (
         "model",
@@ -57,6 +70,9 @@ def generate_config(config: SweepConfig, point: Point) -> GenerateConfig:
         "decoder",
         "num_samples",
         "solver",
+        "end",
+        "image_size",
+        "rounding",
         "batch_size",
         "precision",
         "device",
@@ -96,7 +112,8 @@ def run(config: SweepConfig, out_dir: Path) -> dict:
     """Sample and judge each point; see the module's docstring."""
     torch.set_flush_denormal(True)
     along_scale, along_steps = points(config)
-    wanted = {point.key: generate_config(config, point) for point in (*along_scale, *along_steps)}
+    every = (*along_scale, *along_steps, *more_points(config))
+    wanted = {point.key: generate_config(config, point) for point in every}
     ranks = Ranks(0, 1, str(require_device(config.device)))
     flow = TrainedFlow.load(config.model, ranks.device)
     codec = load_codec(config.encoder, decoder=config.decoder, device=ranks.device)
@@ -115,6 +132,10 @@ def run(config: SweepConfig, out_dir: Path) -> dict:
         progress(out_dir, len(distances), len(wanted), "points")
     draw_figure(out_dir / "sweep.png", config, distances)
     best = min(wanted, key=distances.__getitem__)
+    guided = [key for key in wanted if wanted[key].guidance and wanted[key].num_steps == config.default_steps]
+    if guided:
+        chosen = wanted[min(guided, key=distances.__getitem__)].guidance
+        write_json(out_dir / BEST, dataclasses.asdict(chosen))
     return {
         "distances": {key: distances[key] for key in wanted},
         "best": best,

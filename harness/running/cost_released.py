@@ -190,7 +190,16 @@ def _pixel_decoder_flops(stage: Stage) -> float:
 def _sample_flops(stage: Stage) -> float:
     config, seen = stage.config, _tower(stage)
     each = dit_flops(above(stage, "rae_bridge.train").config.size, seen.num_tokens, seen.width)
-    return config.num_samples * (config.num_steps * each + _decode(stage, seen))
+    passes = 1 if config.guidance_from is None else 2
+    return config.num_samples * (config.num_steps * passes * each + _decode(stage, seen))
+
+
+def _sweep_flops(stage: Stage) -> float:
+    """Every scale on every interval, guided from its start to its end: two passes a step."""
+    config, seen = stage.config, _tower(stage)
+    each = 2 * dit_flops(above(stage, "rae_bridge.train").config.size, seen.num_tokens, seen.width)
+    num_points = len(config.scales) * (1 + len(config.ends))
+    return num_points * config.num_samples * (config.default_steps * each + _decode(stage, seen))
 
 
 def _reconstruct_flops(stage: Stage) -> float:
@@ -244,6 +253,7 @@ _FLOPS = {
     "llava_bridge.train": _llava_flops,
     "rae_bridge.generate": _sample_flops,
     "rae_bridge.reconstruct": _reconstruct_flops,
+    "rae_bridge.sweep": _sweep_flops,
     "rae_bridge.train": _dit_flops,
     "rae_bridge.train_decoder": _pixel_decoder_flops,
 }

@@ -20,7 +20,13 @@ from harness.config import AblationSections, LlavaSections, RaeSections, merged,
 from harness.described import ENCODER_FILE
 from harness.encoders import Encoder
 from harness.running.stages import Stage
-from harness.suites.generation import RECONSTRUCTIONS, add_generation, add_reconstruction, add_reference
+from harness.suites.generation import (
+    RECONSTRUCTIONS,
+    add_generator,
+    add_reconstruction,
+    add_reference,
+    add_samples,
+)
 from harness.suites.lessons import of_scenes
 from harness.suites.request import Request, SuitePlan
 from harness.suites.shared import Pictures, add_scenes
@@ -142,7 +148,8 @@ def _row(
     if set(variant.groups) & set(sections.bridges):
         answers = add_answers(request, encoder, of_scenes(request, ANSWER_KEYS))
         parts.append(dataclasses.replace(answers, only_keys=True))
-        parts.append(add_generation(request, encoder, pictures, reference, stage)[1])
+        trained = add_generator(request, encoder, pictures, stage)
+        parts.append(add_samples(request, encoder, reference, trained)[1])
     source = f"trained here, {variant.config.num_steps} steps of {variant.config.batch_size}"
     row = Row(
         encoder=variant.name,

@@ -9,7 +9,6 @@ On real sources ImageNet takes Scenes' place, and the DiT sees its tokens live. 
 
 import dataclasses
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 from encoder.metrics import weights
@@ -18,6 +17,7 @@ from harness.config import stage_config
 from harness.encoders import Encoder, resolve_encoder
 from harness.metrics.config import (
     ENCODER,
+    FEATURES,
     INCEPTION,
     PICTURES,
     ReferenceConfig,
@@ -31,13 +31,21 @@ from harness.suites.request import Request, SuitePlan
 from harness.suites.shared import Pictures, add_tokens, find_pictures, num_classes
 from harness.suites.sizes import add_count, check_sizes, says_how_small
 from harness.tables.result_files import Part, Row
-from rae_bridge.config import GenerateConfig, ReconstructConfig, TrainDecoderConfig, TrainDiTConfig
+from rae_bridge.config import (
+    GenerateConfig,
+    ReconstructConfig,
+    SweepConfig,
+    TrainDecoderConfig,
+    TrainDiTConfig,
+)
 
 RECONSTRUCTIONS, SAMPLES = "reconstructions.npz", "samples.npz"
 TRAIN = "train"  # as an encoder's decoder: a pixel decoder is trained for it
 VGG = "vgg16-397923af.pth"  # beside LPIPS' trunk that judges: the one that a decoder is trained with
 FLOOR = "real vs real"
+GUIDED_REASON = "guidance changes nothing in what is reconstructed: see the row without"
 FLOOR_REASON = "the two sets hold different pictures: nothing is reconstructed"
+_SWEEP_SEED = 1_000_000  # more than the samples'
 BLIND_REASON = "this encoder sees nothing: there is nothing to decode"
 
 
@@ -63,7 +71,8 @@ def plan(request: Request) -> SuitePlan:
             continue
         name, encoder = encoder.name, _with_decoder(request, encoder, pictures)
         reconstructed[name], rebuilt = add_reconstruction(request, encoder, pictures, reference)
-        generated[name], sampled = add_generation(request, encoder, pictures, reference, reconstructed[name])
+        trained = add_generator(request, encoder, pictures, reconstructed[name])
+        generated[name], sampled = add_samples(request, encoder, reference, trained)
         rows.append(
             Row(
                 encoder=name,
@@ -73,6 +82,14 @@ def plan(request: Request) -> SuitePlan:
                 undefined={},
             )
         )
+        if request.preset.rae.guided is not None:
+            sweep = add_sweep(request, encoder, reference, trained)
+            guided = f"{name}, guided"
+            generated[guided], sampled = add_samples(request, encoder, reference, trained, sweep)
+            undefined = dict.fromkeys(rebuilt.keys, GUIDED_REASON)
+            source = f"{encoder.source('generation')}, scale and interval of the least distance on a grid"
+            row = {"encoder": guided, "kind": "measured", "source": source}
+            rows.append(Row(**row, parts=(sampled,), undefined=undefined))
     keys = keys_of("generation", reference.config)
     floor = Part(stage=reference, keys=keys, data=(reference.folder / PICTURES,))
     rows.append(
@@ -173,37 +190,73 @@ def add_reconstruction(
     return stage, part
 
 
-def add_generation(
-    request: Request, encoder: Encoder, pictures: Pictures, reference: Stage, reconstructed: Stage
-) -> tuple[Stage, Part]:
-    """The stages that train a generator on frozen tokens and draw from it (returned), and their scores.
+def add_generator(request: Request, encoder: Encoder, pictures: Pictures, reconstructed: Stage) -> Stage:
+    """The stage that trains a generator on frozen tokens.
 
     Nothing is trained before `reconstructed` is complete: what cannot be decoded then says so at once.
     """
-    sections, seed, device = request.preset.rae, request.seed, request.device
-    add = partial(_add, request, encoder)
-    section, seen = {**sections.train, **num_classes(request)}, []
+    section, seen = {**request.preset.rae.train, **num_classes(request)}, []
     if pictures.made_by is None:
         live = {"folder": pictures.folder, "encoder": encoder.word}
         section["pictures"] = {**section.get("pictures", {}), **live}
     else:
         seen = [add_tokens(request, encoder, "train", pictures.made_by)]
         section["tokens"] = str(seen[0].folder)
-    config = stage_config(TrainDiTConfig, section, "rae.train", seed=seed, device=device)
-    trained = add("train", config, "train the DiT", seen)
+    about = {"seed": request.seed, "device": request.device}
+    config = stage_config(TrainDiTConfig, section, "rae.train", **about)
+    trained = _add(request, encoder, "train", config, "train the DiT", seen)
     if seen:
         request.graph.guard(seen[0], reconstructed)
+    return trained
+
+
+def add_sweep(request: Request, encoder: Encoder, reference: Stage, trained: Stage) -> Stage:
+    """The stage that finds a generator's guidance on the preset's grid, by the distance to the reference's
+    real pictures, from noise of another seed than the samples'.
+
+    Raises:
+        ConfigError: the reference's judge is none that a sweep knows.
+    """
+    judge = reference.config
+    if judge.extractor.startswith(ENCODER):
+        raise ConfigError(f"rae.guided needs a judge of pixels as extractor, not {judge.extractor}")
+    section = {**request.preset.rae.guided}
+    for name in ("solver", "end", "image_size", "rounding", "precision"):  # as the samples are drawn
+        if name in request.preset.rae.generate:
+            section.setdefault(name, request.preset.rae.generate[name])
+    seen = {"reference": str(reference.folder / FEATURES), "network": judge.extractor}
+    config = stage_config(
+        SweepConfig,
+        section,
+        "rae.guided",
+        model=str(trained.folder / "weights"),
+        encoder=encoder.word,
+        judge={**seen, "weights": judge.weights},
+        seed=request.seed + _SWEEP_SEED,
+        device=request.device,
+    )
+    return _add(request, encoder, "sweep", config, "find the guidance", [trained, reference])
+
+
+def add_samples(
+    request: Request, encoder: Encoder, reference: Stage, trained: Stage, sweep: Stage | None = None
+) -> tuple[Stage, Part]:
+    """The stage that draws from a generator, with the guidance that a sweep found or without, and its
+    scores."""
+    guided = {} if sweep is None else {"guidance_from": str(sweep.folder)}
     config = stage_config(
         GenerateConfig,
-        sections.generate,
+        request.preset.rae.generate,
         "rae.generate",
         model=str(trained.folder / "weights"),
         encoder=encoder.word,
         num_samples=reference.config.num_samples,
-        seed=seed,
-        device=device,
+        seed=request.seed,
+        device=request.device,
+        **guided,
     )
-    stage = add("generate", config, "generate", [trained])
+    label = "generate" if sweep is None else "generate, guided"
+    stage = _add(request, encoder, "generate", config, label, [trained, *([sweep] if sweep else [])])
     checkpoint = (trained.folder / "weights", *encoder.checkpoint)
     return stage, _score(request, encoder, reference, "generation", stage, SAMPLES, checkpoint=checkpoint)
 

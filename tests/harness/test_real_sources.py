@@ -1,5 +1,6 @@
 """Presets on real sources: where each is looked for, what the stages are told, what marks a rehearsal."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -118,6 +119,24 @@ def test_both_rows_get_the_same_decoder_and_tokens_are_live(data_root):
     assert not [stage for stage in graph if stage.module == "encoder.tokens"]
 
 
+def test_a_guided_row_draws_with_what_the_same_grid_found(data_root):
+    graph = plan(data_root, "suite=generation")
+    ours, clip = (stages(graph, "rae_bridge.sweep", name)[0] for name in ("ov3-b", "clip-b"))
+    assert (ours.config.scales, ours.config.ends) == (clip.config.scales, clip.config.ends)
+    assert max(ours.config.scales) == 9 and (ours.config.end, ours.config.rounding) == ("rae", "truncate")
+    assert ours.config.judge.weights == str(data_root / LAYOUT["inception"])
+    plain, guided = (stage.config for stage in stages(graph, "rae_bridge.generate", "ov3-b"))
+    assert guided == dataclasses.replace(plain, guidance_from=str(ours.folder))
+    assert ours.config.seed != plain.seed
+    rows = {row.encoder: row for row in graph.plans[0].rows}
+    assert list(rows) == ["ov3-b", "ov3-b, guided", "clip-b", "clip-b, guided", "real vs real"]
+    row = rows["ov3-b, guided"]
+    assert set(row.undefined) == set(rows["ov3-b"].parts[0].keys)
+    assert "PSNR" not in row.parts[0].keys
+    without = plan(data_root, "suite=generation", "rae.guided=null")
+    assert [row.encoder for row in without.plans[0].rows] == ["ov3-b", "clip-b", "real vs real"]
+
+
 def test_a_suite_needs_its_own_sources_alone(data_root):
     shutil.rmtree(data_root / "adm")
     shutil.rmtree(data_root / "openvision3" / "openvision3-vit-base-patch2-32")
@@ -135,7 +154,7 @@ def test_a_source_of_its_own_place_wins_over_data_root(tmp_path):
 def test_the_plan_counts_what_the_config_files_say(data_root, capsys):
     words = ["--plan", "suite=all", "preset=paper", f"data_root={data_root}", f"runs_dir={data_root}/runs"]
     assert main(words) == 0
-    assert "without the FLOPs of 14 stages" in capsys.readouterr().out  # no config file is there
+    assert "without the FLOPs of 18 stages" in capsys.readouterr().out  # no config file is there
     config = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2}
     clip = {"vision_config": {**config, "image_size": 224, "patch_size": 16}}
     (data_root / LAYOUT["clip"] / "config.json").write_text(json.dumps(clip))

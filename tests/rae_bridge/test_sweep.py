@@ -10,8 +10,9 @@ from PIL import Image
 
 from encoder.runtime.ranks import Ranks
 from harness.metrics import fid
+from rae_bridge import generate
 from rae_bridge import sweep as stage
-from rae_bridge.config import JudgeConfig, SweepConfig
+from rae_bridge.config import GenerateConfig, GuidanceConfig, JudgeConfig, SweepConfig
 from rae_bridge.judge import FrechetJudge
 
 
@@ -111,6 +112,29 @@ def test_a_sweep_scores_each_point_once_draws_and_goes_on(config, tmp_path, monk
     assert json.loads((out_dir / "sweep.json").read_text()) == result["distances"]
     assert len(set(result["distances"].values())) == 3 and result["best"] in result["distances"]
     assert Image.open(out_dir / "sweep.png").size[0] > 500
+
+
+def test_the_best_guidance_is_drawn_with(config, tmp_path):
+    out_dir = tmp_path / "out"
+    out_dir.mkdir()
+    config = replace(config, scales=(1.0, 2.0, 6.0), ends=(0.5,), steps=(4,))
+    distances = stage.run(config, out_dir)["distances"]
+    assert len(distances) == 5 and "scale=6 steps=4 until=0.5" in distances
+    best = min((key for key in distances if "scale=1 " not in key), key=distances.get)
+    scale, until = float(best.split()[0][6:]), 0.5 if "until" in best else 1.0
+    held = json.loads((out_dir / "best.json").read_text())
+    assert held == {"kind": "cfg", "scale": scale, "interval": [0.0, until], "model": None}
+    about = {"model": config.model, "encoder": config.encoder, "num_samples": 6, "num_steps": 4}
+    named = GuidanceConfig(kind="cfg", scale=scale, interval=(0.0, until))
+    for name, guided in (("found", {"guidance_from": str(out_dir)}), ("named", {"guidance": named})):
+        (tmp_path / name).mkdir()
+        generate.run(GenerateConfig(**about, **guided), tmp_path / name)
+    found, same = (np.load(tmp_path / name / "samples.npz")["arr_0"] for name in ("found", "named"))
+    assert np.array_equal(found, same)
+    with pytest.raises(ValueError, match="not both"):
+        GenerateConfig(**about, guidance_from="x", guidance=named)
+    with pytest.raises(FileNotFoundError, match="guidance_from is a folder by rae_bridge"):
+        generate.run(GenerateConfig(**about, guidance_from=str(tmp_path)), tmp_path / "found")
 
 
 def test_impossible_sweeps_are_refused(config):
