@@ -12,6 +12,7 @@ import sys
 from argparse import Namespace
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import deepspeed
@@ -26,6 +27,7 @@ from encoder.runtime.config import ROOT
 from encoder.runtime.stage import is_first_process
 
 COMPLETE = "COMPLETE"  # in a checkpoint whose every file was written: {processes, seconds}
+_LONGEST_WAIT = timedelta(minutes=30)  # for the process that reads or converts; NCCL's own is 10
 _UNIVERSAL = "universal"  # in a checkpoint: the same state in whole tensors
 
 
@@ -50,7 +52,8 @@ def prepare_process() -> None:
     if int(os.environ["WORLD_SIZE"]) > 1 and not torch.distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(backend, timeout=_LONGEST_WAIT)
     torch.set_flush_denormal(True)  # denormal numbers slow a CPU many times over
 
 

@@ -14,6 +14,7 @@ from transformers import (
     AutoProcessor,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers import LlavaConfig as LlavaShape
@@ -157,36 +158,87 @@ def describe_start(
     return tower, processor
 
 
-def assemble(
-    tower: FrozenTowerConfig, tokenizer: PreTrainedTokenizerBase, llm: Path | str, attention: str, seed: int
+def outline_new(
+    tower: FrozenTowerConfig, tokenizer: PreTrainedTokenizerBase, llm: Path | str, attention: str
 ) -> LlavaOverTokens:
-    """LLaVA of a tower, a new projector drawn from `seed`, and a language model's weights."""
-    language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
-    if len(tokenizer) > language_model.config.vocab_size:
-        language_model.resize_token_embeddings(len(tokenizer))
+    """What `assemble` makes, on the meta device but for the tower: the language model's weights are not
+    read."""
+    text_config = AutoConfig.from_pretrained(llm)
+    text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
     config = LlavaShape(
         vision_config=tower,
-        text_config=language_model.config,
+        text_config=text_config,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         image_seq_length=tower.num_tokens,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        tie_word_embeddings=language_model.config.tie_word_embeddings,
+        tie_word_embeddings=text_config.tie_word_embeddings,
     )
-    torch.manual_seed(seed)
-    model = LlavaOverTokens._from_config(
-        config, attn_implementation={"text_config": attention, "vision_config": "sdpa"}
-    )
-    model.model.language_model.load_state_dict(language_model.model.state_dict())
-    model.lm_head.load_state_dict(language_model.lm_head.state_dict())
+    return _outline(config, attention)
+
+
+def outline_saved(folder: Path, attention: str) -> LlavaOverTokens:
+    """What `load` gives of a folder that a stage wrote, on the meta device but for the tower: its weights are
+    not read."""
+    return _outline(AutoConfig.from_pretrained(folder), attention)
+
+
+def _outline(config: LlavaShape, attention: str) -> LlavaOverTokens:
+    with torch.device("meta"):
+        return LlavaOverTokens._from_config(config, attn_implementation=_attention_of_parts(attention))
+
+
+def _attention_of_parts(attention: str) -> dict[str, str]:
+    return {"text_config": attention, "vision_config": "sdpa"}
+
+
+def assemble(
+    tower: FrozenTowerConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    llm: Path | str,
+    attention: str,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+) -> LlavaOverTokens:
+    """LLaVA of a tower, a new projector drawn from `seed`, and a language model's weights, all but the tower
+    in `dtype`. The weights are held once: LLaVA is made without any and takes the language model's over."""
+    language_model = _read_language_model(llm, len(tokenizer), dtype)
+    model = outline_new(tower, tokenizer, llm, attention)
+    _take_over(model.model.language_model, language_model.model)
+    _take_over(model.lm_head, language_model.lm_head)
+    model.tie_weights()
     # LLaVA's start (torch's own for a linear layer), and the same one for every encoder of this width
+    projector = model.model.multi_modal_projector.to_empty(device="cpu")
     torch.manual_seed(seed)
-    for layer in model.model.multi_modal_projector.children():
+    for layer in projector.children():
         if isinstance(layer, nn.Linear):
             layer.reset_parameters()
+    for part in (model.model.language_model, model.lm_head, projector):
+        for parameter in part.parameters():
+            parameter.data = parameter.data.to(dtype)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def _read_language_model(llm: Path | str, num_tokens: int, dtype: torch.dtype) -> PreTrainedModel:
+    """In float32, or else in its checkpoint's own type, with an embedding for each of the tokenizer's
+    `num_tokens`. New ones are drawn in float32 whatever the type."""
+    read_as = torch.float32 if dtype == torch.float32 else "auto"
+    language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=read_as)
+    if num_tokens > language_model.config.vocab_size:
+        language_model.get_input_embeddings().float()
+        language_model.lm_head.float()
+        language_model.resize_token_embeddings(num_tokens)
+    return language_model
+
+
+def _take_over(target: nn.Module, source: nn.Module) -> None:
+    """Give `target` the very tensors of `source`, also the buffers that no file holds."""
+    target.load_state_dict(source.state_dict(), assign=True)
+    for path, buffer in source.named_buffers():
+        owner, _, name = path.rpartition(".")
+        setattr(target.get_submodule(owner), name, buffer)
 
 
 def build_processor(tower: FrozenTowerConfig, tokenizer) -> LlavaProcessor:
@@ -229,7 +281,7 @@ def load(
     """
     _require_model(folder)
     model = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=dtype, attn_implementation={"text_config": attention, "vision_config": "sdpa"}
+        folder, dtype=dtype, attn_implementation=_attention_of_parts(attention)
     )
     return model.eval(), AutoProcessor.from_pretrained(folder)
 

@@ -122,7 +122,7 @@ class FrozenTower(PreTrainedModel):
             module._is_hf_initialized = True  # else LLaVA's post_init draws these weights anew, silently
             module._non_persistent_buffers_set.clear()  # else from_pretrained leaves random memory in them
         # An empty tensor that follows every change of the model's dtype: what z_u is cast to.
-        self.register_buffer("output_like", torch.zeros(1))
+        self.register_buffer("output_like", torch.zeros(1, device="cpu"))
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:

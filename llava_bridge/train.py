@@ -23,7 +23,7 @@ import torch.distributed
 from transformers import LlavaProcessor, PrinterCallback, TrainingArguments
 
 from encoder.runtime.config import ROOT
-from encoder.runtime.stage import main, write_json
+from encoder.runtime.stage import is_first_process, main, write_json
 from llava_bridge.attention import choose_attention
 from llava_bridge.config import LlavaConfig
 from llava_bridge.data import collate, describe_data, read_dataset
@@ -39,10 +39,20 @@ from llava_bridge.engine import (
     wait_for_all,
 )
 from llava_bridge.lora import add_lora, merge_lora
-from llava_bridge.model import LlavaOverTokens, assemble, describe_saved, describe_start, load, save
+from llava_bridge.model import (
+    LlavaOverTokens,
+    assemble,
+    describe_saved,
+    describe_start,
+    load,
+    outline_new,
+    outline_saved,
+    save,
+)
 from llava_bridge.order import training_order
 from llava_bridge.packing import attend_within_samples
 from llava_bridge.pictures import open_pictures
+from llava_bridge.spread import spread_weights
 from llava_bridge.tower import FrozenTowerConfig
 from llava_bridge.trainer import (
     OrderedTrainer,
@@ -91,12 +101,28 @@ def open_start(config: LlavaConfig) -> tuple[FrozenTowerConfig, LlavaProcessor]:
 
 
 def load_model(config: LlavaConfig, tower: FrozenTowerConfig, processor: LlavaProcessor) -> LlavaOverTokens:
-    """The model a stage starts from: encoder, new projector and language model, or what stage 1 wrote."""
-    if config.stage == 1:
-        llm = language_model_of(config)
-        return assemble(tower, processor.tokenizer, llm, config.attention, config.seed)
-    model, _ = load(ROOT / config.init, config.attention, torch.float32)
-    return LlavaOverTokens.adopt(model)
+    """The model a stage starts from: encoder, new projector and language model, or what stage 1 wrote.
+
+    The first process reads the weights, for all. They are in the type that is trained: DeepSpeed keeps no
+    more digits in its float32 copies than the weights it is given in bf16 have.
+    """
+    settings = read_deepspeed(config.deepspeed)
+    dtype = torch.bfloat16 if settings and config.precision == "bf16" else torch.float32
+    llm = language_model_of(config) if config.stage == 1 else None
+    if not is_first_process():
+        if config.stage == 1:
+            model = outline_new(tower, processor.tokenizer, llm, config.attention)
+        else:
+            model = outline_saved(ROOT / config.init, config.attention)
+    elif config.stage == 1:
+        model = assemble(tower, processor.tokenizer, llm, config.attention, config.seed, dtype)
+    else:
+        model = LlavaOverTokens.adopt(load(ROOT / config.init, config.attention, dtype)[0])
+        model.model.vision_tower.float()  # the type of its output; the encoder keeps its own
+    if int(os.environ["WORLD_SIZE"]) > 1:
+        splits = settings is not None and settings["zero_optimization"]["stage"] == 3
+        spread_weights(model, model.model.vision_tower, settings if splits else None)
+    return model
 
 
 def freeze(model: LlavaOverTokens, config: LlavaConfig) -> list[str]:
