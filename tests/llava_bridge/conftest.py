@@ -52,6 +52,23 @@ def tiny_encoder(monkeypatch):
         monkeypatch.setattr(module, "load_encoder", lambda source, **options: TinyEncoder())
 
 
+@pytest.fixture
+def train_until_killed(monkeypatch):
+    """Runs a training stage that ends by an exception after one of its steps."""
+    from llava_bridge import train as stage
+
+    def train(config, out_dir, step):
+        def die(self, args, state, control, **kwargs):
+            if state.global_step == step:
+                raise InterruptedError
+
+        with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+            patch.setattr(stage.StageReport, "on_step_end", die)
+            stage.train(config, out_dir)
+
+    return train
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return build_tokenizer([WORDS])

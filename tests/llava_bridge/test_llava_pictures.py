@@ -131,18 +131,11 @@ def config(align, live_data) -> LlavaConfig:
     )
 
 
-def test_training_drops_and_states_broken_pictures_and_resumes_alike(config, tmp_path, monkeypatch):
+def test_training_drops_and_states_broken_pictures_and_resumes_alike(config, tmp_path, train_until_killed):
     whole = stage.train(config, tmp_path / "whole")
     assert (whole["data"]["num_broken"], whole["data"]["num_dropped_samples"]) == (1, 3)
     assert list(whole["data"]["broken"]) == [BROKEN]
-
-    def die(self, args, state, control, **kwargs):
-        if state.global_step == 6:
-            raise InterruptedError
-
-    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        patch.setattr(stage.StageReport, "on_step_end", die)
-        stage.train(config, tmp_path / "killed")
+    train_until_killed(config, tmp_path / "killed", 6)
     killed = stage.train(config, tmp_path / "killed")
     assert killed["data"] == whole["data"]
     one, two = (

@@ -15,10 +15,6 @@ from llava_bridge.lora import merge_lora
 from llava_bridge.model import build, save
 
 
-class Killed(Exception):
-    pass
-
-
 def losses(folder: Path) -> list[float]:
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [row["loss"] for row in {row["steps"]: row for row in rows}.values()]
@@ -63,8 +59,8 @@ def test_zero2_gives_the_losses_of_the_plain_trainer(align, tmp_path):
 
 def test_micro_batches_add_up_to_the_batch(align, tmp_path):
     stage.train(align, tmp_path / "whole")
-    stage.train(replace(align, micro_batch_size=2), tmp_path / "parts")
-    torch.testing.assert_close(losses(tmp_path / "whole"), losses(tmp_path / "parts"), atol=1e-4, rtol=1e-4)
+    stage.train(replace(align, micro_batch_size=2), tmp_path / "micro")
+    torch.testing.assert_close(losses(tmp_path / "whole"), losses(tmp_path / "micro"), atol=1e-4, rtol=1e-4)
 
 
 def test_compiled_blocks_train_as_plain_ones(align, tmp_path, monkeypatch):
@@ -80,16 +76,9 @@ def test_compiled_blocks_train_as_plain_ones(align, tmp_path, monkeypatch):
     assert weights(tmp_path / "compiled").keys() == weights(tmp_path / "plain").keys()
 
 
-def test_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(align, tmp_path, monkeypatch):
+def test_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(align, tmp_path, train_until_killed):
     stage.train(align, tmp_path / "whole")
-
-    def die_after_step_5(self, args, state, control, **kwargs):
-        if state.global_step == 5:
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(stage.StageReport, "on_step_end", die_after_step_5)
-        stage.train(align, tmp_path / "killed")
+    train_until_killed(align, tmp_path / "killed", 5)
     half = (
         tmp_path / "killed" / "checkpoints" / "checkpoint-5"
     )  # a kill in the middle of writing leaves such a folder
@@ -106,17 +95,10 @@ def test_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(align, tmp_pa
 
 
 @pytest.mark.parametrize("deepspeed", [None, "configs/deepspeed/zero2.json"])
-def test_a_run_goes_on_with_another_rate_and_micro_batch(align, tmp_path, monkeypatch, deepspeed):
+def test_a_run_goes_on_with_another_rate_and_micro_batch(align, tmp_path, train_until_killed, deepspeed):
     align = replace(align, deepspeed=deepspeed)
     stage.train(align, tmp_path / "whole")
-
-    def die_after_step_4(self, args, state, control, **kwargs):
-        if state.global_step == 4:
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(stage.StageReport, "on_step_end", die_after_step_4)
-        stage.train(align, tmp_path / "killed")
+    train_until_killed(align, tmp_path / "killed", 4)
     stage.train(replace(align, learning_rate=5e-3, micro_batch_size=2), tmp_path / "killed")
     rates = {}
     for folder in ("whole", "killed"):
