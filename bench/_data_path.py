@@ -17,6 +17,7 @@ from encoder.data.feed import MicroBatches, StreamFeed
 from encoder.data.options import SourceConfig, StreamConfig
 from encoder.data.scenes.render import make_scene, render
 from encoder.data.scenes.text import org_caption, re_caption
+from encoder.data.tars import add_member
 from encoder.data.tokenizer import Tokenizer
 
 SIDE, ROWS, NUM_PICTURES = 256, 32, 64  # px, pictures of a batch, of the shard
@@ -29,9 +30,7 @@ def _write_shard(path: Path) -> None:
             Image.fromarray(render(scene, SIDE)).save(picture, "JPEG", quality=90)
             texts = json.dumps({"org_caption": org_caption(scene), "re_caption": re_caption(scene)})
             for suffix, data in (("jpg", picture.getvalue()), ("json", texts.encode())):
-                member = tarfile.TarInfo(f"{index:05d}.{suffix}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+                add_member(tar, f"{index:05d}.{suffix}", data)
 
 
 def data_path_rows() -> list[Row]:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from encoder.data.options import SourceConfig, StreamConfig
 from encoder.data.stream import Lane, find_stream_shards
+from encoder.data.tars import add_member
 
 NUM_LANES, WINDOW, ROWS = 4, 128, 8  # rows: of each lane in a step
 NUM_STEPS = 3 * WINDOW // ROWS
@@ -63,9 +64,7 @@ def _write_shards(folder: Path) -> None:
                 picture = io.BytesIO()
                 Image.fromarray(pixels.integers(0, 256, (64, 64, 3), np.uint8)).save(picture, "JPEG")
                 for suffix, data in (("jpg", picture.getvalue()), ("json", b'{"caption": "noise"}')):
-                    member = tarfile.TarInfo(f"{index:05d}.{suffix}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
+                    add_member(tar, f"{index:05d}.{suffix}", data)
 
 
 def _lanes(folder: Path, prefetch: int) -> list[Iterator]:

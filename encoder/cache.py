@@ -30,7 +30,7 @@ from encoder.data.batch import to_pixels
 from encoder.data.options import CacheConfig, SourceConfig, StreamConfig
 from encoder.data.shards import in_order, num_threads
 from encoder.data.stream import LATENTS, Row, decode, expand_shards
-from encoder.data.tars import KEY, OpenShard, short_name
+from encoder.data.tars import KEY, OpenShard, add_member, short_name
 from encoder.models.vae import FrozenVAE, load_vae
 from encoder.runtime.files import replacing
 from encoder.runtime.ranks import Ranks
@@ -86,12 +86,6 @@ def shard_names(urls: Sequence[str]) -> list[str]:
     return names
 
 
-def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
-
-
 @torch.no_grad()
 def write_shard(path: Path, rows: Iterator[tuple[str, Row]], vae: FrozenVAE, config: CacheConfig) -> int:
     """Write one shard of latents, atomically; returns how many samples it holds."""
@@ -106,10 +100,10 @@ def write_shard(path: Path, rows: Iterator[tuple[str, Row]], vae: FrozenVAE, con
                 Image.fromarray(row.pixels).save(picture, SUFFIX[config.picture], quality=95)
                 record = {name: value for name, value in row.record.items() if name != "txt"}
                 key = key.replace(".", "_")
-                add(tar, f"{key}.{config.picture}", picture.getvalue())
-                add(tar, f"{key}.{LATENTS}", safetensors.torch.save({"z_vae": latents.contiguous()}))
-                add(tar, f"{key}.txt", row.record["txt"].encode())
-                add(tar, f"{key}.json", json.dumps(record).encode())
+                add_member(tar, f"{key}.{config.picture}", picture.getvalue())
+                add_member(tar, f"{key}.{LATENTS}", safetensors.torch.save({"z_vae": latents.contiguous()}))
+                add_member(tar, f"{key}.txt", row.record["txt"].encode())
+                add_member(tar, f"{key}.json", json.dumps(record).encode())
                 count += 1
     return count
 

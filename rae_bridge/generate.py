@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from encoder.data.tars import add_member
 from encoder.frozen import resize_square
 from encoder.runtime import checkpoint
 from encoder.runtime.config import ROOT, load, resolve
@@ -170,9 +171,7 @@ def write_shards(folder: Path, parts: list[Path], labels: Tensor, shard_size: in
                 png = io.BytesIO()
                 Image.fromarray(next(pictures)).save(png, "png")
                 for suffix, content in (("png", png.getvalue()), ("cls", str(int(labels[i])).encode())):
-                    member = tarfile.TarInfo(f"{i:08d}.{suffix}")
-                    member.size = len(content)
-                    shard.addfile(member, io.BytesIO(content))
+                    add_member(shard, f"{i:08d}.{suffix}", content)
     return -(-len(labels) // shard_size)
 
 

@@ -1,4 +1,5 @@
-"""The one reader of tar shards: raw samples one after another, and what is wrong with the file.
+"""The one reader of tar shards: raw samples one after another, and what is wrong with the file; and how a
+member is written.
 
 Members are streamed and never extracted. Members whose names agree up to the first dot of the file's name are
 a sample, as in WebDataset: `a/0001.jpg`, `a/0001.json`. No torch here.
@@ -6,6 +7,7 @@ a sample, as in WebDataset: `a/0001.jpg`, `a/0001.json`. No torch here.
 
 from __future__ import annotations
 
+import io
 import re
 import tarfile
 from collections.abc import Iterator
@@ -135,6 +137,13 @@ class OpenShard:
         while file.read(_CHUNK):  # here, for `tarfile` would go on past the file's end
             pass
         return f"{member.name} has {member.size} bytes; allowed are {self.max_member_bytes}"
+
+
+def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Add a file to a tar that is being written; it has no time, so that equal contents give equal bytes."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
 
 
 def short_name(url: str) -> str:

@@ -14,11 +14,13 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from encoder.data.account import Account
 from encoder.data.captions import choose_texts
+from encoder.runtime.files import replacing
 from encoder.runtime.stage import progress, write_json
 from harness.own_data.listing import SPLITS, Listing, list_source
 
@@ -163,7 +165,7 @@ class _Writer:
 
     def __init__(self, out_dir: Path, image_size: int) -> None:
         self.out_dir, self.image_size, self.num_written = out_dir, image_size, 0
-        self.open: dict[str, tuple[tarfile.TarFile, Path]] = {}
+        self.open: dict[str, tuple[tarfile.TarFile, ExitStack]] = {}
         self.counts = dict.fromkeys(SPLITS, 0)
 
     def __enter__(self) -> "_Writer":
@@ -173,28 +175,31 @@ class _Writer:
                 old.unlink()  # of an attempt that was cut short
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_details: object) -> None:
-        for split in list(self.open) if error is None else []:  # a cut shard never gets its name
-            self._close(split)
+    def __exit__(self, *error: Any) -> None:
+        for _, shard in self.open.values():
+            with nullcontext() if error[0] is None else suppress(OSError):  # the first error is the reason
+                shard.__exit__(*error)  # a cut shard never gets its name
 
     def add(self, split: str, key: str, picture: "Image.Image", record: dict[str, Any]) -> None:
+        from encoder.data.tars import add_member  # here: it loads fsspec
+
         if split not in self.open:
             path = self.out_dir / split / f"{self.counts[split] // _SHARD_SIZE:05d}.tar"
-            partial = path.with_name(f"{path.name}.partial")
-            tar = tarfile.open(partial, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 (closed in _close)
-            self.open[split] = (tar, path)
+            shard = ExitStack()
+            temporary = shard.enter_context(replacing(path))
+            tar = tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 (closed with `shard`)
+            shard.enter_context(tar)
+            self.open[split] = (tar, shard)
         for suffix, data in (
             ("json", json.dumps(record).encode()),
             ("png", self._png(picture)),
             ("txt", choose_texts(record).alt.encode()),
         ):
-            member = tarfile.TarInfo(f"{key}.{suffix}")
-            member.size = len(data)
-            self.open[split][0].addfile(member, io.BytesIO(data))
+            add_member(self.open[split][0], f"{key}.{suffix}", data)
         self.counts[split] += 1
         self.num_written += 1
         if self.counts[split] % _SHARD_SIZE == 0:
-            self._close(split)
+            self.open.pop(split)[1].close()
 
     def _png(self, picture: "Image.Image") -> bytes:
         side = min(picture.size)
@@ -204,8 +209,3 @@ class _Writer:
         buffer = io.BytesIO()
         square.save(buffer, "PNG")
         return buffer.getvalue()
-
-    def _close(self, split: str) -> None:
-        tar, path = self.open.pop(split)
-        tar.close()
-        path.with_name(f"{path.name}.partial").replace(path)

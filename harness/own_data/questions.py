@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from encoder.runtime.config import ROOT
+from encoder.runtime.files import replacing
 from encoder.runtime.stage import main, write_json
 
 QUESTION = "Describe the picture."
@@ -128,9 +129,9 @@ def _write_questions(groups: list[list[Captioned]], path: Path) -> None:
     features = {name: {"dtype": "string", "_type": "Value"} for name in texts}
     features |= {"group": {"dtype": "int64", "_type": "Value"}, **_PICTURES}
     about = {"huggingface": json.dumps({"info": {"features": features}})}
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(list(kinds.items()), metadata=about)), partial)
-    partial.replace(path)
+    table = pa.Table.from_pylist(rows, schema=pa.schema(list(kinds.items()), metadata=about))
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from PIL import Image
 from encoder import cache
 from encoder.data.options import CacheConfig, SourceConfig, StreamConfig
 from encoder.data.stream import decode
-from encoder.data.tars import OpenShard
+from encoder.data.tars import OpenShard, add_member
 from encoder.runtime.config import load
 from encoder.runtime.ranks import Ranks
 
@@ -40,8 +40,8 @@ def write(path, values):
             Image.fromarray(np.full((16, 16, 3), value, np.uint8)).save(buffer, "PNG")
             picture = b"broken" if value == 99 else buffer.getvalue()
             record = json.dumps({"caption": f"picture {value}"}).encode()
-            cache.add(tar, f"{value:04d}.png", picture)
-            cache.add(tar, f"{value:04d}.json", record)
+            add_member(tar, f"{value:04d}.png", picture)
+            add_member(tar, f"{value:04d}.json", record)
 
 
 def values(folder):

@@ -50,7 +50,7 @@ def test_a_full_disk_ends_a_stage_in_one_line_and_the_next_run_goes_on(config, t
     assert list(out.glob("*/*.tar")) == []  # no shard that looks whole and is not
     main(OwnDataConfig, run, [str(config), str(out)])
     assert (out / "DONE.json").exists()
-    assert list(out.glob("*/*.partial")) == []
+    assert list(out.glob("*/.*.tmp")) == []
 
 
 def test_an_interrupt_says_that_the_same_command_goes_on(config, tmp_path, capsys, monkeypatch):

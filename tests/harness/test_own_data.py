@@ -75,7 +75,7 @@ def test_folders_become_shards_with_classes_and_captions(folder, tmp_path):
         assert sample.record["label"] == list(COLOURS).index(name)
         assert sample.pixels[7, 5].tolist() == pytest.approx(COLOURS[name], abs=3)  # the middle was kept
         assert sample.record["txt"] == name or sample.record["txt"].startswith(f"an old {name}, number")
-    assert list(tmp_path.glob("out/*/*.partial")) == []
+    assert list(tmp_path.glob("out/*/.*.tmp")) == []
     bytes_before = [path.read_bytes() for path in sorted(out.glob("*/*.tar"))]
     run(config(folder, test_fraction=0.3), out)
     assert [path.read_bytes() for path in sorted(out.glob("*/*.tar"))] == bytes_before

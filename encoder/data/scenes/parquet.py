@@ -17,6 +17,7 @@ from PIL import Image
 from encoder.data.scenes.compose import Scene
 from encoder.data.scenes.questions import pope_questions, seed_questions
 from encoder.data.scenes.render import render
+from encoder.runtime.files import replacing
 
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _ROWS_PER_GROUP = 256
@@ -78,6 +79,5 @@ def _write(path: Path, rows: list[dict[str, Any]], fields: list[tuple], pictures
     } | pictures
     info = json.dumps({"info": {"features": {name: features[name] for name, _ in fields}}})
     schema = pa.schema(fields, metadata={"huggingface": info})
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial, row_group_size=_ROWS_PER_GROUP)
-    partial.replace(path)
+    with replacing(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, row_group_size=_ROWS_PER_GROUP)

@@ -7,7 +7,6 @@ bytes.
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +28,9 @@ from encoder.data.scenes.objects import KINDS
 from encoder.data.scenes.parquet import png, write_pope, write_seed
 from encoder.data.scenes.render import render
 from encoder.data.scenes.text import org_caption, re_caption
+from encoder.data.tars import add_member
 from encoder.runtime.config import resolve
+from encoder.runtime.files import replacing
 from encoder.runtime.stage import main, progress, sha256_file, sha256_json, write_json
 
 SHEET_COLUMNS, SHEET_ROWS, SHEET_SIZE = 8, 5, 160
@@ -126,19 +127,15 @@ def _write_shard(piece: Piece) -> int:
     stats |= {"count": piece.count, "successes": piece.count}
     if piece.path.is_file() and stats_path.is_file() and json.loads(stats_path.read_text()) == stats:
         return piece.count
-    partial = piece.path.with_name(f".{piece.path.name}.partial")
-    with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with (
+        replacing(piece.path) as temporary,
+        tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
         for index in range(piece.first, piece.first + piece.count):
             text, record, picture = sample_record(piece.split, index, piece.seed, piece.size)
-            for suffix, data in (
-                ("json", json.dumps(record).encode()),
-                ("png", picture),
-                ("txt", text.encode()),
-            ):
-                member = tarfile.TarInfo(f"{record['key']}.{suffix}")  # mtime 0: the same bytes every time
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    partial.replace(piece.path)
+            add_member(tar, f"{record['key']}.json", json.dumps(record).encode())
+            add_member(tar, f"{record['key']}.png", picture)
+            add_member(tar, f"{record['key']}.txt", text.encode())
     write_json(stats_path, stats)
     return piece.count
 
@@ -170,12 +167,10 @@ def _llava_records(piece: Piece) -> tuple[list[dict], list[dict]]:
 
 
 def _write_text(config: ScenesConfig, path: Path, mapper: Callable, count: Callable) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
+    with replacing(path) as temporary, temporary.open("w") as file:
         for rows in mapper(_text_rows, _pieces(config, TEXT_FIRST_INDEX, config.num_text, path)):
             file.writelines(f"{row}\n" for row in rows)
             count([len(rows)])
-    partial.replace(path)
 
 
 def _text_rows(piece: Piece) -> list[str]:
