@@ -135,15 +135,10 @@ def build_dataset(
         ValueError: more than `max_missing_fraction` of the pictures are missing or unreadable, or more than
             `max_bad_fraction` of the records cannot be used (the first are named), or nothing is left.
     """
-    bad = list(refused)
-    num_read = len(records) + len(bad)
-    sound = []
-    for record in records:
-        fault = _picture_fault(record)
-        if fault is None:
-            sound.append(record)
-        else:
-            bad.append(BadSample(f"sample {record['id']}", fault))
+    num_read = len(records) + len(refused)
+    faults = [(record, _picture_fault(record)) for record in records]
+    sound = [record for record, fault in faults if fault is None]
+    bad = [*refused, *(BadSample(f"sample {record['id']}", fault) for record, fault in faults if fault)]
     absent = _absent_pictures(sound, pictures, max_missing_fraction)
     without = [record for record in sound if record.get("image") in absent]
     candidates = [record for record in sound if record.get("image") not in absent]
