@@ -5,12 +5,14 @@ import json
 import os
 import socket
 import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
+from accelerate import PartialState
 from PIL import Image
 from torch.multiprocessing.spawn import ProcessException
 
@@ -239,9 +241,19 @@ def test_pictures_outside_of_the_folder_are_skipped_by_name_unless_allowed(encod
     assert torch.equal(TokenStore(tmp_path)[outside[0]], TokenStore(tmp_path)["0.png"])
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch computes in one thread: a process forked from one with more may wait for them for ever."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def run_as_one_of(rank: int, world: int, port: int, config: TokensConfig, out_dir, dying: int | None) -> None:
     """One process of several; that of rank `dying` is gone in the middle of its first shard's file."""
     torch.set_num_threads(1)
+    PartialState._reset_state()  # inherited from a test before, which was alone
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
     os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
 
@@ -264,7 +276,9 @@ def launch(world: int, config: TokensConfig, out_dir, dying: int | None = None) 
 
 
 @pytest.mark.parametrize(("world", "deaths"), [(2, []), (4, [2, 1, 0])])  # each has a shard left to die at
-def test_several_processes_however_often_killed_write_what_one_does(encoder, tmp_path, world, deaths):
+def test_several_processes_however_often_killed_write_what_one_does(
+    encoder, tmp_path, world, deaths, one_thread
+):
     write_shards(tmp_path / "data", 122, per_tar=25, broken={9: b""})
     config = tokens_config(encoder, tmp_path / "data", shard_size=7, flips=True)
     for name in ("one", "several"):

@@ -25,21 +25,9 @@ SUITE = SuiteConfig(
 )
 IDENTITY = Identity(suite="generation", preset="demo", seed=3)
 COMMON = {
-    "value",
-    "stderr",
-    "unit",
-    "higher_is_better",
-    "num_samples",
-    "seed",
-    "config_hash",
-    "checkpoint_hash",
-    "data_hash",
-    "packages",
-    "commit",
-    "hardware",
-    "wall_seconds",
-    "date",
-}
+    "value", "stderr", "unit", "higher_is_better", "num_samples", "seed", "config_hash", "checkpoint_hash",
+    "data_hash", "packages", "commit", "hardware", "wall_seconds", "date",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

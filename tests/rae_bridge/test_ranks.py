@@ -14,6 +14,7 @@ import torch
 from encoder.runtime import checkpoint
 from encoder.runtime.config import ROOT, dump
 from encoder.runtime.ranks import Ranks
+from rae_bridge import decoder_data
 from rae_bridge.config import (
     AdversarialConfig,
     CacheConfig,
@@ -74,6 +75,7 @@ def launch(program: Path, arguments: list[str], world: int) -> None:
 def outputs(tmp_path, pictures, write_model, invertible, monkeypatch) -> dict[int, Path]:
     """What one process and what two processes wrote."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setattr(decoder_data, "CHUNK", decoder_data.CHUNK)  # the program sets it, here too
     encoder = "module:conftest:InvertibleEncoder"  # as the other processes can import it
     judge = JudgeConfig(reference=str(tmp_path / "features.npz"), network="test_sweep:Network")
     np.savez(tmp_path / "features.npz", pooled=torch.rand(9, 6).numpy())
