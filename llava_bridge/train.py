@@ -293,5 +293,3 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
 
 if __name__ == "__main__":
     main(LlavaConfig, train)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # its threads may abort a process that ends over them

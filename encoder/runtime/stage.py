@@ -75,6 +75,14 @@ def main(
         print(f"interrupted; what {out_dir} holds is good, the same command goes on", file=sys.stderr)
         sys.exit(INTERRUPTED)
     write_done(out_dir, _module_name(), result, time.monotonic() - started)
+    _leave_the_others()
+
+
+def _leave_the_others() -> None:
+    """End the process group, if the stage joined one: its threads may abort a process that ends over them."""
+    distributed = sys.modules.get("torch.distributed")  # no torch here where the stage needed none
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def first_line(error: BaseException) -> str:

@@ -4,19 +4,19 @@ import io
 import json
 import os
 import socket
+import subprocess
+import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
-from accelerate import PartialState
 from PIL import Image
-from torch.multiprocessing.spawn import ProcessException
 
-from encoder import token_store
 from encoder.data.account import TooManyBadSamples
 from encoder.frozen import FrozenEncoder
 from encoder.load import load_encoder
@@ -24,7 +24,7 @@ from encoder.models.clip import Clip
 from encoder.models.shapes import ClipShape, ViTShape
 from encoder.options import TokensConfig
 from encoder.runtime.checkpoint import load_tensors
-from encoder.runtime.config import load
+from encoder.runtime.config import ROOT, dump, load
 from encoder.token_store import TokenStore
 from encoder.tokens import ShardEncoder, run
 
@@ -243,39 +243,35 @@ def test_pictures_outside_of_the_folder_are_skipped_by_name_unless_allowed(encod
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Torch computes in one thread: a process forked from one with more may wait for them for ever."""
+    """Torch computes in one thread here too: with more, sums are rounded in another order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
-def run_as_one_of(rank: int, world: int, port: int, config: TokensConfig, out_dir, dying: int | None) -> None:
-    """One process of several; that of rank `dying` is gone in the middle of its first shard's file."""
-    torch.set_num_threads(1)
-    PartialState._reset_state()  # inherited from a test before, which was alone
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
-
-    def die(path, tensors, metadata):
-        path.with_name(f".{path.name}.half").write_bytes(b"half")
-        os._exit(1)
-
-    if rank == dying:
-        token_store.save_tensors = die
-    run(config, out_dir)
-    torch.distributed.destroy_process_group()
-
-
-def launch(world: int, config: TokensConfig, out_dir, dying: int | None = None) -> None:
+def launch(world: int, config: Path, out_dir: Path, dying: int | None = None) -> bool:
+    """`world` processes together, to the end or until one of them is gone; whether all ended well."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = (world, port, config, out_dir, dying)
-    multiprocessing.start_processes(run_as_one_of, arguments, nprocs=world, start_method="fork")
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    shared |= {"WORLD_SIZE": str(world), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, Path(__file__).with_name("tokens_process.py"), config, out_dir, str(dying)]
+    processes = [
+        subprocess.Popen(words, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(world)
+    ]
+    left = list(processes)
+    while left:
+        left = [process for process in left if process.poll() is None]
+        if any(process.returncode for process in processes):
+            for process in left:  # they wait for the one that is gone
+                process.kill()
+        time.sleep(0.05)
+    return not any(process.returncode for process in processes)
 
 
-@pytest.mark.parametrize(("world", "deaths"), [(2, []), (4, [2, 1, 0])])  # each has a shard left to die at
+@pytest.mark.parametrize(("world", "deaths"), [(2, []), (4, [2, 0])])  # each has a shard left to die at
 def test_several_processes_however_often_killed_write_what_one_does(
     encoder, tmp_path, world, deaths, one_thread
 ):
@@ -284,11 +280,11 @@ def test_several_processes_however_often_killed_write_what_one_does(
     for name in ("one", "several"):
         (tmp_path / name).mkdir()
     run(config, tmp_path / "one")
+    dump(config, tmp_path / "config.yaml")
     for rank in deaths:
-        with pytest.raises(ProcessException):
-            launch(world, config, tmp_path / "several", dying=rank)
+        assert not launch(world, tmp_path / "config.yaml", tmp_path / "several", dying=rank)
         assert not (tmp_path / "several" / "index.json").exists()
-    launch(world, config, tmp_path / "several")
+    assert launch(world, tmp_path / "config.yaml", tmp_path / "several")
     files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one" / "shards").iterdir()]
     assert len(files) == 18
     for file in (*files, "index.json"):
