@@ -32,7 +32,7 @@ from encoder.runtime.device import set_tf32
 from encoder.runtime.ranks import Ranks, unwrapped
 from encoder.runtime.stage import main, progress, write_json
 from encoder.training.finite import FiniteSteps
-from encoder.training.optim import apply_gradients, autocast, average_weights, build_adamw, warmup_cosine
+from encoder.training.optim import apply_gradients, autocast, average_weights, build_adamw, rate_factor
 from rae_bridge.codec import TOKENS_FILE, load_for_generation, origin_of
 from rae_bridge.config import TrainDecoderConfig
 from rae_bridge.decoder import PixelDecoder
@@ -100,7 +100,7 @@ def adversary_step(
         pixels_hat = decoder(tokens)
     kinds = ("real", "fake")
     draws = tuple(adversary.draws(step, kind, part, config.batch_size) for kind in kinds)
-    adversary.set_rate(warmup_cosine(step, config.num_steps, config.optim.warmup_steps))
+    adversary.set_rate(rate_factor(config.optim, step, config.num_steps))
     loss = adversary.learn(pixels, pixels_hat, draws)
     if not torch.isfinite(loss):
         raise ValueError(f"the discriminator's loss is {loss.item()} at step {step}; lower adversarial.lr")

@@ -63,14 +63,17 @@ class MuonWithAdamW:
             part.load_state_dict(state[str(i)])
 
 
-def warmup_cosine(step: int, num_steps: int, warmup_steps: int) -> float:
-    """Factor on the peak learning rate at a step: linear warm-up times a cosine to 0.
+def rate_factor(config: OptimConfig, step: int, num_steps: int) -> float:
+    """Factor on the peak learning rate at a step: linear warm-up and a cosine to `final_lr`.
 
-    The two are multiplied, as in OpenVision's optax chain; the first step has 1/warmup_steps of the rate,
+    The two are multiplied, as in OpenVision's optax chain, or follow each other (`cosine_after_warmup`), as
+    in RAE's (bytetriper/RAE@a4d18c4, utils/optim_utils.py). The first step has 1/warmup_steps of the rate,
     not 0.
     """
-    cosine = 0.5 * (1 + math.cos(math.pi * step / num_steps))
-    return cosine * min(1.0, (step + 1) / max(1, warmup_steps))
+    first = config.warmup_steps if config.cosine_after_warmup else 0
+    cosine = 0.5 * (1 + math.cos(math.pi * max(0, step - first) / max(1, num_steps - first)))
+    least = config.final_lr / config.lr if config.lr else 0.0
+    return (least + (1 - least) * cosine) * min(1.0, (step + 1) / max(1, config.warmup_steps))
 
 
 def update(
@@ -115,7 +118,7 @@ def apply_gradients(
     norm = _clip([each for each in parameters if id(each) not in apart], max_norm)
     others = _clip([each for each in parameters if id(each) in apart], max_norm) if apart else 0.0
     for group in optimiser.param_groups:
-        group["lr"] = group.get("peak_lr", config.lr) * warmup_cosine(step, num_steps, config.warmup_steps)
+        group["lr"] = group.get("peak_lr", config.lr) * rate_factor(config, step, num_steps)
     step_if_finite(optimiser, finite.look(step, loss, norm + others))
     optimiser.zero_grad(set_to_none=True)
     return norm

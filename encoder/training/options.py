@@ -18,16 +18,24 @@ Branch = Literal["understanding", "reconstruction"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimConfig:
-    """AdamW with linear warm-up and a cosine to 0."""
+    """AdamW with linear warm-up and a cosine to `final_lr`."""
 
-    MAY_CHANGE: ClassVar = ("lr", "warmup_steps", "clip_norm")
+    MAY_CHANGE: ClassVar = ("lr", "final_lr", "warmup_steps", "clip_norm")
 
     lr: float  # peak
     warmup_steps: int
+    final_lr: float = 0.0
+    # False: the cosine spans all steps and the warm-up is multiplied to it (OpenVision 1); True: it begins
+    # when the warm-up ends (RAE)
+    cosine_after_warmup: bool = False
     # OpenVision 1's (UCSC-VLAA/OpenVision@6c24e45); OpenVision 3 does not say
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0  # on kernels only
     clip_norm: float | None = 1.0  # OpenVision 1 does not clip; short CPU runs at high rates want it
+
+    def __post_init__(self):
+        if not 0 <= self.final_lr <= self.lr:
+            raise ValueError(f"final_lr {self.final_lr} must be 0 to lr {self.lr}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

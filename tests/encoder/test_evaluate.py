@@ -11,7 +11,7 @@ from encoder.metrics.psnr import psnr
 from encoder.models.shapes import ViTShape
 from encoder.models.vit import ViTEncoder
 from encoder.training.finite import FiniteSteps
-from encoder.training.optim import MuonWithAdamW, average_weights, build_adamw, update, warmup_cosine
+from encoder.training.optim import MuonWithAdamW, average_weights, build_adamw, rate_factor, update
 from encoder.training.options import OptimConfig
 
 
@@ -42,10 +42,22 @@ def test_linear_probe_separates_what_is_linear_and_not_noise():
 
 
 def test_warm_up_starts_above_zero_and_the_cosine_ends_near_it():
-    factors = [warmup_cosine(step, 100, 10) for step in range(100)]
+    config = OptimConfig(lr=1e-3, warmup_steps=10)
+    factors = [rate_factor(config, step, 100) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[9] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.09)))
     assert max(factors) == factors[9] and 0 < factors[-1] < 1e-3
+    assert factors == [0.5 * (1 + math.cos(math.pi * i / 100)) * min(1, (i + 1) / 10) for i in range(100)]
+
+
+def test_a_cosine_after_the_warm_up_falls_from_the_whole_rate_to_the_final_one():
+    config = OptimConfig(lr=2e-4, final_lr=2e-5, warmup_steps=10, cosine_after_warmup=True)
+    rates = [config.lr * rate_factor(config, step, 110) for step in range(111)]
+    rise = [2e-4 * (step + 1) / 10 for step in range(10)]
+    fall = [2e-5 + 9e-5 * (1 + math.cos(math.pi * step / 100)) for step in range(101)]
+    assert rates == pytest.approx(rise + fall)
+    with pytest.raises(ValueError, match=r"final_lr 0\.1 must be 0 to lr 0\.01"):
+        OptimConfig(lr=0.01, final_lr=0.1, warmup_steps=0)
 
 
 def test_weight_decay_acts_on_kernels_only():
