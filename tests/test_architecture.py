@@ -44,6 +44,7 @@ WINGS = {
         "harness.tables",
         "harness.trained",
     ),
+    "llava_bridge.any_resolution": (),
     "llava_bridge.demo_llm": ("llava_bridge.config", "llava_bridge.data", "llava_bridge.prompt"),
 }
 
