@@ -44,6 +44,7 @@ USAGE = """\
 python harness/run.py [--list | --plan] [key=value ...]
 python harness/run.py verify results/demo          is every table what the result files say?
 python harness/run.py compare results/a results/b  two folders side by side: config, provenance, numbers
+python harness/run.py card results/demo ov3-demo   its rows as a model card for the Hugging Face hub
 python harness/run.py check encoders=[...]         do they keep the contract? linear probe, retrieval, PSNR
 
   suite=understanding|generation|all   what to measure (all: both)

@@ -1,5 +1,5 @@
-"""What the command line's subcommands do: `verify RESULTS` and `compare A B` read results folders,
-`check encoders=[...]` tries encoders out; none of them runs a stage.
+"""What the command line's subcommands do: `verify RESULTS`, `compare A B` and `card RESULTS ENCODER` read
+results folders, `check encoders=[...]` tries encoders out; none of them runs a stage.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from encoder.runtime.config import ConfigError, choose, dump
 from harness.config import Options, Preset, chosen_suites, find_places, parse
 from harness.encoders import Encoder, resolve_encoder
 from harness.suites.released import released_config
-from harness.tables import side_by_side
+from harness.tables import model_card, side_by_side
 from harness.verify import verify
 
 DIFFERENT = 1  # exit code, as diff's
@@ -35,11 +35,11 @@ def run(name: str, words: Sequence[str], console: Console) -> int:
         return act(words, console)
     if len(words) != len(takes):
         raise ConfigError(f"{name} takes {' and '.join(takes)}, got {' '.join(words) or 'nothing'}")
-    return act(*map(Path, words), console)
+    return act(*words, console)
 
 
-def _verify(results: Path, console: Console) -> int:
-    verdict = verify(results)
+def _verify(results: str, console: Console) -> int:
+    verdict = verify(Path(results))
     for fault in verdict.faults:
         print(f"error: {fault}", file=sys.stderr)
     for place in sorted(verdict.gone):
@@ -48,10 +48,16 @@ def _verify(results: Path, console: Console) -> int:
     return DIFFERENT if verdict.faults else 0
 
 
-def _compare(a: Path, b: Path, console: Console) -> int:
-    pairs = side_by_side.compare(a, b)
-    side_by_side.show(pairs, a, b, console)
+def _compare(a: str, b: str, console: Console) -> int:
+    pairs = side_by_side.compare(Path(a), Path(b))
+    side_by_side.show(pairs, Path(a), Path(b), console)
     return DIFFERENT if any(pair.num_changed for pair in pairs) else 0
+
+
+def _card(results: str, encoder: str, console: Console) -> int:
+    path = model_card.write(Path(results), encoder)
+    console.print(str(path), highlight=False, soft_wrap=True, markup=False)
+    return 0
 
 
 def _check(words: Sequence[str], console: Console) -> int:
@@ -126,5 +132,6 @@ def _check_encoders(found: Sequence[tuple[str, Encoder]], device: str, console: 
 SUBCOMMANDS: dict[str, tuple[tuple[str, ...], Callable[..., int]]] = {
     "verify": (("a results folder such as results/demo",), _verify),
     "compare": (("one results folder", "another"), _compare),
+    "card": (("a preset's results folder", "an encoder of its tables"), _card),
     "check": ((), _check),  # key=value words, as a run takes them
 }

@@ -2,8 +2,9 @@
 gave?
 
 Four checks, each naming what differs: every file of a leaderboard is rebuilt from the result files and
-compared; so are the report's tables; each result file is compared with its stage's `DONE.json` and
-`config.yaml`; checkpoints and data are hashed again. What is no longer there is counted, not a fault.
+compared; so are the report's tables and the model cards; each result file is compared with its stage's
+`DONE.json` and `config.yaml`; checkpoints and data are hashed again. What is no longer there is counted, not
+a fault.
 """
 
 import difflib
@@ -16,7 +17,7 @@ from pathlib import Path
 from encoder.runtime.config import ROOT, read_yaml
 from encoder.runtime.stage import DONE, sha256_json
 from harness.report import REPORT, published_tables, suite_tables
-from harness.tables import leaderboard
+from harness.tables import leaderboard, model_card
 from harness.tables.result_files import content_hash, finite
 from harness.tables.results_folder import LEADERBOARD, SavedSuite, result_files, saved_suites
 
@@ -52,6 +53,7 @@ def verify(results: Path) -> Verdict:
     """
     verdict = Verdict()
     seen: dict[str, str | None] = {}
+    rebuilt: dict[Path, list[SavedSuite]] = {}  # by the preset's folder
     for suite in saved_suites(results):
         readable = True
         for row, key, name in suite.numbers():
@@ -69,7 +71,11 @@ def verify(results: Path) -> Verdict:
             verdict.faults += _stage_faults(path, content, verdict, seen)
             verdict.faults += _input_faults(path, content, verdict, seen)
         if readable:  # else there is nothing to rebuild from
-            verdict.faults += _table_faults(suite, verdict)
+            again = SavedSuite(folder=suite.folder, board=rebuild(suite), config=suite.config)
+            rebuilt.setdefault(suite.folder.parent, []).append(again)
+            verdict.faults += _table_faults(again, verdict)
+    for folder, suites in rebuilt.items():
+        verdict.faults += _card_faults(folder, suites, verdict)
     return verdict
 
 
@@ -91,10 +97,9 @@ def rebuild(suite: SavedSuite) -> dict:
 
 
 def _table_faults(suite: SavedSuite, verdict: Verdict) -> Iterator[str]:
-    """Rendered files that are not what the result files give."""
-    board = rebuild(suite)
+    """Rendered files that are not what the result files give; `suite` is rebuilt from them."""
     with tempfile.TemporaryDirectory() as folder:
-        for again in leaderboard.write(board, suite.config, Path(folder)):
+        for again in leaderboard.write(suite.board, suite.config, Path(folder)):
             path = suite.folder / again.name
             verdict.num_files += 1
             if not path.is_file():
@@ -104,10 +109,22 @@ def _table_faults(suite: SavedSuite, verdict: Verdict) -> Iterator[str]:
     report = suite.folder.parent / REPORT
     if report.is_file():
         verdict.num_files += 1
-        again = SavedSuite(folder=suite.folder, board=board, config=suite.config)
         text = report.read_text(encoding="utf-8")
-        if suite_tables(again) not in text or (published_tables(again) or "") not in text:
+        if suite_tables(suite) not in text or (published_tables(suite) or "") not in text:
             yield f"{report}: its tables of {suite.board['suite']} are not what the result files give"
+
+
+def _card_faults(folder: Path, suites: list[SavedSuite], verdict: Verdict) -> Iterator[str]:
+    """Model cards of a preset that are not what the result files of all its suites give."""
+    known = [suite.folder for suite in suites]
+    if any(path.parent not in known for path in folder.glob(f"*/{LEADERBOARD}")):
+        return  # one of its suites alone was asked for, or cannot be read
+    for encoder in model_card.encoders_of(suites):
+        path = model_card.card_path(folder, encoder)
+        if path.is_file():
+            verdict.num_files += 1
+            if path.read_text(encoding="utf-8") != model_card.render(suites, encoder):
+                yield f"{path}: not what the result files give; write it again with `run.py card`"
 
 
 def _first_difference(path: Path, again: Path) -> str:

@@ -62,7 +62,7 @@ BELOW = {
         "llava_bridge.config",
         "rae_bridge.config",
     ),
-    "harness.tables": ("encoder",),
+    "harness.tables": ("encoder", "llava_bridge.benchmark_table"),
     "harness.tasks": ("encoder", "llava_bridge"),
 }
 

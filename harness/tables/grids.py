@@ -101,9 +101,9 @@ def markdown(board: Mapping, suite: SuiteConfig) -> str:
         if grid.is_published:
             lines += published_heading
             published_heading = []
-        lines += [f"{'###' if grid.is_published else '##'} {grid.title}", "", *_markdown_lines(grid), ""]
-    reasons = list(_reasons(board))
-    return "\n".join([*lines, *(["## Not run", "", *reasons, ""] if reasons else [])])
+        lines += [f"{'###' if grid.is_published else '##'} {grid.title}", "", *markdown_lines(grid), ""]
+    missing = list(reasons(board))
+    return "\n".join([*lines, *(["## Not run", "", *missing, ""] if missing else [])])
 
 
 def measured_at(board: Mapping, quote: str = "") -> str:
@@ -236,21 +236,23 @@ class _Column:
         return 2 if any(metric["unit"] or abs(metric["value"]) >= 10 for metric in self.known) else 4
 
 
-def _markdown_lines(grid: Grid) -> Iterator[str]:
+def markdown_lines(grid: Grid) -> Iterator[str]:
+    """A table's lines as Markdown."""
     yield f"| {' | '.join(grid.header)} |"
     yield f"|---|{'---:|' * (len(grid.header) - 1)}"
     for i, line in enumerate(grid.lines):
         cells = [
-            f"**{_marked(text)}**" if (i, j) in grid.best else _marked(text) for j, text in enumerate(line)
+            f"**{marked(text)}**" if (i, j) in grid.best else marked(text) for j, text in enumerate(line)
         ]
         yield f"| {' | '.join(cells)} |"
 
 
-def _marked(text: str) -> str:
+def marked(text: str) -> str:
+    """Text as a cell of Markdown shows it."""
     return text.replace("|", r"\|").replace("*", r"\*")
 
 
-def _reasons(board: Mapping) -> Iterator[str]:
+def reasons(board: Mapping) -> Iterator[str]:
     """One line per encoder and reason, with the keys that it took."""
     groups: dict[tuple[str, str], list[str]] = {}
     for row in board["rows"]:
