@@ -241,11 +241,12 @@ class GenerateConfig:
 
     MAY_CHANGE: ClassVar = ("device", "output", "shard_size")
 
-    model: str  # weights folder by `rae_bridge.train`
+    model: str  # weights folder by `rae_bridge.train` or `rae_bridge.distill`
     encoder: str  # the one whose tokens the model was trained on
     decoder: str | None = None  # over the encoder's own choice: "own" or a pixel decoder's folder
     num_samples: int
     num_steps: int = 50  # model calls
+    inner_steps: int | None = None  # of a student, calls of its head in each step; None: those it learnt
     solver: Literal["euler", "heun"] = "euler"
     end: Literal["rae", "zero"] = "zero"
     guidance: GuidanceConfig | None = None
@@ -260,6 +261,8 @@ class GenerateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.inner_steps is not None and self.inner_steps < 1:
+            raise ValueError(f"inner_steps {self.inner_steps} must be 1 or more")
         if self.guidance is not None and self.guidance_from is not None:
             raise ValueError("give guidance or guidance_from, a sweep's folder, not both")
         if self.solver == "heun" and self.num_steps % 2:

@@ -35,6 +35,8 @@ from rae_bridge.shapes import DiTConfig
 class DiT(nn.Module):
     """What the two models share: condition embeddings, files. `build_dit` makes one from a config."""
 
+    name = "dit"  # in config.json
+
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
@@ -73,7 +75,7 @@ class DiT(nn.Module):
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write config.json and model.safetensors, in fp32."""
-        write_pretrained(folder, "dit", self.config, self.state_dict(), torch.float32)
+        write_pretrained(folder, self.name, self.config, self.state_dict(), torch.float32)
 
     @staticmethod
     def from_pretrained(folder: Path | str) -> "DiT":
@@ -83,7 +85,7 @@ class DiT(nn.Module):
             FileNotFoundError: without the files.
             ValueError: damaged, of another model, or tensors that do not fit config.json.
         """
-        return load_pretrained(build_dit, folder, "dit", DiTConfig).eval()
+        return load_pretrained(build_dit, folder, DiT.name, DiTConfig).eval()
 
 
 class LightningDiT(DiT):
@@ -134,10 +136,12 @@ class DiTDH(DiT):
         return self.velocity(self.head(condition, self.embed(x_t)), x_t, t)
 
     def backbone(
-        self, x_t: Tensor, t: Tensor, y: Tensor, *, taps: Sequence[int] = ()
+        self, x_t: Tensor, t: Tensor, y: Tensor, *, taps: Sequence[int] = (), added: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """What the head is conditioned on (B N D_e; the class reaches it only through this), and what comes
         out of the backbone's blocks `taps` (B N D_e each, in the order of `taps`).
+
+        added: more about the time (B 1 D_e), on top of its embedding.
 
         Raises:
             ValueError: the backbone has no such block.
@@ -147,6 +151,7 @@ class DiTDH(DiT):
             raise ValueError(f"taps {list(taps)} must be blocks of the backbone, 0 to {num_blocks - 1}")
         with torch.autocast(x_t.device.type, enabled=False):
             time = self.t_embedder(t)[:, None]  # B 1 D_e
+            time = time if added is None else time + added
             # Each block's adaLN begins with SiLU again, so the backbone's condition is SiLU'd twice.
             condition = F.silu(time + self.y_embedder(y)[:, None])  # B 1 D_e
             s = self.s_embedder(x_t) + self.pos_embed  # B N D_e
@@ -162,9 +167,13 @@ class DiTDH(DiT):
         with torch.autocast(x_t.device.type, enabled=False):
             return self.x_embedder(x_t)
 
-    def head(self, condition: Tensor, x: Tensor) -> Tensor:
-        """What the last layer says (B N C) of tokens x (B N D_d) under the backbone's condition (B N D_e)."""
+    def head(self, condition: Tensor, x: Tensor, *, added: Tensor | None = None) -> Tensor:
+        """What the last layer says (B N C) of tokens x (B N D_d) under the backbone's condition (B N D_e).
+
+        added: more to be conditioned on (B 1 D_d), on top of the projected condition.
+        """
         s = self.s_projector(condition)  # B N D_d
+        s = s if added is None else s + added
         for block in self.blocks[self.config.depth[0] :]:
             x = block(x, s, self.dec_feat_rope)
         return self.final_layer(x, s)

@@ -15,7 +15,13 @@ from PIL import Image
 
 from rae_bridge.codec import TOKENS_FILE, check_tokens, load_codec
 from rae_bridge.config import GenerateConfig, GuidanceConfig
-from rae_bridge.generate import TrainedFlow, make_guidance, noise_of_samples, pictures_from_noise
+from rae_bridge.generate import (
+    TrainedFlow,
+    inner_noise_of_samples,
+    make_guidance,
+    noise_of_samples,
+    pictures_from_noise,
+)
 
 
 def draw_grid(arguments: argparse.Namespace) -> None:
@@ -36,11 +42,13 @@ def draw_grid(arguments: argparse.Namespace) -> None:
         encoder=encoder,
         num_samples=len(y),
         num_steps=arguments.steps,
+        inner_steps=arguments.inner,
         guidance=guidance_of(arguments),
     )
     noise = noise_of_samples(arguments.seed, range(len(y)), flow.latent_shape)
     guidance = make_guidance(config.guidance, flow.model, config.device)
-    images = pictures_from_noise(flow, codec, noise, y, config, guidance)
+    inner = inner_noise_of_samples(flow, arguments.seed, range(len(y)), arguments.steps)
+    images = pictures_from_noise(flow, codec, noise, y, config, guidance, inner)
     grid = rearrange(images, "(row column) h w c -> (row h) (column w) c", column=arguments.columns)
     Image.fromarray(grid.numpy()).save(arguments.out)
 
@@ -58,11 +66,14 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m rae_bridge.draw", description="Draw pictures of classes."
     )
-    parser.add_argument("--model", type=Path, required=True, help="weights folder by rae_bridge.train")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="weights folder by rae_bridge.train or distill"
+    )
     parser.add_argument("--classes", type=int, nargs="+", required=True, help="class indices, a row each")
     parser.add_argument("--out", type=Path, required=True, help="PNG file")
     parser.add_argument("--columns", type=int, default=8, help="pictures a class (8)")
     parser.add_argument("--steps", type=int, default=50, help="model calls (50)")
+    parser.add_argument("--inner", type=int, help="calls of a student's head in each step (as it learnt)")
     parser.add_argument("--scale", type=float, default=1.0, help="guidance scale (1: none)")
     parser.add_argument(
         "--weaker", type=Path, help="weights folder of the weaker model: autoguidance, else cfg"

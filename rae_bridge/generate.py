@@ -14,9 +14,10 @@ import json
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,8 @@ from rae_bridge.codec import Codec, check_tokens, load_codec, to_images
 from rae_bridge.config import GenerateConfig, GuidanceConfig
 from rae_bridge.dit import DiT
 from rae_bridge.latents import LatentStatistics, to_tokens
-from rae_bridge.sample import Guidance, sample
+from rae_bridge.sample import Guidance, sample, sample_transitions, time_grid
+from rae_bridge.transition import STUDENTS, TransitionDiT, load_model
 
 BEST = "best.json"  # in the folder of a sweep: the guidance that it found best
 
@@ -46,6 +48,7 @@ class TrainedFlow:
     model: DiT
     statistics: LatentStatistics
     shift: float
+    student: Mapping[str, Any] | None = None  # what flow.json says of one by `rae_bridge.distill`
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -55,20 +58,21 @@ class TrainedFlow:
 
     @staticmethod
     def load(folder: Path | str, device: str = "cpu") -> "TrainedFlow":
-        """Read a weights folder by `rae_bridge.train`.
+        """Read a weights folder by `rae_bridge.train` or `rae_bridge.distill`.
 
         Raises:
             FileNotFoundError, ValueError: it is not one, or is damaged.
         """
         folder = ROOT / folder
-        model = DiT.from_pretrained(folder).to(device).requires_grad_(False)
+        model = load_model(folder).to(device).requires_grad_(False)
         path = folder / "flow.json"
         if not path.is_file():
             raise FileNotFoundError(
                 f"{folder} is no weights folder of rae_bridge.train (flow.json is missing)"
             )
         statistics = LatentStatistics.load(folder / "latent_stats.pt")
-        return TrainedFlow(model, statistics, json.loads(path.read_text())["shift"])
+        about = json.loads(path.read_text())
+        return TrainedFlow(model, statistics, about["shift"], about.get("student"))
 
 
 def make_guidance(config: GuidanceConfig | None, model: DiT, device: str) -> Guidance | None:
@@ -76,13 +80,17 @@ def make_guidance(config: GuidanceConfig | None, model: DiT, device: str) -> Gui
 
     Raises:
         ValueError: cfg for a model without a null class; autoguidance without a weaker model; and what
-            `Guidance` refuses.
+            `Guidance` refuses; a student as the weaker model.
     """
     if config is None:
         return None
     if config.kind == "cfg" and not model.config.has_null_class:
         raise ValueError("cfg needs a model trained with class_dropout_prob > 0; this one has no null class")
     weaker = TrainedFlow.load(config.model, device).model if config.model else None
+    if weaker is not None and weaker.name in STUDENTS:
+        raise ValueError(
+            f"{config.model} is a student, which is no velocity field: name a model by rae_bridge.train"
+        )
     return Guidance(kind=config.kind, scale=config.scale, interval=config.interval, model=weaker)
 
 
@@ -100,10 +108,53 @@ def chosen_guidance(config: GenerateConfig) -> GuidanceConfig | None:
     return load(GuidanceConfig, path)
 
 
-def noise_of_samples(seed: int, indices: range, shape: tuple[int, ...]) -> Tensor:
+def noise_of_samples(seed: int, indices: range, shape: tuple[int, ...], what: str = "sample") -> Tensor:
     """Standard normal noise (B, *shape), row by row from (seed, index)."""
-    rows = [torch.randn(shape, generator=checkpoint.step_generator(seed, i, "sample")) for i in indices]
+    rows = [torch.randn(shape, generator=checkpoint.step_generator(seed, i, what)) for i in indices]
     return torch.stack(rows)
+
+
+def inner_noise_of_samples(flow: TrainedFlow, seed: int, indices: range, num_steps: int) -> Tensor | None:
+    """Noise of a student's inner flow (num_steps B D h w), by (seed, index, step); None of other models."""
+    if flow.model.name not in STUDENTS:
+        return None
+    of_steps = (noise_of_samples(seed, indices, flow.latent_shape, f"inner/{i}") for i in range(num_steps))
+    return torch.stack(list(of_steps))
+
+
+def check_sampler(flow: TrainedFlow, config: GenerateConfig, guidance: Guidance | None) -> None:
+    """Raises: ValueError for a way of sampling that the model does not know."""
+    if config.inner_steps is not None and flow.model.name != TransitionDiT.name:
+        raise ValueError(
+            f"inner_steps {config.inner_steps} needs a model whose head has an inner flow: method=tmd"
+        )
+    if flow.student is not None and (guidance, config.solver, config.end) != (None, "euler", "zero"):
+        raise ValueError(
+            "a student takes solver=euler, end=zero and no guidance: what guidance it has is distilled in"
+        )
+
+
+def latents_from_noise(
+    flow: TrainedFlow,
+    noise: Tensor,
+    y: Tensor,
+    config: GenerateConfig,
+    guidance: Guidance | None,
+    inner_noise: Tensor | None = None,
+) -> Tensor:
+    """Normalised latents for noise (both B D h w) and classes y (B,).
+
+    Raises:
+        ValueError: `check_sampler` refuses.
+    """
+    check_sampler(flow, config, guidance)
+    steps = {"num_steps": config.num_steps, "shift": flow.shift}
+    if inner_noise is None:
+        how = {"guidance": guidance, "solver": config.solver, "end": config.end}
+        return sample(flow.model, noise, y, **steps, **how)
+    num_inner = config.inner_steps or flow.student["inner_steps"]
+    inner_times = time_grid(num_inner, flow.student["inner_shift"], "zero")
+    return sample_transitions(flow.model, noise, y, inner_noise=inner_noise, inner_times=inner_times, **steps)
 
 
 def pictures_from_noise(
@@ -113,13 +164,14 @@ def pictures_from_noise(
     y: Tensor,
     config: GenerateConfig,
     guidance: Guidance | None,
+    inner_noise: Tensor | None = None,
 ) -> Tensor:
-    """uint8 images (B S S 3) for noise (B D h w) and classes y (B,)."""
+    """uint8 images (B S S 3) for noise (B D h w), a student's inner noise and classes y (B,)."""
     device = str(next(flow.model.parameters()).device)  # of several processes, each has its own
     noise, y = noise.to(device), y.to(device)
-    steps = {"num_steps": config.num_steps, "solver": config.solver, "end": config.end}
+    inner_noise = None if inner_noise is None else inner_noise.to(device)
     with autocast(config.precision, device.partition(":")[0]):
-        latents = sample(flow.model, noise, y, shift=flow.shift, guidance=guidance, **steps)
+        latents = latents_from_noise(flow, noise, y, config, guidance, inner_noise)
     pixels = codec.decode(to_tokens(flow.statistics.denormalise(latents)))
     return to_images(resize_square(pixels, config.image_size or codec.image_size), config.rounding)
 
@@ -144,7 +196,8 @@ def draw_samples(
     """uint8 images (B S S 3) of some samples."""
     noise = noise_of_samples(config.seed, indices, flow.latent_shape)
     labels = torch.tensor(indices) % flow.model.num_classes
-    return pictures_from_noise(flow, codec, noise, labels, config, guidance)
+    inner = inner_noise_of_samples(flow, config.seed, indices, config.num_steps)
+    return pictures_from_noise(flow, codec, noise, labels, config, guidance, inner)
 
 
 def write_npz(path: Path, parts: list[Path], labels: Tensor) -> None:

@@ -8,9 +8,9 @@ reaches; guidance costs a second forward only where it acts.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -106,3 +106,47 @@ def guided_velocity(
     else:
         stronger, weaker = model(x_t, times, y), guidance.model(x_t, times, y)
     return weaker + guidance.scale * (stronger - weaker)
+
+
+class FewStepModel(Protocol):
+    """A student that says by which velocity to go from t to r: `rae_bridge.transition`."""
+
+    def transition(
+        self, x_t: Tensor, t: Tensor, r: Tensor, y: Tensor, inner_noise: Tensor, inner_times: Sequence[float]
+    ) -> Tensor: ...
+
+
+@torch.no_grad()
+def sample_transitions(
+    model: FewStepModel,
+    noise: Tensor,
+    y: Tensor,
+    *,
+    num_steps: int,
+    shift: float,
+    inner_noise: Tensor,
+    inner_times: Sequence[float] = (1.0, 0.0),
+) -> Tensor:
+    """Latents (B D h w) from noise at t=1, in `num_steps` transitions on the shifted grid that ends at 0.
+
+    One call of the backbone each, with fresh inner noise (num_steps B D h w), and one of the head for each
+    interval of `inner_times`, which fall from 1 to 0. Deterministic given the noise.
+
+    Raises:
+        ValueError: num_steps below 1, inner noise of another shape, inner times that do not fall from 1 to 0.
+    """
+    if num_steps < 1 or inner_noise.shape != (num_steps, *noise.shape):
+        raise ValueError(
+            f"num_steps {num_steps} must be 1 or more, with inner noise {(num_steps, *noise.shape)}; "
+            f"got {tuple(inner_noise.shape)}"
+        )
+    falls = all(s > r for s, r in itertools.pairwise(inner_times))
+    if len(inner_times) < 2 or (inner_times[0], inner_times[-1]) != (1, 0) or not falls:
+        raise ValueError(f"inner_times {list(inner_times)} must fall from 1 to 0")
+    x = noise
+    for (t, r), drawn in zip(
+        itertools.pairwise(time_grid(num_steps, shift, "zero")), inner_noise, strict=True
+    ):
+        times = (torch.full((len(x),), time, dtype=x.dtype, device=x.device) for time in (t, r))
+        x = x + (r - t) * model.transition(x, *times, y, drawn, inner_times)
+    return x

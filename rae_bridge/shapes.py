@@ -63,6 +63,16 @@ class DiTConfig(DiTSize):
         return self.class_dropout_prob > 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransitionShape(DiTConfig):
+    """A student of Transition Matching Distillation: its teacher's shape, and how its head sees the inner
+    flow; see `rae_bridge.transition`."""
+
+    fusion: Literal["gated", "concat"] = "gated"
+    # what the mean velocity of the inner flow starts from: the state w_s, or the inner noise (the paper's)
+    anchor: Literal["state", "noise"] = "state"
+
+
 _RAE_FIXED = {
     **dict.fromkeys(("use_swiglu", "use_rope", "use_rmsnorm", "use_pos_embed", "use_gembed"), True),
     **dict.fromkeys(("wo_shift", "learn_sigma"), False),

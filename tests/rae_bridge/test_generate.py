@@ -72,11 +72,11 @@ def test_an_interrupted_run_goes_on_where_it_stopped(config, tmp_path, monkeypat
     _, whole, _ = run(config, tmp_path / "whole")
     original, drawn = stage.pictures_from_noise, []
 
-    def counted(flow, codec, noise, y, config, guidance):
+    def counted(flow, codec, noise, y, config, guidance, inner_noise):
         drawn.append(len(noise))
         if len(drawn) == 3:
             raise KeyboardInterrupt
-        return original(flow, codec, noise, y, config, guidance)
+        return original(flow, codec, noise, y, config, guidance, inner_noise)
 
     monkeypatch.setattr(stage, "pictures_from_noise", counted)
     with pytest.raises(KeyboardInterrupt):
