@@ -284,6 +284,10 @@ class ReconstructConfig:
     batch_size: int = 100
     device: Device = "cpu"
 
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit {self.limit} must be 1 or more, or null for all")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheConfig:

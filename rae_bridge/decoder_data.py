@@ -9,27 +9,23 @@ Letters: M pictures, B batch, N tokens, D token width, S pixels on a side.
 
 import bisect
 import itertools
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from encoder.data.account import Account, BadSample
-from encoder.data.picture_set import PictureSet, open_pictures
-from encoder.data.shards import find_shards, in_order, num_threads
-from encoder.data.stream import crop
+from encoder.data.account import Account
 from encoder.frozen import FrozenEncoder
 from encoder.runtime import checkpoint
 from encoder.runtime.config import ROOT
 from encoder.runtime.ranks import Ranks
 from encoder.runtime.stage import progress
-from encoder.tokens import MAX_BAD_FRACTION, Picture, TarPictures, batches, encode_batch
+from encoder.tokens import MAX_BAD_FRACTION, Picture, batches, encode_batch
 from rae_bridge.config import TrainDecoderConfig
+from rae_bridge.squares import Squares, judge
 
 CHUNK = 1000  # pictures of a file
 BATCH = 100  # pictures that are encoded at a time
@@ -71,29 +67,6 @@ class Split:
         return file, index - self.starts[file]
 
 
-@dataclass(frozen=True, slots=True)
-class SetPictures:
-    """The first `limit` pictures of a set, cut to squares of `size` px as ADM cuts ImageNet."""
-
-    pictures: PictureSet
-    limit: int | None
-    size: int
-
-    def __len__(self) -> int:
-        return len(range(len(self.pictures))[: self.limit])
-
-    def read(self, part: range) -> Iterator[Picture | BadSample]:
-        """The pictures of a part in order; in place of an unreadable one, its name with the reason."""
-        return in_order(self._read, part, num_threads())
-
-    def _read(self, index: int) -> Picture | BadSample:
-        name = self.pictures.names[index]
-        try:
-            return name, self.pictures.images([index], self.size)[0].numpy(), int(self.pictures.labels[index])
-        except (ValueError, OSError) as error:
-            return BadSample(name, str(error))
-
-
 def prepare_split(
     config: TrainDecoderConfig,
     encoder: FrozenEncoder,
@@ -107,11 +80,8 @@ def prepare_split(
     Raises:
         FileNotFoundError, ValueError: there are no shards, or too many pictures are unusable.
     """
-    size = config.image_size or encoder.image_size
-    if any((ROOT / config.data / split).glob("*.tar")):
-        pictures = TarPictures(find_shards(ROOT / config.data, split), limit, ranks)
-    else:
-        pictures = SetPictures(open_pictures(ROOT / config.data, split), limit, size)
+    size, folder = config.image_size or encoder.image_size, ROOT / config.data
+    pictures = Squares.open(folder, split, size, ranks, crop=config.crop, limit=limit)
     folder, num = out_dir / split, len(pictures)
     folder.mkdir(exist_ok=True)
     parts = [range(first, min(first + CHUNK, num)) for first in range(0, num, CHUNK)]
@@ -119,26 +89,12 @@ def prepare_split(
     account = Account(MAX_BAD_FRACTION, what="pictures")
     for number in range(ranks.rank, len(parts), ranks.world):
         if not paths[number].is_file():
-            squares = _squares(pictures.read(parts[number]), config.crop, size, account)
-            checkpoint.save_tensors(paths[number], _encoded(squares, encoder))
+            checkpoint.save_tensors(paths[number], _encoded(pictures.read(parts[number], account), encoder))
         if ranks.is_main:
             progress(out_dir, parts[number].stop, num, f"tokens of {split}")
-    _finish(ranks.gather(account.state()))  # all files are there before any process maps them
+    states = ranks.gather(account.state())  # all files are there before any process maps them
+    judge(*(sum(state[name] for state in states) for name in ("num_good", "num_bad")), states)
     return Split.open(paths)
-
-
-def _squares(
-    pictures: Iterator[Picture | BadSample], how: str, size: int, account: Account
-) -> Iterator[Picture]:
-    """The usable ones, S S 3."""
-    for picture in pictures:
-        if isinstance(picture, BadSample):
-            account.add_bad(picture.name, picture.reason)
-            continue
-        account.add_good()
-        key, pixels, label = picture
-        # neither way of cropping draws anything
-        yield key, np.asarray(crop(Image.fromarray(pixels), how, size, (1, 1), random.Random(0))), label
 
 
 def _encoded(squares: Iterator[Picture], encoder: FrozenEncoder) -> dict[str, Tensor]:
@@ -148,14 +104,3 @@ def _encoded(squares: Iterator[Picture], encoder: FrozenEncoder) -> dict[str, Te
         images.append(torch.from_numpy(np.stack([pixels for _, pixels, _ in batch])))
         tokens.append(encode_batch(encoder, batch, torch.float16, flip=False))
     return {"images": torch.cat(images), "tokens": torch.cat(tokens)}
-
-
-def _finish(states: list[dict]) -> None:
-    """Judge what all processes read.
-
-    Raises:
-        ValueError: too much of it is unusable.
-    """
-    sums = {name: sum(state[name] for state in states) for name in ("num_good", "num_bad")}
-    first = [bad for state in states for bad in state["first"]]
-    Account(MAX_BAD_FRACTION, what="pictures", state=sums | {"first": first}).finish()

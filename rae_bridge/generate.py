@@ -13,13 +13,11 @@ import io
 import json
 import shutil
 import tarfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -35,6 +33,7 @@ from rae_bridge.codec import Codec, check_tokens, load_codec, to_images
 from rae_bridge.config import GenerateConfig, GuidanceConfig
 from rae_bridge.dit import DiT
 from rae_bridge.latents import LatentStatistics, to_tokens
+from rae_bridge.parts import IMAGES, PARTS, batches, own, path_of, write_npz
 from rae_bridge.sample import Guidance, sample, sample_transitions, time_grid
 from rae_bridge.transition import STUDENTS, TransitionDiT, load_model
 
@@ -176,17 +175,11 @@ def pictures_from_noise(
     return to_images(resize_square(pixels, config.image_size or codec.image_size), config.rounding)
 
 
-def batches(num_samples: int, batch_size: int, ranks: Ranks) -> list[range]:
-    """The indices of each batch that is this process's."""
-    starts = range(0, num_samples, batch_size)
-    return [range(i, min(i + batch_size, num_samples)) for i in starts[ranks.rank :: ranks.world]]
-
-
 def stream_samples(
     flow: TrainedFlow, codec: Codec, config: GenerateConfig, guidance: Guidance | None, ranks: Ranks
 ) -> Iterator[tuple[range, Tensor]]:
     """This process's samples, batch by batch: their indices and uint8 images (B S S 3)."""
-    for indices in batches(config.num_samples, config.batch_size, ranks):
+    for indices in own(batches(range(config.num_samples), config.batch_size), ranks):
         yield indices, draw_samples(flow, codec, config, guidance, indices)
 
 
@@ -200,24 +193,9 @@ def draw_samples(
     return pictures_from_noise(flow, codec, noise, labels, config, guidance, inner)
 
 
-def write_npz(path: Path, parts: list[Path], labels: Tensor) -> None:
-    """ADM's file from batches of images, one batch in memory at a time."""
-    with zipfile.ZipFile(path, "w") as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-            for i, part in enumerate(parts):
-                images = checkpoint.load_tensors(part)["images"].numpy()
-                if i == 0:
-                    shape = {"shape": (len(labels), *images.shape[1:])}
-                    header = shape | {"fortran_order": False, "descr": images.dtype.str}
-                    np.lib.format.write_array_header_2_0(file, header)
-                file.write(images.tobytes())
-        with archive.open("labels.npy", "w") as file:
-            np.lib.format.write_array(file, labels.numpy())
-
-
 def write_shards(folder: Path, parts: list[Path], labels: Tensor, shard_size: int) -> int:
     """Tar files of `shard_size` pictures each, <index>.png beside <index>.cls; returns how many."""
-    pictures = (image for part in parts for image in checkpoint.load_tensors(part)["images"].numpy())
+    pictures = (image for part in parts for image in checkpoint.load_tensors(part)[IMAGES].numpy())
     for start in range(0, len(labels), shard_size):
         with tarfile.open(folder / f"{start // shard_size:05d}.tar", "w") as shard:
             for i in range(start, min(start + shard_size, len(labels))):
@@ -237,27 +215,30 @@ def run(config: GenerateConfig, out_dir: Path) -> dict:
     check_tokens(ROOT / config.model, codec.encoder)
     chosen = chosen_guidance(config)
     guidance = make_guidance(chosen, flow.model, ranks.device)
+    check_sampler(flow, config, guidance)
 
-    parts = out_dir / "parts"
-    parts.mkdir(exist_ok=True)
-    for indices in batches(config.num_samples, config.batch_size, ranks):
-        path = parts / f"{indices.start:08d}.safetensors"
+    (out_dir / PARTS).mkdir(exist_ok=True)
+    if ranks.is_main:
+        progress(out_dir, 0, config.num_samples, "samples")  # marks the folder as begun with this config
+    ranks.wait()
+    everyone = batches(range(config.num_samples), config.batch_size)
+    for indices in own(everyone, ranks):
+        path = path_of(out_dir, indices)
         if not path.is_file():
             images = draw_samples(flow, codec, config, guidance, indices)
-            checkpoint.save_tensors(path, {"images": images})
+            checkpoint.save_tensors(path, {IMAGES: images})
         if ranks.is_main:
             progress(out_dir, indices.stop, config.num_samples, "samples")
     ranks.wait()
 
     if ranks.is_main:
-        everyone = batches(config.num_samples, config.batch_size, Ranks(0, 1, ranks.device))
-        paths = [parts / f"{indices.start:08d}.safetensors" for indices in everyone]
+        paths = [path_of(out_dir, indices) for indices in everyone]
         labels = torch.arange(config.num_samples) % flow.model.num_classes
         if config.output == "npz":
             write_npz(out_dir / "samples.npz", paths, labels)
         else:
             write_shards(out_dir, paths, labels, config.shard_size)
-        shutil.rmtree(parts)
+        shutil.rmtree(out_dir / PARTS)
     ranks.wait()  # no process is done before the file is
     size = config.image_size or codec.image_size
     about = {"num_samples": config.num_samples, "num_steps": config.num_steps, "image_size": size}

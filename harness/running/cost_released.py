@@ -244,8 +244,11 @@ def _dit_bytes(stage: Stage) -> float:
     return 20 * total
 
 
-def _pictures_bytes(num: str) -> Callable[[Stage], float]:
-    return lambda stage: 3.0 * getattr(stage.config, num) * (stage.config.image_size or 256) ** 2
+def _pictures_bytes(num: str, num_sets: int) -> Callable[[Stage], float]:
+    """Of sets of pictures, of which the batches and the whole are there at the same time."""
+    return lambda stage: (
+        2 * num_sets * 3.0 * getattr(stage.config, num) * (stage.config.image_size or 256) ** 2
+    )
 
 
 _FLOPS = {
@@ -259,8 +262,8 @@ _FLOPS = {
 }
 _BYTES = {
     "llava_bridge.train": _llava_bytes,
-    "rae_bridge.generate": _pictures_bytes("num_samples"),
-    "rae_bridge.reconstruct": _pictures_bytes("limit"),
+    "rae_bridge.generate": _pictures_bytes("num_samples", 1),
+    "rae_bridge.reconstruct": _pictures_bytes("limit", 2),
     "rae_bridge.train": _dit_bytes,
     "rae_bridge.train_decoder": _pixel_decoder_bytes,
 }

@@ -32,6 +32,7 @@ MULTI_PROCESS = (
     "llava_bridge.train",
     "rae_bridge.cache",
     "rae_bridge.generate",
+    "rae_bridge.reconstruct",
     "rae_bridge.train",
     "rae_bridge.train_decoder",
 )

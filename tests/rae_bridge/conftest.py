@@ -86,6 +86,12 @@ def pictures(tmp_path) -> Path:
     return tmp_path / "pictures"
 
 
+@pytest.fixture
+def write_pictures():
+    """A function (folder, num, seed) that writes a shard of such pictures."""
+    return write_shard
+
+
 def write_shard(folder: Path, num: int, seed: int) -> None:
     """Pictures in img2dataset's layout."""
     folder.mkdir(parents=True)

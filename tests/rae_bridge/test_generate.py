@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from encoder.data.picture_set import load_pictures
 from encoder.data.shards import load_images
 from encoder.runtime import checkpoint
 from encoder.runtime.stage import write_json
@@ -163,6 +164,60 @@ def test_reconstructions_and_originals_lie_in_the_same_order(tmp_path, pictures,
         archives[0]["arr_0"], originals
     )  # a rotation and its inverse lose nothing in 8 bits
     assert archives[0]["labels"].tolist() == [record["label"] for record in records]
+
+
+def arrays(folder):
+    """Reconstructions, originals and labels that a stage left."""
+    found = [np.load(folder / f"{name}.npz") for name in ("reconstructions", "originals")]
+    assert np.array_equal(found[0]["labels"], found[1]["labels"])
+    return [found[0]["arr_0"], found[1]["arr_0"], found[0]["labels"]]
+
+
+def test_a_killed_reconstruction_goes_on_where_it_stopped(tmp_path, pictures, invertible, monkeypatch):
+    config = ReconstructConfig(encoder=invertible, data=str(pictures), split="train", limit=11, batch_size=3)
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    reconstruct.run(config, tmp_path / "whole")
+    original, made = reconstruct.to_images, []
+
+    def counted(pixels, rounding):
+        made.append(len(pixels))
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return original(pixels, rounding)
+
+    monkeypatch.setattr(reconstruct, "to_images", counted)
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct.run(config, tmp_path / "cut")
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["parts", "progress.json"]
+    reconstruct.run(config, tmp_path / "cut")
+    assert made == [3, 3, 3, 3, 2]  # the first two batches were kept
+    for whole, cut in zip(arrays(tmp_path / "whole"), arrays(tmp_path / "cut"), strict=True):
+        assert np.array_equal(whole, cut)
+    assert not (tmp_path / "cut" / "parts").exists()
+
+
+def test_the_next_picture_stands_for_an_unusable_one_as_in_the_reference(
+    tmp_path, invertible, write_pictures
+):
+    write_pictures(tmp_path / "set" / "test", 120, seed=0)
+    tar = tmp_path / "set" / "test" / "00000.tar"
+    content = bytearray(tar.read_bytes())
+    with tarfile.open(tar) as shard:
+        start = shard.getmember("00004.png").offset_data
+    content[start : start + 8] = b"no image"
+    tar.write_bytes(content)
+    (tmp_path / "out").mkdir()
+    config = ReconstructConfig(encoder=invertible, data=str(tmp_path / "set"), limit=110, batch_size=25)
+    assert reconstruct.run(config, tmp_path / "out")["num_samples"] == 110
+    _, originals, labels = arrays(tmp_path / "out")
+    real, records = load_pictures(tmp_path / "set", "test", 110)  # what harness.metrics.reference reads
+    assert np.array_equal(originals, real) and records[4]["key"] == "00005"
+    assert labels.tolist() == [record["label"] for record in records]
+    with pytest.raises(ValueError, match="1 of 6 pictures are unusable"):
+        reconstruct.run(replace(config, limit=5), tmp_path / "out")
+    with pytest.raises(ValueError, match="limit 0 must be 1 or more"):
+        replace(config, limit=0)
 
 
 def test_a_picture_in_one_command(config, tmp_path, invertible, capsys):

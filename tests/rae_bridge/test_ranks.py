@@ -1,4 +1,4 @@
-"""Two processes equal one: training of both models, the latent cache, sampling and the judge (gloo)."""
+"""Two processes equal one: both models' training, the latent cache, sampling, reconstruction, the judge."""
 
 import os
 import runpy
@@ -24,19 +24,20 @@ from rae_bridge.config import (
     GenerateConfig,
     JudgeConfig,
     OnlineConfig,
+    ReconstructConfig,
     TrainDecoderConfig,
     TrainDiTConfig,
 )
 from rae_bridge.latents import open_latents
 
-# All four stages in one start of torch, which costs more than they do.
+# All stages in one start of torch, which costs more than they do.
 PROGRAM = """
 import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from encoder.runtime.config import load
-from rae_bridge import cache, config, decoder_data, generate, train, train_decoder
+from rae_bridge import cache, config, decoder_data, generate, reconstruct, train, train_decoder
 decoder_data.CHUNK = 10
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 stages = {
@@ -44,6 +45,7 @@ stages = {
     "train": (config.TrainDiTConfig, train.train),
     "decoder": (config.TrainDecoderConfig, train_decoder.train),
     "generate": (config.GenerateConfig, generate.run),
+    "reconstruct": (config.ReconstructConfig, reconstruct.run),
 }
 for name, (kind, run) in stages.items():
     (out / name).mkdir(parents=True, exist_ok=True)
@@ -106,6 +108,7 @@ def outputs(tmp_path, pictures, write_model, invertible, monkeypatch) -> dict[in
             "generate": GenerateConfig(
                 model=str(tmp_path / "model"), encoder=encoder, num_samples=8, num_steps=2, batch_size=3
             ),
+            "reconstruct": ReconstructConfig(**data, split="train", limit=19, batch_size=4),
         }  # fmt: skip
         for name, config in configs.items():
             dump(config, folder / f"{name}.yaml")
@@ -149,6 +152,10 @@ def test_two_processes_write_what_one_does(outputs):
             torch.testing.assert_close(tensor, theirs[key], rtol=1e-3, atol=1e-5)
     images = [np.load(out / "generate" / "samples.npz")["arr_0"] for out in (one, two)]
     assert np.array_equal(images[0], images[1])
+    for name in ("reconstructions", "originals"):  # three batches and two
+        first, second = (np.load(out / "reconstruct" / f"{name}.npz") for out in (one, two))
+        assert len(first["arr_0"]) == 19
+        assert all(np.array_equal(first[key], second[key]) for key in ("arr_0", "labels"))
 
 
 def test_rows_are_shared_evenly_or_refused():

@@ -16,7 +16,7 @@ from encoder.data.shards import load_images
 from encoder.runtime import checkpoint
 from encoder.runtime.ranks import Ranks
 from encoder.training.options import OptimConfig
-from rae_bridge import decoder_data
+from rae_bridge import decoder_data, squares
 from rae_bridge import train_decoder as stage
 from rae_bridge.codec import load_codec
 from rae_bridge.config import DecoderSize, TrainDecoderConfig
@@ -147,13 +147,13 @@ def test_files_that_are_there_are_not_made_again(config, tmp_path, monkeypatch):
     monkeypatch.setattr(decoder_data, "CHUNK", 7)
     prepared(config, tmp_path)
     (tmp_path / "train" / "00002.safetensors").unlink()
-    read, original = [], decoder_data.TarPictures.read
+    read, original = [], squares.TarPictures.read
 
     def counted(pictures, part):
         read.append(part)
         return original(pictures, part)
 
-    monkeypatch.setattr(decoder_data.TarPictures, "read", counted)
+    monkeypatch.setattr(squares.TarPictures, "read", counted)
     assert len(prepared(config, tmp_path)) == 24
     assert read == [range(14, 21)]
 
