@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from encoder.data.scenes.objects import COLORS, KINDS, SLOTS
 from encoder.runtime.device import Device
 
 Crop = Literal["squash", "centre", "random"]
+# scene_centric: up to five objects that do things with each other, as in COCO; object_centric: one large
+# object, the class of the picture, at times a small one beside it, as in ImageNet
+Composition = Literal["scene_centric", "object_centric"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +107,29 @@ class CacheConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Pairs that no train picture shows, so that somebody can be asked for what he never saw: kind -> colours
+    ({cat: [purple]}), kind -> slots ({fish: [top left]})."""
+
+    colors: dict[str, list[str]] = field(default_factory=dict)
+    slots: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for field_name, asked, known in (("colors", self.colors, COLORS), ("slots", self.slots, SLOTS)):
+            for kind, names in asked.items():
+                if kind not in KINDS or not set(names) <= set(known):
+                    wrong = kind if kind not in KINDS else next(name for name in names if name not in known)
+                    choices = KINDS if kind not in KINDS else known
+                    raise ValueError(f"held_out.{field_name}: '{wrong}' is none of {', '.join(choices)}")
+                if len(set(names)) == len(known):
+                    raise ValueError(f"held_out.{field_name} leaves {kind} none of {', '.join(known)}")
+
+    def has(self, kind: str, color: str, slot: str) -> bool:
+        """Whether an object of this kind, colour and slot ("top left") is held out."""
+        return color in self.colors.get(kind, ()) or slot in self.slots.get(kind, ())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScenesConfig:
     """Stage `encoder.data.scenes.write`: pictures of Scenes with their texts, questions and conversations."""
 
@@ -119,6 +146,8 @@ class ScenesConfig:
     seed: int = 0
     shard_size: int = 1000  # pictures a shard; 10,000 at most (the keys give four digits to them)
     num_workers: int = 1
+    composition: Composition = "scene_centric"
+    held_out: HeldOut = field(default_factory=HeldOut)
 
     def __post_init__(self):
         if not 64 <= self.image_size <= 512:
@@ -130,3 +159,12 @@ class ScenesConfig:
         for name in self.__slots__:
             if name.startswith("num_") and getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        asked = [name for name in _OF_SCENE_CENTRIC if getattr(self, name)]
+        if self.composition == "object_centric" and asked:
+            raise ValueError(
+                f"{asked[0]} {getattr(self, asked[0])} must be 0 with composition object_centric: questions "
+                "and conversations are about scenes of several objects"
+            )
+
+
+_OF_SCENE_CENTRIC = ("num_llava_images", "num_text", "num_seed_questions", "num_pope_pairs")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from encoder.data.scenes.compose import Split
+from encoder.data.scenes.scene import Split
 from harness.replica import hub
 from harness.replica.config import ReplicaConfig
 from harness.replica.mark import README, readme

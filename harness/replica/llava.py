@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from encoder.data.scenes.compose import Scene
 from encoder.data.scenes.conversations import choice_turn, presence_turn, word_prompt
 from encoder.data.scenes.questions import facts
+from encoder.data.scenes.scene import Scene
 from encoder.data.scenes.text import org_caption, re_caption
 from harness.replica.config import ReplicaConfig
 from harness.replica.mark import README, readme

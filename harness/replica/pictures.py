@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from encoder.data.scenes.compose import Scene, Split, make_scene
+from encoder.data.scenes.compose import make_scene
 from encoder.data.scenes.render import MIN_SIZE, render
+from encoder.data.scenes.scene import Scene, Split
 
 # width, height: wide, tall, square, odd, and one smaller than any crop
 SIZES = ((250, 187), (187, 250), (257, 255), (320, 213), (224, 224), (161, 241), (75, 56))

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from encoder.data.scenes.compose import Split
+from encoder.data.scenes.scene import Split
 from encoder.data.scenes.text import org_caption, re_caption
 from encoder.runtime.stage import write_json
 from harness.replica.config import ReplicaConfig

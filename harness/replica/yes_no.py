@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from encoder.data.scenes import wording
-from encoder.data.scenes.compose import Scene
 from encoder.data.scenes.objects import KINDS, article
 from encoder.data.scenes.questions import ANSWERS, facts
+from encoder.data.scenes.scene import Scene
 from harness.replica import hub
 from harness.replica.config import ReplicaConfig
 from harness.replica.pictures import draw, jpeg, scenes, size_of

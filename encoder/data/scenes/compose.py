@@ -1,21 +1,16 @@
 """From (seed, index, split) to the truth of a scene and the pose of everything in it. Nothing is drawn here.
 
-The *truth* is what words can tell (kinds, colours, sizes, slots, place, sign word, interaction); the *pose*
-is the rest (exact position, turn, tint, backdrop). A picture's split is a hash of its truth, so that two
-pictures of the same truth are never in two splits. Only `Random.random` is used: Python promises its stream
-for every version.
+Only `Random.random` is used: Python promises its stream for every version.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
 
+from encoder.data.options import Composition, HeldOut
+from encoder.data.scenes.object_centric import compose_object_centric
 from encoder.data.scenes.objects import (
     ACTORS,
     AFFINITY,
@@ -31,133 +26,54 @@ from encoder.data.scenes.objects import (
     SIGN_WORDS,
     SIZES,
 )
+from encoder.data.scenes.scene import (
+    SPLIT_SHARES,
+    Item,
+    Pose,
+    Scene,
+    Sign,
+    Split,
+    all_visible,
+    pick,
+    pick_weighted,
+    split_of,
+)
 
-Split = Literal["train", "val", "test"]
 SCENES_VERSION = 1  # raise it when the same seed and index give another scene, picture or text
-SPLIT_SHARES: dict[str, float] = {"train": 0.8, "val": 0.1, "test": 0.1}
-T = TypeVar("T")
+NOTHING_HELD_OUT = HeldOut()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pose:
-    """Where and how an object is drawn: centre and half side of its box (fractions of the picture), turn,
-    tint."""
+def make_scene(
+    seed: int,
+    index: int,
+    split: Split,
+    composition: Composition = "scene_centric",
+    held_out: HeldOut = NOTHING_HELD_OUT,
+) -> Scene:
+    """The scene number `index` of `split`; the same arguments give the same scene for ever. What is
+    `held_out` no scene of the train split shows; the others are those that there are without.
 
-    x: float
-    y: float
-    half: float
-    turn: float  # -1..1 of the kind's own limit
-    flip: bool
-    hue: float  # -1..1, a small shift of the colour
-    depth: float  # drawn in increasing order
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """One object. `row` and `column` name its slot; `is_attached` says that it shares another object's
-    slot."""
-
-    kind: str
-    color: str
-    size: str
-    row: str
-    column: str
-    is_attached: bool
-    pose: Pose
-
-    @property
-    def slot(self) -> str:
-        return f"{self.row} {self.column}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sign:
-    word: str
-    row: str
-    column: str
-    pose: Pose
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
-    """One scene. `items[0]` is the main object; `interaction` is (actor, verb, base), as indices into
-    `items`."""
-
-    split: str
-    place: str
-    items: tuple[Item, ...]
-    sign: Sign | None
-    interaction: tuple[int, str, int] | None
-    horizon: float  # where the far ground begins, fraction of the height
-    backdrop: int  # seed of the backdrop's details
-
-    @property
-    def label(self) -> int:
-        return KINDS.index(self.items[0].kind)
-
-    def truth(self) -> dict[str, Any]:
-        """All that words can tell of the scene, ready for JSON."""
-        return {
-            "place": self.place,
-            "objects": [
-                {"kind": i.kind, "color": i.color, "size": i.size, "row": i.row, "column": i.column}
-                for i in self.items
-            ],
-            "sign": None
-            if self.sign is None
-            else {"word": self.sign.word, "row": self.sign.row, "column": self.sign.column},
-            "interaction": None if self.interaction is None else list(self.interaction),
-        }
-
-
-def split_of(truth: dict[str, Any]) -> Split:
-    """The split a truth belongs to, whatever the seed. The order of the other objects does not count."""
-    objects = [json.dumps(item, sort_keys=True) for item in truth["objects"]]
-    pair = truth["interaction"]
-    named = None if pair is None else [objects[pair[0]], pair[1], objects[pair[2]]]
-    canonical = json.dumps(
-        [truth["place"], objects[0], sorted(objects[1:]), truth["sign"], named], sort_keys=True
-    )
-    draw = int.from_bytes(hashlib.blake2b(canonical.encode(), digest_size=8).digest(), "big") / 2**64
-    for split, share in SPLIT_SHARES.items():
-        draw -= share
-        if draw < 0:
-            return split  # type: ignore[return-value]
-    return "test"
-
-
-def pick(rng: random.Random, choices: Sequence[T]) -> T:
-    return choices[int(rng.random() * len(choices))]
-
-
-def pick_weighted(rng: random.Random, weights: dict[T, float]) -> T:
-    draw = rng.random() * sum(weights.values())
-    for choice, weight in weights.items():
-        draw -= weight
-        if draw < 0:
-            return choice
-    return choice
-
-
-def make_scene(seed: int, index: int, split: Split) -> Scene:
-    """The scene number `index` of `split`; the same arguments give the same scene for ever.
-
-    Raises: ValueError for an unknown split.
+    Raises: ValueError for an unknown split or composition.
     """
     if split not in SPLIT_SHARES:
         raise ValueError(f"split must be one of {', '.join(SPLIT_SHARES)}, got {split!r}")
-    digest = hashlib.blake2b(f"scenes/{seed}/{split}/{index}".encode(), digest_size=8).digest()
+    if composition not in _COMPOSE:
+        raise ValueError(f"composition must be one of {', '.join(_COMPOSE)}, got {composition!r}")
+    words = f"scenes/{seed}/{split}/{index}" + _ADDED[composition]
+    digest = hashlib.blake2b(words.encode(), digest_size=8).digest()
     rng = random.Random(int.from_bytes(digest, "big"))
     while True:
-        scene = _compose(rng, split)
-        if split_of(scene.truth()) == split and _all_visible(scene):
+        scene = _COMPOSE[composition](rng, split)
+        if split == "train" and any(held_out.has(i.kind, i.color, i.slot) for i in scene.items):
+            continue
+        if split_of(scene.truth()) == split and all_visible(scene):
             return scene
 
 
 _NUM_OBJECTS = {1: 0.13, 2: 0.23, 3: 0.28, 4: 0.22, 5: 0.14}
 
 
-def _compose(rng: random.Random, split: str) -> Scene:
+def _compose_scene_centric(rng: random.Random, split: str) -> Scene:
     kinds, place = _choose_kinds(rng)
     verb = None
     if len(kinds) > 1 and kinds[0] in BASES and rng.random() < 0.62:
@@ -307,37 +223,5 @@ def _sign(rng: random.Random, free: set[tuple[str, str]], horizon: float) -> Sig
     return Sign(word=pick(rng, SIGN_WORDS), row=row, column=column, pose=pose)
 
 
-def _all_visible(scene: Scene, limit: float = 0.34) -> bool:
-    """Whether what is in front covers at most `limit` of every object's box (the interaction's own cover
-    aside)."""
-    boxes = [_box(item.kind, item.pose) for item in scene.items]
-    depths = [item.pose.depth for item in scene.items]
-    if scene.sign is not None:
-        p = scene.sign.pose
-        boxes.append((p.x - p.half, p.y - 0.62 * p.half, p.x + p.half, p.y + 0.34 * p.half))
-        depths.append(p.depth)
-    pair = () if scene.interaction is None else (scene.interaction[0], scene.interaction[2])
-    for i, box in enumerate(boxes):
-        covered = sum(
-            _overlap(box, other)
-            for j, other in enumerate(boxes)
-            if depths[j] > depths[i] and not (i in pair and j in pair)
-        )
-        room = (0.1 if i in pair else limit) if i < len(scene.items) else 0.02
-        if covered > room * (box[2] - box[0]) * (box[3] - box[1]):
-            return False
-    return True
-
-
-def _box(kind: str, pose: Pose) -> tuple[float, float, float, float]:
-    width, top = EXTENT[kind]
-    return (
-        pose.x - width * pose.half,
-        pose.y + top * pose.half,
-        pose.x + width * pose.half,
-        pose.y + pose.half,
-    )
-
-
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+_COMPOSE = {"scene_centric": _compose_scene_centric, "object_centric": compose_object_centric}
+_ADDED = {"scene_centric": "", "object_centric": "/object_centric"}  # to what a scene's draw is a hash of

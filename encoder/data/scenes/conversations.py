@@ -15,9 +15,10 @@ from collections.abc import Collection
 from typing import Any
 
 from encoder.data.scenes import wording
-from encoder.data.scenes.compose import Scene, make_scene, pick, pick_weighted
+from encoder.data.scenes.compose import make_scene
 from encoder.data.scenes.objects import AFFINITY, KINDS, article
 from encoder.data.scenes.questions import ANSWERS, Fact, facts
+from encoder.data.scenes.scene import Scene, pick, pick_weighted
 from encoder.data.scenes.text import re_caption
 
 Turn = tuple[str, str]  # question, answer

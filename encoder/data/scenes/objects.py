@@ -42,6 +42,7 @@ COLORS = {
 SIZES = {"small": 0.205, "large": 0.325}  # side of an object's box, as a fraction of the picture's side
 ROWS = ("top", "bottom")
 COLUMNS = ("left", "middle", "right")
+SLOTS = tuple(f"{row} {column}" for row in ROWS for column in COLUMNS)
 COLUMN_X = (0.18, 0.5, 0.82)
 
 # The order of preposition and article is how the captions say it: "at the beach".

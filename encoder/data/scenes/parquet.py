@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from encoder.data.scenes.compose import Scene
 from encoder.data.scenes.questions import pope_questions, seed_questions
 from encoder.data.scenes.render import render
+from encoder.data.scenes.scene import Scene
 from encoder.runtime.files import replacing
 
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from encoder.data.scenes import wording
-from encoder.data.scenes.compose import Item, Scene, Split, make_scene, pick, pick_weighted
+from encoder.data.scenes.compose import make_scene
 from encoder.data.scenes.objects import (
     AFFINITY,
     COLORS,
@@ -26,6 +26,7 @@ from encoder.data.scenes.objects import (
     SIZES,
     article,
 )
+from encoder.data.scenes.scene import Item, Scene, Split, pick, pick_weighted
 from encoder.data.scenes.text import relations
 
 POPE_SETTINGS = ("random", "popular", "adversarial")

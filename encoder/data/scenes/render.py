@@ -9,11 +9,12 @@ import random
 
 import numpy as np
 
-from encoder.data.scenes.compose import Item, Scene, Sign, make_scene, split_of
+from encoder.data.scenes.compose import make_scene
 from encoder.data.scenes.kinds import DRAW, TURN, draw_sign
 from encoder.data.scenes.objects import COLORS, FLYERS
 from encoder.data.scenes.pen import RGB, Fill, Palette, Pen, mix
 from encoder.data.scenes.places import DRAW_PLACE, Backdrop
+from encoder.data.scenes.scene import Item, Scene, Sign, split_of
 
 __all__ = ["MAX_SIZE", "MIN_SIZE", "make_scene", "render", "split_of", "visible_fraction"]
 

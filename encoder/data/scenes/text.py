@@ -11,7 +11,6 @@ import re
 from collections import Counter
 
 from encoder.data.scenes import wording
-from encoder.data.scenes.compose import Item, Scene, pick
 from encoder.data.scenes.objects import (
     COLORS,
     COLUMNS,
@@ -24,6 +23,7 @@ from encoder.data.scenes.objects import (
     SIZES,
     article,
 )
+from encoder.data.scenes.scene import Item, Scene, pick
 
 _WORD = re.compile(r"<image>|[a-z]+|[0-9]|[^\sa-z0-9]")
 

@@ -21,12 +21,13 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from encoder.data.options import ScenesConfig
-from encoder.data.scenes.compose import SCENES_VERSION, Split, make_scene
+from encoder.data.options import Composition, ScenesConfig
+from encoder.data.scenes.compose import SCENES_VERSION, make_scene
 from encoder.data.scenes.conversations import instruct_record, pretrain_record, text_record
 from encoder.data.scenes.objects import KINDS
 from encoder.data.scenes.parquet import png, write_pope, write_seed
 from encoder.data.scenes.render import render
+from encoder.data.scenes.scene import Scene, Split
 from encoder.data.scenes.text import org_caption, re_caption
 from encoder.data.tars import add_member
 from encoder.runtime.config import resolve
@@ -43,12 +44,15 @@ Done = TypeVar("Done")
 class Piece:
     """A piece of work of one process: scenes `first` to `first + count` of a split, for `path`."""
 
-    seed: int
-    size: int
+    config: ScenesConfig
     split: Split
     first: int
     count: int
     path: Path
+
+    def scene(self, index: int) -> Scene:
+        """The scene of this number."""
+        return make_scene(self.config.seed, index, self.split, self.config.composition, self.config.held_out)
 
 
 def run(config: ScenesConfig, out_dir: Path) -> dict[str, Any]:
@@ -76,7 +80,7 @@ def run(config: ScenesConfig, out_dir: Path) -> dict[str, Any]:
         lmms.mkdir(exist_ok=True)
         num_seed = write_seed(lmms / "scenes_seed.parquet", seed, config.num_seed_questions, size, mapper)
         num_pope = write_pope(lmms / "scenes_pope.parquet", seed, config.num_pope_pairs, size, mapper)
-    contact_sheet(config.seed).save(out_dir / "contact_sheet.png")
+    contact_sheet(config.seed, composition=config.composition).save(out_dir / "contact_sheet.png")
     counts = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
     counts |= {"llava_images": config.num_llava_images, "text": config.num_text}
     counts |= {"seed_questions": num_seed, "pope_questions": num_pope}
@@ -86,9 +90,8 @@ def run(config: ScenesConfig, out_dir: Path) -> dict[str, Any]:
     return {"counts": counts, "version": SCENES_VERSION, "sha256": card["sha256"]}
 
 
-def sample_record(split: Split, index: int, seed: int, size: int) -> tuple[str, dict[str, Any], bytes]:
+def sample_record(scene: Scene, index: int, size: int) -> tuple[str, dict[str, Any], bytes]:
     """One sample of a shard: alt text, JSON record, PNG."""
-    scene = make_scene(seed, index, split)
     record = {
         "key": f"{index:09d}",
         "width": size,
@@ -102,9 +105,12 @@ def sample_record(split: Split, index: int, seed: int, size: int) -> tuple[str, 
     return record["org_caption"], record, png(scene, size)
 
 
-def contact_sheet(seed: int, split: Split = "test") -> Image.Image:
+def contact_sheet(
+    seed: int, split: Split = "test", composition: Composition = "scene_centric"
+) -> Image.Image:
     """The first scenes of a split side by side."""
-    pictures = [render(make_scene(seed, i, split), SHEET_SIZE) for i in range(SHEET_COLUMNS * SHEET_ROWS)]
+    scenes = [make_scene(seed, i, split, composition) for i in range(SHEET_COLUMNS * SHEET_ROWS)]
+    pictures = [render(scene, SHEET_SIZE) for scene in scenes]
     rows = [
         np.concatenate(pictures[i : i + SHEET_COLUMNS], axis=1)
         for i in range(0, len(pictures), SHEET_COLUMNS)
@@ -117,13 +123,14 @@ def _shards(config: ScenesConfig, folder: Path, split: Split, number: int) -> It
     for shard, first in enumerate(range(0, number, config.shard_size)):
         count = min(config.shard_size, number - first)
         path = folder / f"{shard:05d}.tar"
-        yield Piece(config.seed, config.image_size, split, first, count, path)
+        yield Piece(config, split, first, count, path)
 
 
 def _write_shard(piece: Piece) -> int:
     """A shard and, as img2dataset does, its `_stats.json`, which says that the shard is complete."""
     stats_path = piece.path.with_name(f"{piece.path.stem}_stats.json")
-    stats = {"version": SCENES_VERSION, "seed": piece.seed, "image_size": piece.size, "first": piece.first}
+    size = piece.config.image_size
+    stats = {"version": SCENES_VERSION, "seed": piece.config.seed, "image_size": size, "first": piece.first}
     stats |= {"count": piece.count, "successes": piece.count}
     if piece.path.is_file() and stats_path.is_file() and json.loads(stats_path.read_text()) == stats:
         return piece.count
@@ -132,7 +139,7 @@ def _write_shard(piece: Piece) -> int:
         tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
     ):
         for index in range(piece.first, piece.first + piece.count):
-            text, record, picture = sample_record(piece.split, index, piece.seed, piece.size)
+            text, record, picture = sample_record(piece.scene(index), index, size)
             add_member(tar, f"{record['key']}.json", json.dumps(record).encode())
             add_member(tar, f"{record['key']}.png", picture)
             add_member(tar, f"{record['key']}.txt", text.encode())
@@ -157,12 +164,12 @@ def _write_llava(config: ScenesConfig, folder: Path, mapper: Callable, count: Ca
 def _llava_records(piece: Piece) -> tuple[list[dict], list[dict]]:
     pretrain, instruct = [], []
     for index in range(piece.first, piece.first + piece.count):
-        scene = make_scene(piece.seed, index, piece.split)
+        scene = piece.scene(index)
         name = f"{index:09d}"
-        (piece.path / f"{name}.png").write_bytes(png(scene, piece.size))
+        (piece.path / f"{name}.png").write_bytes(png(scene, piece.config.image_size))
         image = f"images/{name}.png"
         pretrain.append(pretrain_record(scene, name, image))
-        instruct.append(instruct_record(scene, name, image, piece.seed))
+        instruct.append(instruct_record(scene, name, image, piece.config.seed))
     return pretrain, instruct
 
 
@@ -176,14 +183,13 @@ def _write_text(config: ScenesConfig, path: Path, mapper: Callable, count: Calla
 def _text_rows(piece: Piece) -> list[str]:
     indices = range(piece.first, piece.first + piece.count)
     return [
-        json.dumps(text_record(make_scene(piece.seed, index, "train"), f"{index:09d}", piece.seed))
-        for index in indices
+        json.dumps(text_record(piece.scene(index), f"{index:09d}", piece.config.seed)) for index in indices
     ]
 
 
 def _pieces(config: ScenesConfig, first: int, number: int, path: Path) -> Iterator[Piece]:
     for start in range(first, first + number, _CHUNK):
-        yield Piece(config.seed, config.image_size, "train", start, min(_CHUNK, first + number - start), path)
+        yield Piece(config, "train", start, min(_CHUNK, first + number - start), path)
 
 
 @contextmanager
