@@ -12,7 +12,7 @@ from encoder.runtime.config import ROOT
 from encoder.runtime.stage import sha256_file, write_json
 
 STORE = ".hashes.json"  # in the runs folder: path -> [size, time of change in ns, sha256]
-_SETTLED_NS = 2 * 10**9  # changed later than this ago, a file might change again at the same time and size
+SETTLED_NS = 2 * 10**9  # changed later than this ago, a file might change again at the same time and size
 
 
 class Hashes:
@@ -32,7 +32,7 @@ class Hashes:
         if known is not None and known[:2] == mark:
             return known[2]
         digest = sha256_file(path)
-        if time.time_ns() - stat.st_mtime_ns > _SETTLED_NS:
+        if time.time_ns() - stat.st_mtime_ns > SETTLED_NS:
             self.known[str(path.resolve())] = [*mark, digest]
             self.is_changed = True
         return digest

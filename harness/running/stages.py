@@ -2,7 +2,8 @@
 
 A stage is `python -m <module> <config.yaml> <folder>`. Its folder is `runs/<name>/<fingerprint>`; the
 fingerprint hashes the config, the fingerprints of its inputs, the content of the files outside the runs
-folder that it reads, the version of its code, and the versions of the packages that this code imports.
+folder that it reads, the listing of the folders of pictures, the version of its code, and the versions of the
+packages that this code imports.
 `DONE.json` in the folder: complete, reuse. A folder without it: half-finished, run the same command again in
 the same folder.
 """
@@ -17,6 +18,7 @@ from typing import Any
 from encoder.runtime.config import ConfigError, resolve
 from encoder.runtime.stage import DONE, sha256_json
 from harness.running.hashes import hash_files, remembered, short
+from harness.running.listings import Listings
 from harness.running.provenance import versions_of
 from harness.running.sources import imported_packages, source_version
 
@@ -33,6 +35,9 @@ class Stage:
     config: Any  # the stage's own config dataclass
     inputs: tuple["Stage", ...] = ()
     files: tuple[Path, ...] = ()  # read by the stage, written by no other: their content is fingerprinted
+    pictures: Mapping[str, str] = field(
+        default_factory=dict
+    )  # folders that it reads -> hash of their listing
     seconds: float = 0.0  # estimate for this preset
     disk_mb: float | None = None  # estimate of what it leaves; None: the preset says it, by `name`
     runs_dir: Path
@@ -49,6 +54,7 @@ class Stage:
                 "source": source_version(self.module),
                 "packages": versions_of(imported_packages(self.module)),
             }
+            | ({"pictures": dict(self.pictures)} if self.pictures else {})
         )[:FINGERPRINT_LETTERS]
 
     def _hash_files(self) -> dict[Path, str]:
@@ -83,6 +89,7 @@ class Graph:
 
     runs_dir: Path
     stages: dict[Path, Stage] = field(default_factory=dict)
+    is_quick: bool = False  # for a plan: of a folder of pictures as it was, no file is looked at
     note: str = ""  # after the label of each stage that is added, such as which seed it is for
     guards: dict[Path, list[Stage]] = field(
         default_factory=dict
@@ -97,13 +104,16 @@ class Graph:
         label: str = "",
         inputs: Iterable[Stage] = (),
         files: Iterable[Path] = (),
+        pictures: Iterable[Path] = (),
         seconds: float = 0.0,
         disk_mb: float | None = None,
     ) -> Stage:
         """Add a stage, or return the equal one that is there.
 
+        pictures: folders whose listing counts, and of their files the content of those that are no pictures.
         Raises:
             ConfigError: `config` names a path under the runs folder that is no input's.
+            FileNotFoundError: one of `files` or `pictures` is not there.
         """
         inputs = tuple(inputs)
         stage = Stage(
@@ -113,6 +123,7 @@ class Graph:
             config=config,
             inputs=inputs,
             files=tuple(files),
+            pictures={short(folder): self._listings.of(folder) for folder in pictures},
             seconds=seconds,
             disk_mb=disk_mb,
             runs_dir=self.runs_dir,
@@ -121,6 +132,10 @@ class Graph:
             if not any(f"{path}/".startswith(f"{source.folder}/") for source in inputs):
                 raise ConfigError(f"{stage.label}: {path} is the output of a stage that is not an input")
         return self.stages.setdefault(stage.folder, stage)
+
+    @functools.cached_property
+    def _listings(self) -> Listings:
+        return Listings(self.runs_dir, remembered(self.runs_dir), is_quick=self.is_quick)
 
     def guard(self, source: Stage, check: Stage) -> None:
         """Whatever reads `source` starts only once `check` is complete. It reads nothing of `check`, which is

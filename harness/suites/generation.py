@@ -127,7 +127,7 @@ def _with_decoder(request: Request, encoder: Encoder, pictures: Pictures) -> Enc
         data=pictures.folder,
         device=request.device,
     )
-    stage = _add(request, encoder, "train_decoder", config, "pixel decoder", pictures.inputs)
+    stage = _add(request, encoder, "train_decoder", config, "pixel decoder", pictures.inputs, pictures.places)
     decoded = dataclasses.replace(encoder.config, decoder=str(stage.folder / "weights"))
     described = describe(request.graph, decoded, made_by=[*encoder.stages, stage])
     return dataclasses.replace(described, files=encoder.files)
@@ -160,6 +160,7 @@ def add_reference(request: Request, pictures: Pictures) -> Stage:
         label="real pictures and the floor",
         inputs=pictures.inputs,
         files=files,
+        pictures=pictures.places,
         seconds=request.seconds("reference"),
     )
 
@@ -182,7 +183,7 @@ def add_reconstruction(
         limit=reference.config.num_samples,
         device=request.device,
     )
-    stage = _add(request, encoder, "reconstruct", config, "reconstruct", pictures.inputs)
+    stage = _add(request, encoder, "reconstruct", config, "reconstruct", pictures.inputs, pictures.places)
     checkpoint = encoder.checkpoint
     part = _score(
         request, encoder, reference, "reconstruction", stage, RECONSTRUCTIONS, checkpoint=checkpoint
@@ -204,7 +205,7 @@ def add_generator(request: Request, encoder: Encoder, pictures: Pictures, recons
         section["tokens"] = str(seen[0].folder)
     about = {"seed": request.seed, "device": request.device}
     config = stage_config(TrainDiTConfig, section, "rae.train", **about)
-    trained = _add(request, encoder, "train", config, "train the DiT", seen)
+    trained = _add(request, encoder, "train", config, "train the DiT", seen, pictures.places)
     if seen:
         request.graph.guard(seen[0], reconstructed)
     return trained
@@ -262,7 +263,13 @@ def add_samples(
 
 
 def _add(
-    request: Request, encoder: Encoder, module: str, config: object, label: str, inputs: list[Stage]
+    request: Request,
+    encoder: Encoder,
+    module: str,
+    config: object,
+    label: str,
+    inputs: list[Stage],
+    places: tuple[Path, ...] = (),
 ) -> Stage:
     return request.graph.add(
         f"rae_{module}",
@@ -271,6 +278,7 @@ def _add(
         label=f"{encoder.name}: {label}",
         inputs=[*inputs, *encoder.stages],
         files=encoder.files,
+        pictures=places,
         seconds=request.seconds(f"rae_{module}"),
     )
 

@@ -27,6 +27,7 @@ class Lessons:
     asked: tuple[Path, ...]  # files with the questions
     data: Stage | None = None  # makes the pictures, which are then cached as tokens; None: live pictures
     files: tuple[Path, ...] = ()  # read by both training stages and made by none
+    pictures: Mapping[str, Path] = field(default_factory=dict)  # align and instruct -> folder made by none
     language_model: str | None = None  # over the preset's
     places: dict[str, str] = field(default_factory=dict)  # what a row says of its sources
 
@@ -98,6 +99,7 @@ def _real(request: Request) -> Lessons:
         questions={"benchmarks": list(wanted), "data_root": str(places["benchmarks"])},
         asked=(places["benchmarks"],),
         files=(pretrain / PRETRAIN, mix / MIX, places["language_model"]),
+        pictures={"align": pretrain, "instruct": mix},
         language_model=str(places["language_model"]),
         places={"language model": places["language_model"].name},
     )

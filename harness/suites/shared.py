@@ -1,6 +1,7 @@
 """Stages that more than one suite, or more than one row, starts from."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from encoder.data.options import ScenesConfig
@@ -33,6 +34,11 @@ class Pictures:
     def inputs(self) -> list[Stage]:
         """The stage that makes them, if there is one."""
         return [] if self.made_by is None else [self.made_by]
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """Their folder, where no stage makes them."""
+        return (Path(self.folder),) if self.made_by is None else ()
 
 
 def add_scenes(request: Request) -> Stage:

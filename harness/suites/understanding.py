@@ -117,6 +117,7 @@ def _train(request: Request, encoder: Encoder, lessons: Lessons) -> Stage:
             label=f"{encoder.name}: LLaVA stage {number}",
             inputs=[*shared, *made, *encoder.stages],
             files=[*files, *_own_files(config.deepspeed), *encoder.files],
+            pictures=[lessons.pictures[name]] if name in lessons.pictures else [],
             **request.estimates(f"llava_{name}", f"llava_{name}", of_language_model=True),
         )
         previous, made = str(stage.folder / "weights"), [stage]

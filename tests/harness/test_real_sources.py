@@ -145,6 +145,28 @@ def test_a_suite_needs_its_own_sources_alone(data_root):
         plan(data_root, "suite=generation")
 
 
+def test_a_picture_that_comes_or_goes_changes_what_reads_its_folder_and_nothing_else(data_root):
+    def fingerprints():
+        return {stage.label: stage.fingerprint for stage in plan(data_root, "suite=all")}
+
+    def changed(before, after):
+        return {label.partition(": ")[2] or label for label in before if before[label] != after[label]}
+
+    pictures = [data_root / name for name in ("imagenet/val/n1/a.JPEG", "LLaVA-Instruct/vg/VG_100K/1.jpg")]
+    for picture in pictures:
+        picture.parent.mkdir(parents=True)
+        picture.write_bytes(b"picture")
+    before = fingerprints()
+    pictures[0].write_bytes(b"resized")
+    after = fingerprints()
+    assert after == before  # as large as it was
+    pictures[0].write_bytes(b"a resized picture")
+    after, read = fingerprints(), {"LLaVA stage 1", "LLaVA stage 2", "answer and score", "where it lies"}
+    assert changed(before, after) == {stage.partition(": ")[2] or stage for stage in before} - read
+    pictures[1].unlink()
+    assert changed(after, fingerprints()) == {"LLaVA stage 2", "answer and score"}
+
+
 def test_a_source_of_its_own_place_wins_over_data_root(tmp_path):
     places = locate(SourcesConfig(language_model=str(tmp_path / "llama-3")), tmp_path / "root")
     assert places["language_model"] == tmp_path / "llama-3"
