@@ -98,7 +98,7 @@ def measure(llm: str) -> dict[str, float]:
     ways = {
         "once": lambda: load_model(config, tower, processor),
         "former": lambda: former_way(tower, llm),
-        "each": lambda: assemble(tower, processor.tokenizer, llm, config.attention, config.seed),
+        "each": lambda: assemble(tower, processor, llm, config.attention, config.seed),
         "split": lambda: load_model(zero3, tower, processor),
     }
     ways["each"]()  # what the first call of all leaves behind is no way's

@@ -62,9 +62,7 @@ def training_rows(model: LlavaOverTokens) -> list[Row]:
         features = model.model.multi_modal_projector(plain["image_tokens"])
         pictures_ = {"image": SimpleNamespace(pooler_output=list(features))}
         inputs = {name: tensor for name, tensor in plain.items() if name != "image_tokens"}
-        super(LlavaOverTokens, model).forward(
-            **inputs, mm_encoder_outputs=pictures_, use_cache=False
-        ).loss.backward()
+        model.plain.forward(model, **inputs, mm_encoder_outputs=pictures_, use_cache=False).loss.backward()
         model.zero_grad()
 
     note = f"a vocabulary of {config.text_config.vocab_size}; baseline: transformers' loss on all positions"

@@ -3,6 +3,7 @@ transformers loads."""
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,114 +14,48 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     LlavaForConditionalGeneration,
+    LlavaNextProcessor,
     LlavaProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers import LlavaConfig as LlavaShape
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
 from encoder.load import load_encoder
+from encoder.runtime.config import choose
 from encoder.runtime.stage import write_json
-from llava_bridge.attention import run_beginning, shared_length
+from llava_bridge.any_resolution.model import (
+    LlavaNextOverTokens,
+    draw_newline,
+    next_config,
+    next_processor,
+    views_for,
+    views_of,
+)
 from llava_bridge.config import Template
 from llava_bridge.hf import UnitImageProcessor
 from llava_bridge.language_model import check_language_model, open_tokenizer
-from llava_bridge.loss import summed_loss
-from llava_bridge.packing import PER_SAMPLE, sample_lengths
-from llava_bridge.prompt import IGNORE, IMAGE, stop_ids
+from llava_bridge.over_tokens import OverTokens
+from llava_bridge.prompt import IMAGE, stop_ids
 from llava_bridge.tower import FrozenTowerConfig
 
+Tiles = Sequence[Sequence[int]]  # [columns, rows] of each canvas
+Processor = LlavaProcessor | LlavaNextProcessor
 PROMPT = "prompt.json"  # in a model's folder: the template it was trained on
 
 
-class LlavaOverTokens(LlavaForConditionalGeneration):
-    """LLaVA that also takes `image_tokens`, cached tower outputs, and runs the projector on them live.
+class LlavaOverTokens(OverTokens, LlavaForConditionalGeneration):
+    """LLaVA-1.5 that also takes `image_tokens`."""
 
-    A forward argument, not a call around the model, so that DeepSpeed and DDP see one graph. A batch
-    without a picture placeholder takes its pictures times zero, so that every process of a run reduces the
-    same gradients.
-    """
+    plain = LlavaForConditionalGeneration
 
-    shares_beginnings = False  # in training, words that all rows begin with are run once
 
-    @classmethod
-    def adopt(cls, model: LlavaForConditionalGeneration) -> "LlavaOverTokens":
-        """The same model, under this class. (Its own `from_pretrained` would not know LLaVA's key names on
-        disk.)"""
-        model.__class__ = cls
-        return model
+_TRAINED = {"llava": LlavaOverTokens, "llava_next": LlavaNextOverTokens}  # by transformers' model_type
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        image_tokens: Tensor | None = None,
-        mm_encoder_outputs: dict | None = None,
-        labels: Tensor | None = None,
-        **kwargs,
-    ):
-        """image_tokens: M N D, one row for each picture of the batch in order; the rest as the parent's.
 
-        In training the language model's head sees the supervised positions alone: the same loss, and logits
-        for a tenth of the tokens instead of all.
-        """
-        if image_tokens is None and pixel_values is not None and self.training:
-            image_tokens, pixel_values = self.model.vision_tower(pixel_values).last_hidden_state, None
-        unused = None
-        if image_tokens is not None:
-            projector = self.model.multi_modal_projector
-            features = projector(image_tokens.to(projector.linear_1.weight.dtype))  # M N D_llm
-            if (input_ids == self.config.image_token_index).any():
-                mm_encoder_outputs = {"image": BaseModelOutputWithPooling(pooler_output=list(features))}
-            else:
-                unused = 0.0 * features.sum()
-        if self.training and labels is not None:
-            output = self._supervise(input_ids, mm_encoder_outputs, labels, **kwargs)
-        else:
-            output = super().forward(
-                input_ids=input_ids,
-                pixel_values=pixel_values,
-                mm_encoder_outputs=mm_encoder_outputs,
-                labels=labels,
-                **kwargs,
-            )
-        if unused is not None:
-            output.loss = output.loss + unused
-        return output
-
-    def _supervise(
-        self,
-        input_ids: Tensor,
-        mm_encoder_outputs: dict | None,
-        labels: Tensor,
-        num_items_in_batch: Tensor | int | None = None,
-        attention_mask: Tensor | None = None,
-        **kwargs,
-    ) -> LlavaCausalLMOutputWithPast:
-        has_own_rows = "position_ids" not in kwargs  # not packed
-        if has_own_rows and attention_mask is not None and attention_mask[:, 0].all():
-            attention_mask = None  # padding on the right, which no token before it sees
-        can_share = self.shares_beginnings and has_own_rows and attention_mask is None
-        if can_share and (length := shared_length(input_ids, labels, self.config.image_token_index)):
-            kwargs["past_key_values"] = run_beginning(self, input_ids[0, :length], len(input_ids))
-            input_ids, labels = input_ids[:, length:], labels[:, length:]
-        is_per_sample = self.config.text_config._attn_implementation == PER_SAMPLE
-        if is_per_sample and "position_ids" in kwargs:
-            kwargs["sample_lengths"] = sample_lengths(kwargs["position_ids"])
-        hidden = self.model(
-            input_ids=input_ids,
-            mm_encoder_outputs=mm_encoder_outputs,
-            attention_mask=attention_mask,
-            use_cache="past_key_values" in kwargs,
-            **kwargs,
-        ).last_hidden_state  # B L D_llm
-        is_next_supervised = labels[:, 1:] != IGNORE
-        targets = labels[:, 1:][is_next_supervised]
-        total = summed_loss(self.lm_head, hidden[:, :-1][is_next_supervised], targets)
-        # at least 1: every picture of a micro-batch may be broken, which leaves no label
-        return LlavaCausalLMOutputWithPast(loss=total / (num_items_in_batch or max(1, len(targets))))
+def adopt(model: PreTrainedModel) -> OverTokens:
+    """transformers' model, as the one that is trained."""
+    return choose(_TRAINED, model.config.model_type, "kind of LLaVA").adopt(model)
 
 
 def build(
@@ -130,62 +65,73 @@ def build(
     attention: str,
     seed: int,
     num_image_tokens: int | None = None,
-) -> tuple[LlavaOverTokens, LlavaProcessor]:
+    tiles: Tiles | None = None,
+) -> tuple[OverTokens, Processor]:
     """LLaVA over an encoder and a causal language model, a folder or a hub id: see `describe_start` and
     `assemble`."""
-    tower, processor = describe_start(encoder, features, llm, num_image_tokens)
-    return assemble(tower, processor.tokenizer, llm, attention, seed), processor
+    tower, processor = describe_start(encoder, features, llm, num_image_tokens, tiles)
+    return assemble(tower, processor, llm, attention, seed), processor
 
 
 def describe_start(
-    encoder: str, features: str | None, llm: Path | str, num_image_tokens: int | None = None
-) -> tuple[FrozenTowerConfig, LlavaProcessor]:
+    encoder: str,
+    features: str | None,
+    llm: Path | str,
+    num_image_tokens: int | None = None,
+    tiles: Tiles | None = None,
+) -> tuple[FrozenTowerConfig, Processor]:
     """The tower around an encoder, its grid resized where `num_image_tokens` says so, and the processor for
-    it and a language model, whose weights are not read.
+    it and a language model, whose weights are not read. With `tiles`, LLaVA-NeXT's, see `any_resolution`.
 
     Raises:
         FileNotFoundError: the folder holds no language model.
-        ValueError: the grid cannot be resized so, LLaVA cannot hold this kind of language model, or the
-            processor would make another number of placeholders than the tower gives tokens.
+        ValueError: the grid cannot be resized or tiled so, LLaVA cannot hold this kind of language model, or
+            the processor would make another number of placeholders than the tower gives tokens.
     """
     if isinstance(llm, Path) and not (llm / "config.json").is_file():
         raise FileNotFoundError(f"no language model in {llm}; give a folder with its weights and tokenizer")
     check_language_model(llm)
     frozen = load_encoder(encoder, features=features)
     tower = FrozenTowerConfig.describe(frozen, encoder, features, num_image_tokens)
+    if tiles is not None:
+        return tower, next_processor(tower, open_tokenizer(llm), views_for(tower, tiles, frozen.grid))
     processor = build_processor(tower, open_tokenizer(llm))
     check_token_count(processor, tower)
     return tower, processor
 
 
 def outline_new(
-    tower: FrozenTowerConfig, tokenizer: PreTrainedTokenizerBase, llm: Path | str, attention: str
-) -> LlavaOverTokens:
+    tower: FrozenTowerConfig, processor: Processor, llm: Path | str, attention: str
+) -> OverTokens:
     """What `assemble` makes, on the meta device but for the tower: the language model's weights are not
     read."""
     text_config = AutoConfig.from_pretrained(llm)
-    text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
+    text_config.vocab_size = max(text_config.vocab_size, len(processor.tokenizer))
+    image_id = processor.tokenizer.convert_tokens_to_ids(IMAGE)
+    if isinstance(processor, LlavaNextProcessor):
+        return _outline(next_config(tower, text_config, image_id, views_of(processor)), attention)
     config = LlavaShape(
         vision_config=tower,
         text_config=text_config,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         image_seq_length=tower.num_tokens,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_index=image_id,
         tie_word_embeddings=text_config.tie_word_embeddings,
     )
     return _outline(config, attention)
 
 
-def outline_saved(folder: Path, attention: str) -> LlavaOverTokens:
+def outline_saved(folder: Path, attention: str) -> OverTokens:
     """What `load` gives of a folder that a stage wrote, on the meta device but for the tower: its weights are
     not read."""
     return _outline(AutoConfig.from_pretrained(folder), attention)
 
 
-def _outline(config: LlavaShape, attention: str) -> LlavaOverTokens:
+def _outline(config: PreTrainedConfig, attention: str) -> OverTokens:
+    kind = choose(_TRAINED, config.model_type, "kind of LLaVA")
     with torch.device("meta"):
-        return LlavaOverTokens._from_config(config, attn_implementation=_attention_of_parts(attention))
+        return kind._from_config(config, attn_implementation=_attention_of_parts(attention))
 
 
 def _attention_of_parts(attention: str) -> dict[str, str]:
@@ -194,16 +140,18 @@ def _attention_of_parts(attention: str) -> dict[str, str]:
 
 def assemble(
     tower: FrozenTowerConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    processor: Processor,
     llm: Path | str,
     attention: str,
     seed: int,
     dtype: torch.dtype = torch.float32,
-) -> LlavaOverTokens:
-    """LLaVA of a tower, a new projector drawn from `seed`, and a language model's weights, all but the tower
-    in `dtype`. The weights are held once: LLaVA is made without any and takes the language model's over."""
+) -> OverTokens:
+    """LLaVA, of the processor's kind, of a tower, a new projector drawn from `seed`, and a language model's
+    weights, all but the tower in `dtype`. The weights are held once: LLaVA is made without any and takes the
+    language model's over."""
+    tokenizer = processor.tokenizer
     language_model = _read_language_model(llm, len(tokenizer), dtype)
-    model = outline_new(tower, tokenizer, llm, attention)
+    model = outline_new(tower, processor, llm, attention)
     _take_over(model.model.language_model, language_model.model)
     _take_over(model.lm_head, language_model.lm_head)
     model.tie_weights()
@@ -216,6 +164,8 @@ def assemble(
     for part in (model.model.language_model, model.lm_head, projector):
         for parameter in part.parameters():
             parameter.data = parameter.data.to(dtype)
+    if isinstance(model, LlavaNextOverTokens):
+        draw_newline(model, seed, dtype)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
@@ -271,9 +221,7 @@ def check_token_count(processor: LlavaProcessor, tower: FrozenTowerConfig) -> No
         )
 
 
-def load(
-    folder: Path, attention: str, dtype: torch.dtype
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def load(folder: Path, attention: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Processor]:
     """Any llava-shaped folder, ours or one in llava-hf's layout, and its processor.
 
     Raises:
@@ -283,10 +231,17 @@ def load(
     model = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=dtype, attn_implementation=_attention_of_parts(attention)
     )
-    return model.eval(), AutoProcessor.from_pretrained(folder)
+    return model.eval(), _open_processor(folder, model.config)
 
 
-def describe_saved(folder: Path) -> tuple[FrozenTowerConfig, LlavaProcessor]:
+def _open_processor(folder: Path, config: PreTrainedConfig) -> Processor:
+    """LLaVA-NeXT's by PIL, whose pixels are the original's; torchvision's differ where they shrink."""
+    return AutoProcessor.from_pretrained(
+        folder, **({"backend": "pil"} if config.model_type == "llava_next" else {})
+    )
+
+
+def describe_saved(folder: Path) -> tuple[FrozenTowerConfig, Processor]:
     """The tower and the processor of a folder that a stage wrote; no weights are read.
 
     Raises:
@@ -294,10 +249,11 @@ def describe_saved(folder: Path) -> tuple[FrozenTowerConfig, LlavaProcessor]:
         ValueError: its tower is not one of ours.
     """
     _require_model(folder)
-    tower = AutoConfig.from_pretrained(folder).vision_config
+    config = AutoConfig.from_pretrained(folder)
+    tower = config.vision_config
     if not isinstance(tower, FrozenTowerConfig):
         raise ValueError(f"the model in {folder} has a tower of its own ({tower.model_type}); run stage 1")
-    return tower, AutoProcessor.from_pretrained(folder)
+    return tower, _open_processor(folder, config)
 
 
 def _require_model(folder: Path) -> None:
@@ -306,16 +262,16 @@ def _require_model(folder: Path) -> None:
 
 
 def save(
-    model: LlavaOverTokens,
-    processor: LlavaProcessor,
+    model: OverTokens,
+    processor: Processor,
     folder: Path,
     template: Template = "vicuna_v1",
     state: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write the folder as a plain `LlavaForConditionalGeneration`: `image_tokens` is a matter of training
-    alone. `state`: the weights where the model itself does not hold them."""
+    """Write the folder as transformers' own model: `image_tokens` is a matter of training alone. `state`: the
+    weights where the model itself does not hold them."""
     plain = copy.copy(model)
-    plain.__class__ = LlavaForConditionalGeneration
+    plain.__class__ = model.plain
     plain.generation_config.eos_token_id = _one_or_all(stop_ids(template, processor.tokenizer))
     plain.save_pretrained(folder, state_dict=state)
     processor.save_pretrained(folder)

@@ -148,8 +148,11 @@ class FrozenTower(PreTrainedModel):
 
     @torch.no_grad()
     def forward(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        """pixel_values (B 3 H W in [0, 1]) -> z_u (B N D) in the model's dtype."""
-        z_u = self.encoder.encode(pixel_values.float())  # B N D
+        """pixel_values (B 3 H W in [0, 1]; of an OpenVision 3 also cached latents, B C h w) -> z_u (B N D) in
+        the model's dtype."""
+        is_latent = pixel_values.shape[1] != 3
+        encode = self.encoder.encode_latents if is_latent else self.encoder.encode
+        z_u = encode(pixel_values.float())  # B N D
         if self.config.num_tokens != self.encoder.num_tokens:
             z_u = resize_grid(z_u, self.encoder.grid, self.config.num_tokens)
         z_u = z_u.to(self.output_like.dtype)

@@ -20,7 +20,7 @@ from pathlib import Path
 import deepspeed
 import torch
 import torch.distributed
-from transformers import LlavaProcessor, PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from encoder.runtime.config import ROOT
 from encoder.runtime.stage import is_first_process, main, write_json
@@ -40,7 +40,8 @@ from llava_bridge.engine import (
 )
 from llava_bridge.lora import add_lora, merge_lora
 from llava_bridge.model import (
-    LlavaOverTokens,
+    Processor,
+    adopt,
     assemble,
     describe_saved,
     describe_start,
@@ -50,6 +51,7 @@ from llava_bridge.model import (
     save,
 )
 from llava_bridge.order import training_order
+from llava_bridge.over_tokens import OverTokens
 from llava_bridge.packing import attend_within_samples
 from llava_bridge.pictures import open_pictures
 from llava_bridge.spread import spread_weights
@@ -74,7 +76,7 @@ def language_model_of(config: LlavaConfig) -> Path | str:
     return config.init if is_hub_id else ROOT / config.init
 
 
-def open_start(config: LlavaConfig) -> tuple[FrozenTowerConfig, LlavaProcessor]:
+def open_start(config: LlavaConfig) -> tuple[FrozenTowerConfig, Processor]:
     """The tower and the processor of what a stage starts from: what its data needs to be read.
 
     Raises:
@@ -100,7 +102,7 @@ def open_start(config: LlavaConfig) -> tuple[FrozenTowerConfig, LlavaProcessor]:
     return tower, processor
 
 
-def load_model(config: LlavaConfig, tower: FrozenTowerConfig, processor: LlavaProcessor) -> LlavaOverTokens:
+def load_model(config: LlavaConfig, tower: FrozenTowerConfig, processor: Processor) -> OverTokens:
     """The model a stage starts from: encoder, new projector and language model, or what stage 1 wrote.
 
     The first process reads the weights, for all. They are in the type that is trained: DeepSpeed keeps no
@@ -111,13 +113,13 @@ def load_model(config: LlavaConfig, tower: FrozenTowerConfig, processor: LlavaPr
     llm = language_model_of(config) if config.stage == 1 else None
     if not is_first_process():
         if config.stage == 1:
-            model = outline_new(tower, processor.tokenizer, llm, config.attention)
+            model = outline_new(tower, processor, llm, config.attention)
         else:
             model = outline_saved(ROOT / config.init, config.attention)
     elif config.stage == 1:
-        model = assemble(tower, processor.tokenizer, llm, config.attention, config.seed, dtype)
+        model = assemble(tower, processor, llm, config.attention, config.seed, dtype)
     else:
-        model = LlavaOverTokens.adopt(load(ROOT / config.init, config.attention, dtype)[0])
+        model = adopt(load(ROOT / config.init, config.attention, dtype)[0])
         model.model.vision_tower.float()  # the type of its output; the encoder keeps its own
     if int(os.environ["WORLD_SIZE"]) > 1:
         splits = settings is not None and settings["zero_optimization"]["stage"] == 3
@@ -125,7 +127,7 @@ def load_model(config: LlavaConfig, tower: FrozenTowerConfig, processor: LlavaPr
     return model
 
 
-def freeze(model: LlavaOverTokens, config: LlavaConfig) -> list[str]:
+def freeze(model: OverTokens, config: LlavaConfig) -> list[str]:
     """Let only the stage's parts learn; returns their names."""
     model.requires_grad_(False)
     parts = {"projector": list(model.model.multi_modal_projector.parameters())}
@@ -179,7 +181,7 @@ def training_arguments(
     )
 
 
-def export(trainer: OrderedTrainer, model: LlavaOverTokens, processor: LlavaProcessor, folder: Path) -> None:
+def export(trainer: OrderedTrainer, model: OverTokens, processor: Processor, folder: Path) -> None:
     """Write the trained model, gathered from all processes where ZeRO-3 has split it. Every process calls."""
     state, engine = None, trainer.model_wrapped
     if isinstance(engine, deepspeed.DeepSpeedEngine) and engine.zero_optimization_stage() == 3:

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback
 from encoder.runtime.stage import progress, write_json
 from llava_bridge.config import LlavaConfig
 from llava_bridge.engine import COMPLETE, mend_universal
-from llava_bridge.model import LlavaOverTokens
+from llava_bridge.over_tokens import OverTokens
 
 
 class OrderedTrainer(Trainer):
@@ -143,14 +143,14 @@ def mean_loss(log_history: list[dict]) -> float:
     return total / last_step
 
 
-def compile_blocks(model: LlavaOverTokens) -> None:
+def compile_blocks(model: OverTokens) -> None:
     """Compile the language model's blocks in place, for each shape of a batch anew; names stay the same."""
     torch._dynamo.config.recompile_limit = 64  # else the ninth length would run uncompiled
     for block in model.model.language_model.layers:
         block.compile(dynamic=False)
 
 
-def describe_tower(config: LlavaConfig, model: LlavaOverTokens) -> dict:
+def describe_tower(config: LlavaConfig, model: OverTokens) -> dict:
     """What the result says of the frozen encoder."""
     tower = model.config.vision_config
     return {
@@ -164,7 +164,7 @@ def describe_tower(config: LlavaConfig, model: LlavaOverTokens) -> dict:
     }
 
 
-def hide_tower(model: LlavaOverTokens) -> nn.Module:
+def hide_tower(model: OverTokens) -> nn.Module:
     """Take the tower out of the model's list of modules, but not of its reach: DeepSpeed rounds, splits and
     saves whatever it sees there, frozen or not."""
     tower = model.model.vision_tower
@@ -173,7 +173,7 @@ def hide_tower(model: LlavaOverTokens) -> nn.Module:
     return tower
 
 
-def show_tower(model: LlavaOverTokens) -> None:
+def show_tower(model: OverTokens) -> None:
     """Undo `hide_tower`."""
     tower = model.model.__dict__.pop("vision_tower")
     model.model.vision_tower = tower.to("cpu")

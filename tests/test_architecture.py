@@ -44,7 +44,12 @@ WINGS = {
         "harness.tables",
         "harness.trained",
     ),
-    "llava_bridge.any_resolution": (),
+    "llava_bridge.any_resolution": (
+        "llava_bridge.config",
+        "llava_bridge.over_tokens",
+        "llava_bridge.pictures",
+        "llava_bridge.tower",
+    ),
     "llava_bridge.demo_llm": ("llava_bridge.config", "llava_bridge.data", "llava_bridge.prompt"),
 }
 

@@ -1,4 +1,5 @@
 """LLaVA-NeXT: a picture of any size as a whole and as tiles, each a view for the frozen tower.
 
-views (which canvas, which tiles, how many tokens). Imports nothing else of its own package.
+views (which canvas, which tiles, how many tokens), model (their tokens as one sequence).
+Imports of its own package `config`, `over_tokens`, `pictures` and `tower` alone.
 """

@@ -78,7 +78,7 @@ def test_a_model_assembled_in_bf16_is_the_one_of_float32_rounded(start):
     models = []
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(1)
-        models.append(assemble(tower, processor.tokenizer, start, "eager", 0, dtype))
+        models.append(assemble(tower, processor, start, "eager", 0, dtype))
     whole, rounded = models
     assert whole.get_input_embeddings().num_embeddings == len(processor.tokenizer)
     for (name, expected), (_, tensor) in zip(
