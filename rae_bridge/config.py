@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 from encoder.metrics.networks import LITE0, check_weights
 from encoder.options import Features
 from encoder.runtime.device import Device, Precision
+from encoder.runtime.trackers import Tracker
 from encoder.training.options import OptimConfig
 from rae_bridge.shapes import (
     DIT_SIZES,
@@ -21,6 +22,8 @@ from rae_bridge.shapes import (
     decoder_config,
     dit_config,
 )
+
+Weights = Literal["ema", "online"]  # of a training: the averaged ones, or those that were trained
 
 __all__ = ["DIT_SIZES", "DecoderConfig", "DiTConfig", "decoder_config", "dit_config"]
 
@@ -80,8 +83,26 @@ class OnlineConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GridConfig:
+    """A grid of samples of the averaged weights: a row a class, the same noise every time."""
+
+    classes: tuple[int, ...] | None = None  # None: the first four
+    columns: int = 8
+    num_steps: int = 25  # model calls
+    scale: float = 1.0  # of class-free guidance; 1: none
+    encoder: str | None = None  # None: the one whose name the tokens bear
+    decoder: str | None = None  # as in `rae_bridge.generate`
+
+    def classes_of(self, num_classes: int) -> tuple[int, ...]:
+        """The rows' classes for a model of `num_classes`."""
+        return self.classes if self.classes is not None else tuple(range(min(4, num_classes)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PicturesConfig:
     """Pictures whose tokens are encoded anew at every step: `rae_bridge.live`."""
+
+    MAY_CHANGE: ClassVar = ("encode_batch_size", "num_threads", "picture_cache")
 
     folder: str  # as `encoder.data.picture_set.open_pictures` takes it
     encoder: str  # what `encoder.load_encoder` takes
@@ -99,7 +120,8 @@ class TrainDiTConfig:
 
     MAY_CHANGE: ClassVar = (
         "micro_batch_size", "precision", "tf32", "compile", "online", "device", "log_steps",
-        "checkpoint_steps", "keep_checkpoints", "skip_non_finite",
+        "checkpoint_steps", "keep_checkpoints", "keep_steps", "skip_non_finite", "held_out",
+        "held_out_steps", "sample_steps", "grid", "trackers",
     )  # fmt: skip
     MAY_GROW: ClassVar = ("num_steps",)
 
@@ -107,6 +129,9 @@ class TrainDiTConfig:
     pictures: PicturesConfig | None = None  # or pictures, encoded as they are needed
     num_classes: int
     num_steps: int
+    # where to begin. The folder of a training that has ended: it goes on, weights, averages, optimiser, rates
+    # and order of samples, as if it had not. A weights folder: its averaged weights, a fresh optimiser
+    init: str | None = None
     batch_size: int = 1024
     micro_batch_size: int | None = None  # of one forward pass in one process; None: no accumulation
     size: DiTSize = field(default_factory=DiTSize)
@@ -114,6 +139,7 @@ class TrainDiTConfig:
     class_init_std: float = 0.02  # of the classes' embeddings before training; RAE's, for 100,000 steps
     prediction: Prediction = "velocity"
     held_out: str | None = None  # tokens of other pictures, for the losses at the end; None: of these
+    held_out_steps: int | None = None  # the averaged weights' loss on them every so many steps; None: never
     statistics: str | None = None  # a statistics file (ours or RAE's); None: exact ones of these tokens
     time_distribution: Literal["logit_normal", "uniform"] = "logit_normal"
     shift: float | None = None  # None: sqrt(latent numbers / 4096), at least 1
@@ -124,17 +150,23 @@ class TrainDiTConfig:
     tf32: bool = True  # what is fp32 in products on a GPU; a CPU has none
     compile: bool = False  # the loss by torch.compile
     online: OnlineConfig | None = None  # scores of the averaged weights on the way
+    sample_steps: int | None = None  # a grid of their samples every so many steps; None: never
+    grid: GridConfig = field(default_factory=GridConfig)
+    trackers: list[Tracker] = field(default_factory=list)
     device: Device = "cpu"
     seed: int = 0
     log_steps: int = 20
     checkpoint_steps: int = 500
     keep_checkpoints: int = 1  # the newest ones kept
+    # Steps after which the averaged weights are kept, in kept/: AutoGuidance's guide is a young model
+    keep_steps: tuple[int, ...] = ()
     skip_non_finite: int = 0  # steps in the whole run that may be left out because they are not finite
 
     def __post_init__(self) -> None:
         if (self.tokens is None) == (self.pictures is None):
             raise ValueError("give either tokens, a folder that holds them, or pictures to encode")
         check_keeping(self.keep_checkpoints, self.skip_non_finite)
+        self._check_watching()
         if self.class_init_std <= 0:
             raise ValueError(f"class_init_std {self.class_init_std} must be over 0")
         if self.ema_share is not None and not 1 <= self.ema_share * self.num_steps <= self.num_steps:
@@ -142,6 +174,21 @@ class TrainDiTConfig:
         if self.batch_size % (self.micro_batch_size or self.batch_size):
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+
+    def _check_watching(self) -> None:
+        outside = [step for step in self.keep_steps if not 0 < step < self.num_steps]
+        if outside:
+            raise ValueError(f"keep_steps {outside} must lie over 0 and under num_steps {self.num_steps}")
+        if self.held_out_steps is not None and self.held_out is None:
+            raise ValueError("held_out_steps needs held_out, a folder of other pictures' tokens")
+        for name in ("held_out_steps", "sample_steps"):
+            if (steps := getattr(self, name)) is not None and steps < 1:
+                raise ValueError(f"{name} {steps} must be 1 or more, or null for never")
+        unknown = [y for y in self.grid.classes_of(self.num_classes) if not 0 <= y < self.num_classes]
+        if unknown or self.grid.columns < 1:
+            raise ValueError(
+                f"grid.classes {unknown} must be under num_classes {self.num_classes}, grid.columns 1 or more"
             )
 
     @property
@@ -228,7 +275,8 @@ class GuidanceConfig:
     kind: Literal["cfg", "autoguidance"]
     scale: float
     interval: tuple[float, float] = (0.0, 1.0)  # of t; 0 is data
-    model: str | None = None  # autoguidance: the weaker model's weights folder, by `rae_bridge.train`
+    # autoguidance: the weights folder of a weaker model, by `rae_bridge.train`, such as one under its `kept`
+    model: str | None = None
 
     def __post_init__(self) -> None:
         if (self.kind == "autoguidance") != (self.model is not None):
@@ -242,6 +290,7 @@ class GenerateConfig:
     MAY_CHANGE: ClassVar = ("device", "output", "shard_size")
 
     model: str  # weights folder by `rae_bridge.train` or `rae_bridge.distill`
+    weights: Weights = "ema"  # online needs the training's checkpoint, beside the weights folder
     encoder: str  # the one whose tokens the model was trained on
     decoder: str | None = None  # over the encoder's own choice: "own" or a pixel decoder's folder
     num_samples: int
@@ -312,6 +361,7 @@ class SweepConfig:
     MAY_CHANGE: ClassVar = ("device", "scales", "ends", "steps", "default_scale", "default_steps")
 
     model: str  # weights folder by `rae_bridge.train`
+    weights: Weights = "ema"  # as in `GenerateConfig`
     encoder: str
     decoder: str | None = None
     judge: JudgeConfig

@@ -7,14 +7,18 @@ row, has the noise of sample i of `rae_bridge.generate` with the same seed.
 import argparse
 import json
 import sys
+import typing
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from einops import rearrange
 from PIL import Image
+from torch import Tensor
 
-from rae_bridge.codec import TOKENS_FILE, check_tokens, load_codec
-from rae_bridge.config import GenerateConfig, GuidanceConfig
+from encoder.runtime.device import Device, Precision, require_device
+from rae_bridge.codec import TOKENS_FILE, Codec, check_tokens, load_codec
+from rae_bridge.config import GenerateConfig, GuidanceConfig, Weights
 from rae_bridge.generate import (
     TrainedFlow,
     inner_noise_of_samples,
@@ -22,43 +26,63 @@ from rae_bridge.generate import (
     noise_of_samples,
     pictures_from_noise,
 )
+from rae_bridge.sample import Guidance
 
 
 def draw_grid(arguments: argparse.Namespace) -> None:
     """Write a PNG with one row of pictures a class.
 
     Raises:
-        FileNotFoundError, ValueError: no such model, an encoder of other tokens, or a class that it has not.
+        FileNotFoundError, ValueError: no such model, device or weights, an encoder or a guide of other
+            tokens, or a class that the model has not.
     """
-    flow = TrainedFlow.load(arguments.model.resolve())
-    encoder = arguments.encoder or json.loads((arguments.model / TOKENS_FILE).read_text())["encoder"]
-    codec = load_codec(encoder, decoder=arguments.decoder)
-    check_tokens(arguments.model, codec.encoder)
-    y = torch.tensor(arguments.classes).repeat_interleave(arguments.columns)
-    if y.min() < 0 or y.max() >= flow.model.num_classes:
+    device = str(require_device(arguments.device))
+    flow = TrainedFlow.load(arguments.model.resolve(), device, arguments.weights)
+    if not all(0 <= y < flow.model.num_classes for y in arguments.classes):
         raise ValueError(f"classes must be from 0 to {flow.model.num_classes - 1}, got {arguments.classes}")
+    encoder = arguments.encoder or json.loads((arguments.model / TOKENS_FILE).read_text())["encoder"]
     config = GenerateConfig(
         model=str(arguments.model),
         encoder=encoder,
-        num_samples=len(y),
+        num_samples=len(arguments.classes) * arguments.columns,
         num_steps=arguments.steps,
         inner_steps=arguments.inner,
+        solver=arguments.solver,
+        end=arguments.end,
         guidance=guidance_of(arguments),
+        precision=arguments.precision,
+        seed=arguments.seed,
     )
-    noise = noise_of_samples(arguments.seed, range(len(y)), flow.latent_shape)
-    guidance = make_guidance(config.guidance, flow.model, config.device)
-    inner = inner_noise_of_samples(flow, arguments.seed, range(len(y)), arguments.steps)
-    images = pictures_from_noise(flow, codec, noise, y, config, guidance, inner)
-    grid = rearrange(images, "(row column) h w c -> (row h) (column w) c", column=arguments.columns)
+    guidance = make_guidance(config.guidance, flow, device)
+    codec = load_codec(encoder, decoder=arguments.decoder, device=device)
+    check_tokens(arguments.model, codec.encoder)
+    grid = draw_classes(flow, codec, config, arguments.classes, arguments.columns, guidance)
     Image.fromarray(grid.numpy()).save(arguments.out)
 
 
+def draw_classes(
+    flow: TrainedFlow,
+    codec: Codec,
+    config: GenerateConfig,
+    classes: Sequence[int],
+    columns: int,
+    guidance: Guidance | None,
+) -> Tensor:
+    """uint8 (H W 3): a row of `columns` pictures for each of `classes`."""
+    y = torch.tensor(classes).repeat_interleave(columns)
+    noise = noise_of_samples(config.seed, range(len(y)), flow.latent_shape)
+    inner = inner_noise_of_samples(flow, config.seed, range(len(y)), config.num_steps)
+    images = pictures_from_noise(flow, codec, noise, y, config, guidance, inner)
+    return rearrange(images, "(row column) h w c -> (row h) (column w) c", column=columns)
+
+
 def guidance_of(arguments: argparse.Namespace) -> GuidanceConfig | None:
-    """None at scale 1; autoguidance where a weaker model is named, else cfg."""
+    """None at scale 1; autoguidance where a guide is named, else cfg."""
     if arguments.scale == 1:
         return None
-    weaker = str(arguments.weaker.resolve()) if arguments.weaker else None
-    return GuidanceConfig(kind="autoguidance" if weaker else "cfg", scale=arguments.scale, model=weaker)
+    guide = str(arguments.guide.resolve()) if arguments.guide else None
+    kind = "autoguidance" if guide else "cfg"
+    return GuidanceConfig(kind=kind, scale=arguments.scale, interval=tuple(arguments.interval), model=guide)
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -66,21 +90,29 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m rae_bridge.draw", description="Draw pictures of classes."
     )
-    parser.add_argument(
-        "--model", type=Path, required=True, help="weights folder by rae_bridge.train or distill"
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="weights folder by rae_bridge.train or distill")
+    add("--classes", type=int, nargs="+", required=True, help="class indices, a row each")
+    add("--out", type=Path, required=True, help="PNG file")
+    add("--columns", type=int, default=8, help="pictures a class (8)")
+    add("--steps", type=int, default=50, help="model calls (50)")
+    add("--inner", type=int, help="calls of a student's head in each step (as it learnt)")
+    add("--solver", choices=("euler", "heun"), default="euler")
+    add("--end", choices=("rae", "zero"), default="zero", help="of the grid of times: RAE's own, or 0 (zero)")
+    add("--scale", type=float, default=1.0, help="guidance scale (1: none)")
+    add("--interval", type=float, nargs=2, default=(0.0, 1.0), help="of t, where guidance acts (0 1)")
+    add("--guide", "--weaker", type=Path, help="weights folder of a weaker model: autoguidance, else cfg")
+    add(
+        "--weights",
+        choices=typing.get_args(Weights),
+        default="ema",
+        help="averaged ones, or as trained (ema)",
     )
-    parser.add_argument("--classes", type=int, nargs="+", required=True, help="class indices, a row each")
-    parser.add_argument("--out", type=Path, required=True, help="PNG file")
-    parser.add_argument("--columns", type=int, default=8, help="pictures a class (8)")
-    parser.add_argument("--steps", type=int, default=50, help="model calls (50)")
-    parser.add_argument("--inner", type=int, help="calls of a student's head in each step (as it learnt)")
-    parser.add_argument("--scale", type=float, default=1.0, help="guidance scale (1: none)")
-    parser.add_argument(
-        "--weaker", type=Path, help="weights folder of the weaker model: autoguidance, else cfg"
-    )
-    parser.add_argument("--encoder", help="the encoder it was trained on (the name that its weights give)")
-    parser.add_argument("--decoder", help="own, or a pixel decoder's folder (the encoder's config)")
-    parser.add_argument("--seed", type=int, default=0)
+    add("--encoder", help="the encoder it was trained on (the name that its weights give)")
+    add("--decoder", help="own, or a pixel decoder's folder (the encoder's config)")
+    add("--device", choices=typing.get_args(Device), default="cpu")
+    add("--precision", choices=typing.get_args(Precision), default="fp32")
+    add("--seed", type=int, default=0)
     return parser.parse_args(words)
 
 

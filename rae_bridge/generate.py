@@ -10,7 +10,6 @@ Source of the protocol: RAE (src/sample_ddp.py at a4d18c4, `--label-sampling equ
 """
 
 import io
-import json
 import shutil
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -30,12 +29,13 @@ from encoder.runtime.ranks import Ranks
 from encoder.runtime.stage import main, progress
 from encoder.training.optim import autocast
 from rae_bridge.codec import Codec, check_tokens, load_codec, to_images
-from rae_bridge.config import GenerateConfig, GuidanceConfig
+from rae_bridge.config import GenerateConfig, GuidanceConfig, Weights
 from rae_bridge.dit import DiT
 from rae_bridge.latents import LatentStatistics, to_tokens
 from rae_bridge.parts import IMAGES, PARTS, batches, own, path_of, write_npz
 from rae_bridge.sample import Guidance, sample, sample_transitions, time_grid
 from rae_bridge.transition import STUDENTS, TransitionDiT, load_model
+from rae_bridge.weights_folder import WeightsFolder, check_guide
 
 BEST = "best.json"  # in the folder of a sweep: the guidance that it found best
 
@@ -48,6 +48,7 @@ class TrainedFlow:
     statistics: LatentStatistics
     shift: float
     student: Mapping[str, Any] | None = None  # what flow.json says of one by `rae_bridge.distill`
+    folder: Path | None = None  # None: it was not read from one
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -56,40 +57,36 @@ class TrainedFlow:
         return config.in_channels, config.input_size, config.input_size
 
     @staticmethod
-    def load(folder: Path | str, device: str = "cpu") -> "TrainedFlow":
-        """Read a weights folder by `rae_bridge.train` or `rae_bridge.distill`.
+    def load(folder: Path | str, device: str = "cpu", weights: Weights = "ema") -> "TrainedFlow":
+        """Read a weights folder by `rae_bridge.train` or `rae_bridge.distill`; online weights lie in the
+        checkpoint beside it.
 
         Raises:
             FileNotFoundError, ValueError: it is not one, or is damaged.
         """
-        folder = ROOT / folder
-        model = load_model(folder).to(device).requires_grad_(False)
-        path = folder / "flow.json"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{folder} is no weights folder of rae_bridge.train (flow.json is missing)"
-            )
-        statistics = LatentStatistics.load(folder / "latent_stats.pt")
-        about = json.loads(path.read_text())
-        return TrainedFlow(model, statistics, about["shift"], about.get("student"))
+        about = WeightsFolder.read(folder)
+        model = load_model(about.path)
+        if weights == "online":
+            model.load_state_dict(about.online_weights())
+        model = model.to(device).requires_grad_(False)
+        return TrainedFlow(model, about.statistics, about.shift, about.student, about.path)
 
 
-def make_guidance(config: GuidanceConfig | None, model: DiT, device: str) -> Guidance | None:
-    """Guidance as configured for `model`.
+def make_guidance(config: GuidanceConfig | None, flow: TrainedFlow, device: str) -> Guidance | None:
+    """Guidance as configured for the model of `flow`.
 
     Raises:
-        ValueError: cfg for a model without a null class; autoguidance without a weaker model; and what
-            `Guidance` refuses; a student as the weaker model.
+        ValueError: cfg for a model without a null class; autoguidance without a weaker model, or by one of
+            other tokens, statistics or classes, or by a student; and what `Guidance` refuses.
     """
     if config is None:
         return None
-    if config.kind == "cfg" and not model.config.has_null_class:
+    if config.kind == "cfg" and not flow.model.config.has_null_class:
         raise ValueError("cfg needs a model trained with class_dropout_prob > 0; this one has no null class")
-    weaker = TrainedFlow.load(config.model, device).model if config.model else None
-    if weaker is not None and weaker.name in STUDENTS:
-        raise ValueError(
-            f"{config.model} is a student, which is no velocity field: name a model by rae_bridge.train"
-        )
+    weaker = None
+    if config.model is not None:
+        check_guide(WeightsFolder.read(flow.folder), WeightsFolder.read(config.model))
+        weaker = TrainedFlow.load(config.model, device).model
     return Guidance(kind=config.kind, scale=config.scale, interval=config.interval, model=weaker)
 
 
@@ -210,11 +207,11 @@ def run(config: GenerateConfig, out_dir: Path) -> dict:
     """Sample, decode and write; see the module's docstring."""
     torch.set_flush_denormal(True)
     ranks = Ranks.start(config.device)
-    flow = TrainedFlow.load(config.model, ranks.device)
+    flow = TrainedFlow.load(config.model, ranks.device, config.weights)
     codec = load_codec(config.encoder, decoder=config.decoder, device=ranks.device)
     check_tokens(ROOT / config.model, codec.encoder)
     chosen = chosen_guidance(config)
-    guidance = make_guidance(chosen, flow.model, ranks.device)
+    guidance = make_guidance(chosen, flow, ranks.device)
     check_sampler(flow, config, guidance)
 
     (out_dir / PARTS).mkdir(exist_ok=True)

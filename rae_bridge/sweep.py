@@ -66,6 +66,7 @@ def generate_config(config: SweepConfig, point: Point) -> GenerateConfig:
         guidance = GuidanceConfig(kind=config.kind, scale=point.scale, **about)
     names = (
         "model",
+        "weights",
         "encoder",
         "decoder",
         "num_samples",
@@ -115,7 +116,7 @@ def run(config: SweepConfig, out_dir: Path) -> dict:
     every = (*along_scale, *along_steps, *more_points(config))
     wanted = {point.key: generate_config(config, point) for point in every}
     ranks = Ranks(0, 1, str(require_device(config.device)))
-    flow = TrainedFlow.load(config.model, ranks.device)
+    flow = TrainedFlow.load(config.model, ranks.device, config.weights)
     codec = load_codec(config.encoder, decoder=config.decoder, device=ranks.device)
     check_tokens(ROOT / config.model, codec.encoder)
     judge = FrechetJudge(config.judge, ranks.device)
@@ -124,7 +125,7 @@ def run(config: SweepConfig, out_dir: Path) -> dict:
     for key, settings in wanted.items():
         if key not in distances:
             fresh = judge.again()
-            guidance = make_guidance(settings.guidance, flow.model, ranks.device)
+            guidance = make_guidance(settings.guidance, flow, ranks.device)
             for _, images in stream_samples(flow, codec, settings, guidance, ranks):
                 fresh.see(images)
             distances[key] = fresh.distance()

@@ -1,9 +1,8 @@
 """Stage: train a diffusion transformer by flow matching on the cached tokens of a frozen encoder.
 
 `python -m rae_bridge.train <config.yaml> <out_dir>` (several processes: `accelerate launch -m
-rae_bridge.train ...`) writes out_dir/weights: the averaged model (config.json, model.safetensors),
-latent_stats.pt in RAE's format, flow.json with the shift it was trained under, and tokens.json, which says
-whose tokens it knows.
+rae_bridge.train ...`) writes out_dir/weights (`rae_bridge.weights_folder` says what is in it), and
+out_dir/kept/step_NNNNNNNN of the same kind after each of `keep_steps`.
 
 Source: RAE (arXiv:2510.11690, Sec. 4-5; src/train.py at a4d18c4). Deviations: labels are dropped, and times
 and noise drawn, from generators that depend on seed, step and row alone: a run repeats, resumes to the
@@ -11,7 +10,6 @@ last bit and is the same on any number of processes; the average of the weights 
 up gradients; what is compiled is the loss, so that the average is judged by its own weights.
 """
 
-import copy
 import dataclasses
 import functools
 import math
@@ -26,26 +24,23 @@ from encoder.runtime import checkpoint
 from encoder.runtime.ahead import made_ahead
 from encoder.runtime.config import ROOT
 from encoder.runtime.device import set_tf32
-from encoder.runtime.ranks import Ranks, no_sync, unwrapped
-from encoder.runtime.stage import main, progress, write_json
+from encoder.runtime.ranks import Ranks, no_sync
+from encoder.runtime.stage import main
+from encoder.runtime.trackers import Journal
 from encoder.training.finite import FiniteSteps
 from encoder.training.optim import MuonWithAdamW, average_weights, step_if_finite
 from rae_bridge.blocks import CLASS_INIT_STD
-from rae_bridge.class_losses import class_losses
-from rae_bridge.codec import TOKENS_FILE, load_codec
-from rae_bridge.config import DiTOptimConfig, GenerateConfig, TrainDiTConfig
+from rae_bridge.config import DiTOptimConfig, TrainDiTConfig
 from rae_bridge.dit import DiT, build_dit
 from rae_bridge.flow import training_shift
-from rae_bridge.flow_batch import FlowBatch, batch_loss, draw_batch, noise_of_step
-from rae_bridge.generate import TrainedFlow, stream_samples
-from rae_bridge.judge import FrechetJudge
-from rae_bridge.latents import CachedLatents, LatentStatistics, open_latents
+from rae_bridge.flow_batch import FlowBatch, batch_loss, draw_batch
+from rae_bridge.held_out import Tokens, check_classes, losses_at_the_end, open_held_out
+from rae_bridge.latents import LatentStatistics, open_latents
 from rae_bridge.live import LiveTokens
+from rae_bridge.online import Watch
+from rae_bridge.run import Run, Start
 from rae_bridge.shapes import DiTConfig
-
-NUM_EVALUATED = 1024  # pictures whose loss is reported at the end
-Tokens = CachedLatents | LiveTokens
-NUM_TOLD = 256  # of them, those whose loss is also measured with a wrong class and with none
+from rae_bridge.weights_folder import WEIGHTS
 
 
 def accumulate_gradients(
@@ -124,38 +119,9 @@ def train_step(
     return loss, grad_norm
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, latents: Tensor, y: Tensor, config: TrainDiTConfig, shift: float) -> float:
-    """Mean loss over the given latents with labels kept, at the same times and noise whenever it is asked."""
-    batch = draw_batch(latents, y, config, shift, step=-1)
-    total = 0.0
-    for part in FlowBatch(batch.x_t, batch.t, y, batch.target).split(256):
-        total += batch_loss(model, part, config.precision).item() * len(part.t)
-    return total / len(y)
-
-
-class OnlineScore:
-    """The Frechet distance of a few samples of the averaged weights, drawn by all processes together."""
-
-    def __init__(self, config: TrainDiTConfig, cache: CachedLatents, ranks: Ranks) -> None:
-        self.config, self.ranks = config.online, ranks
-        encoder = self.config.encoder or cache.origin["encoder"]
-        self.codec = load_codec(encoder, decoder=self.config.decoder, device=ranks.device)
-        sizes = {"num_samples": self.config.num_samples, "num_steps": self.config.num_steps}
-        about = {"precision": config.precision, "device": ranks.device, "seed": config.seed}
-        self.generate = GenerateConfig(model="", encoder=encoder, **sizes, **about)
-
-    def measure(self, flow: TrainedFlow) -> float:
-        """The distance of what `flow` draws."""
-        judge = FrechetJudge(self.config.judge, self.ranks.device)
-        for _, images in stream_samples(flow, self.codec, self.generate, None, self.ranks):
-            judge.see(images)
-        return judge.merged(self.ranks).distance()
-
-
-def build_model(config: TrainDiTConfig, cache: CachedLatents) -> DiT:
-    """A new model for these tokens, its weights drawn from the seed."""
-    shape = DiTConfig(
+def shape_of(config: TrainDiTConfig, cache: Tokens) -> DiTConfig:
+    """The model's shape for these tokens."""
+    return DiTConfig(
         **dataclasses.asdict(config.size),
         input_size=cache.side,
         in_channels=cache.width,
@@ -163,60 +129,22 @@ def build_model(config: TrainDiTConfig, cache: CachedLatents) -> DiT:
         class_dropout_prob=config.class_dropout_prob,
         prediction=config.prediction,
     )
+
+
+def build_model(config: TrainDiTConfig, cache: Tokens) -> DiT:
+    """A new model for these tokens, its weights drawn from the seed."""
     torch.manual_seed(config.seed)
-    model = build_dit(shape)
+    model = build_dit(shape_of(config, cache))
     with torch.no_grad():
         model.y_embedder.embedding_table.weight.mul_(config.class_init_std / CLASS_INIT_STD)
     return model
 
 
-def open_held_out(config: TrainDiTConfig, cache: Tokens) -> Tokens:
-    """The tokens that the losses at the end are of: `held_out`, or those of the training.
-
-    Raises:
-        ValueError: they are another encoder's, or have classes that the model has not.
-    """
-    if config.held_out is None:
-        return cache
-    held_out = open_latents(ROOT / config.held_out)
-    if held_out.origin != cache.origin or held_out.side != cache.side:
-        raise ValueError(
-            f"{config.held_out} holds tokens of {held_out.origin}, the training's: {cache.origin}"
-        )
-    check_classes(config, held_out)
-    return held_out
-
-
-def check_classes(config: TrainDiTConfig, cache: Tokens) -> None:
-    """Raises: ValueError if tokens have a class that the model has not."""
-    if int(cache.labels.max()) >= config.num_classes:
-        raise ValueError(
-            f"num_classes {config.num_classes}: the tokens have a label {int(cache.labels.max())}"
-        )
-
-
-def losses_at_the_end(
-    model: DiT,
-    cache: Tokens,
-    held_out: Tokens,
-    statistics: LatentStatistics,
-    config: TrainDiTConfig,
-    shift: float,
-) -> dict:
-    """`loss` of the first training tokens, `held_out_loss` where there are others, and `class_losses`."""
-    device = next(model.parameters()).device
-
-    def first_of(tokens: Tokens, num: int) -> tuple[Tensor, Tensor]:
-        rows = torch.arange(min(num, len(tokens.labels)))
-        return statistics.normalise(tokens.latents(rows).to(device)), tokens.labels[rows].to(device)
-
-    losses = {"loss": evaluate(model, *first_of(cache, NUM_EVALUATED), config, shift)}
-    if config.held_out is not None:
-        losses["held_out_loss"] = evaluate(model, *first_of(held_out, NUM_EVALUATED), config, shift)
-    latents, y = first_of(held_out, NUM_TOLD)
-    noise = noise_of_step(config.seed, -1, range(len(y)), latents)
-    told = {"has_null": model.config.has_null_class, "precision": config.precision}
-    return losses | {"class_losses": class_losses(model, latents, y, noise, **told)}
+def choose_statistics(config: TrainDiTConfig, cache: Tokens, start: Start | None) -> LatentStatistics:
+    """Those of the file that the config names, of what the training begins from, or exact ones."""
+    if config.statistics is not None:
+        return LatentStatistics.load(ROOT / config.statistics)
+    return cache.statistics() if start is None else start.weights.statistics
 
 
 def open_tokens(config: TrainDiTConfig, device: str) -> Tokens:
@@ -244,82 +172,71 @@ def train(config: TrainDiTConfig, out_dir: Path) -> dict:
 
     # ---- data
     ranks = Ranks.start(config.device)
+    journal = Journal(out_dir, config.trackers, config, is_main=ranks.is_main)
     set_tf32(ranks.device, config.tf32)
     part = ranks.part(config.batch_size)
     cache = open_tokens(config, ranks.device)
     check_classes(config, cache)
     held_out = open_held_out(config, cache)
-    given = config.statistics
-    statistics = LatentStatistics.load(ROOT / given) if given else cache.statistics()
+    start = Start.open(config, shape_of(config, cache), cache.origin)
+    statistics = choose_statistics(config, cache, start)
     shift = training_shift(cache.width * cache.side**2) if config.shift is None else config.shift
     normalise = statistics.to(ranks.device).normalise
 
     # ---- model, optimiser
     model = build_model(config, cache).to(ranks.device).train()
-    averaged = copy.deepcopy(model).requires_grad_(False).eval()
-    optimiser = build_optimiser(model, config.optim)
-    online = OnlineScore(config, cache, ranks) if config.online else None
+    latents = {"statistics": statistics, "shift": shift, "tokens": cache.origin}
+    run = Run.begin(config, out_dir, model, build_optimiser(model, config.optim), **latents)
+    watch = Watch(config, run, held_out, ranks)
     loss_of = torch.compile(batch_loss) if config.compile else batch_loss
 
     # ---- resume
-    path, first_step, seconds = out_dir / "checkpoint.pt", 0, 0.0
-    finite = FiniteSteps(config.skip_non_finite)
-    if (newest := checkpoint.newest(path)) is not None:
-        state = checkpoint.load(newest)
-        finite.skipped = state.get("skipped", 0)
-        model.load_state_dict(state["model"])
-        averaged.load_state_dict(state["averaged"])
-        optimiser.load_state_dict(state["optimiser"])
-        first_step, seconds = state["step"], state["seconds"]
+    first_step, seconds = run.resume(start)
     started = time.monotonic() - seconds
     model = ranks.wrap(model)
 
     # ---- loop
-    steps = range(first_step, config.num_steps)
+    steps, scores = range(first_step, config.num_steps), {}
     rows = made_ahead(functools.partial(load_rows, cache, config, part), steps)
     for step, (latents, y) in zip(steps, rows, strict=True):
         latents, y = (tensor.to(ranks.device, non_blocking=True) for tensor in (latents, y))
         batch = draw_batch(normalise(latents), y, config, shift, step, part)
-        loss, grad_norm = train_step(model, optimiser, batch, config, step, loss_of, finite)
-        average_weights(averaged.parameters(), unwrapped(model).parameters(), config.average_decay, step)
+        loss, grad_norm = train_step(model, run.optimiser, batch, config, step, loss_of, run.finite)
+        average_weights(run.averaged.parameters(), run.model.parameters(), config.average_decay, step)
         done = step + 1
         is_last = done == config.num_steps
         if done % config.log_steps == 0 or is_last:
             scalars = {"loss": ranks.mean(loss).item(), "grad_norm": grad_norm.item()}
             scalars["lr"] = learning_rate(config.optim, step)
             rate = (done - first_step) * config.batch_size / (time.monotonic() - started - seconds)
-            if ranks.is_main:
-                progress(out_dir, done, config.num_steps, **scalars, samples_per_second=rate)
-        is_saved = done % config.checkpoint_steps == 0 or is_last
-        is_scored = online and (done % config.online.every_steps == 0 or is_last)
-        if is_saved or is_scored:
-            finite.settle()  # nothing is saved or scored before the last step is known to be good
-        if is_scored:
-            distance = online.measure(TrainedFlow(averaged, statistics, shift))
-            if ranks.is_main:
-                progress(out_dir, done, config.num_steps, frechet_distance=distance)
+            journal.write(done, config.num_steps, **scalars, samples_per_second=rate)
+        is_saved, is_kept = done % config.checkpoint_steps == 0 or is_last, done in config.keep_steps
+        if is_saved or is_kept or watch.is_due(done):
+            run.finite.settle()  # nothing is saved or shown before the last step is known to be good
+        if watch.is_due(done):
+            scores = watch.tell(done, journal)
+        if is_kept and ranks.is_main:
+            run.write_weights(done)
         if is_saved and ranks.is_main:
-            state = {"step": done, "seconds": time.monotonic() - started, "skipped": finite.skipped}
-            state |= {"model": unwrapped(model).state_dict(), "averaged": averaged.state_dict()}
-            state |= {"optimiser": optimiser.state_dict()}
-            checkpoint.save(path, state, keep=config.keep_checkpoints)
+            run.save(done, time.monotonic() - started)
 
     # ---- save
     seconds = time.monotonic() - started
     if ranks.is_main:
-        averaged.save_pretrained(out_dir / "weights")
-        statistics.save(out_dir / "weights" / "latent_stats.pt")
-        write_json(out_dir / "weights" / "flow.json", {"shift": shift})
-        write_json(out_dir / "weights" / TOKENS_FILE, cache.origin)
+        run.write_weights(config.num_steps, out_dir / WEIGHTS)
     ranks.wait()
-    result = {"frechet_distance": distance} if online and first_step < config.num_steps else {}
-    result |= losses_at_the_end(averaged, cache, held_out, statistics, config, shift)
-    return result | {
-        "num_samples": config.num_steps * config.batch_size,
-        "num_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "shift": shift,
-        "training_seconds": round(seconds, 1),
-    }
+    journal.close()
+    scores = {name: value for name, value in scores.items() if name == "frechet_distance"}
+    return (
+        scores
+        | losses_at_the_end(run.averaged, cache, held_out, statistics, config, shift)
+        | {
+            "num_samples": config.num_steps * config.batch_size,
+            "num_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "shift": shift,
+            "training_seconds": round(seconds, 1),
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -53,6 +53,11 @@ def differences(config: Any, folder: Path) -> list[Difference]:
     return list(_differences(read_yaml(path), resolve(config))) if path.is_file() else []
 
 
+def barred(config: Any, folder: Path) -> list[Difference]:
+    """The keys that folder/config.yaml has otherwise and that a run on its way may not change."""
+    return [each for each in differences(config, folder) if not _is_allowed(each, config, is_finished=False)]
+
+
 def is_begun(folder: Path) -> bool:
     """Whether a run left progress, a checkpoint or its end here."""
     return (folder / PROGRESS).is_file() or (folder / DONE).is_file() or any(folder.glob("checkpoint*.pt"))

@@ -11,8 +11,8 @@ from typing import ClassVar, Literal
 from encoder.data.options import CaptionKeys, StreamConfig
 from encoder.models.shapes import ClipShape, OpenVision3Shape, VaeShape
 from encoder.runtime.device import Device, Precision
+from encoder.runtime.trackers import Tracker
 
-Tracker = Literal["tensorboard", "wandb", "trackio"]
 Branch = Literal["understanding", "reconstruction"]
 
 

@@ -108,6 +108,7 @@ def test_samples_are_drawn_as_rae_draws_them(name):
     if config.guidance is not None:
         assert (config.guidance.kind, config.guidance.scale) == ("autoguidance", 1.42)
         assert config.guidance.interval == (0.0, 1.0)
-        assert config.guidance.model.endswith(f"step_{14 * STEPS_OF_1024:08}")
+        assert config.guidance.model == f"runs/rae/dit_s/kept/step_{14 * STEPS_OF_1024:08}"
+        assert 14 * STEPS_OF_1024 in recipe(TrainDiTConfig, "rae_dit_s").keep_steps
     else:
         assert name == "rae_sample"

@@ -14,6 +14,7 @@ from encoder.training.optim import average_weights
 from rae_bridge import train as stage
 from rae_bridge.config import DiTOptimConfig, DiTSize, TrainDiTConfig
 from rae_bridge.dit import DiT
+from rae_bridge.held_out import evaluate
 from rae_bridge.latents import LatentStatistics
 
 NUM, CLASSES = 40, 4
@@ -239,7 +240,7 @@ def test_the_compiled_loss_leaves_the_average_an_average(config, tmp_path, monke
 def evaluate_on_all(model, config):
     cache = stage.open_latents(config_path(config))
     latents = cache.statistics().normalise(cache.latents(torch.arange(NUM)))
-    return stage.evaluate(model, latents, cache.labels, config, 1.0)
+    return evaluate(model, latents, cache.labels, config, 1.0)
 
 
 def test_bf16_follows_the_loss_curve_of_fp32(config, tmp_path):
