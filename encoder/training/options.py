@@ -76,7 +76,8 @@ class TrainConfig:
     optim: OptimConfig
     stream: StreamConfig | None = None  # training samples from shards as needed; None: data's, in memory
     image_size: int | None = None  # px that held-out pictures are brought to; None: as they are
-    # Folder of a run whose towers to start from (its checkpoint.pt), with a fresh optimiser
+    # Towers to start from with a fresh optimiser: folder of a run (its checkpoint.pt), or of weights exported
+    # with their text towers (fp16)
     init: str | None = None
     openvision3: OpenVision3Shape | None = None
     clip: ClipShape | None = None

@@ -30,6 +30,7 @@ from encoder.data.tokenizer import Tokenizer
 from encoder.models.clip import Clip
 from encoder.models.openvision3 import OpenVision3
 from encoder.models.perceptual import PerceptualLoss
+from encoder.models.pretrained import WEIGHTS_FILE
 from encoder.models.shapes import VaeShape
 from encoder.models.vae import FrozenVAE, load_vae, shape_of
 from encoder.models.vit import Block
@@ -72,15 +73,15 @@ def own_micro_batches(config: TrainConfig, num_processes: int, process: int) -> 
 
 
 def build_model(config: TrainConfig) -> OpenVision3 | Clip:
-    """The towers, drawn from config.seed, or those of the run that `init` names.
+    """The towers, drawn from config.seed, or those that `init` names: a run's, or exported ones.
 
     Position tables are computed for the resolution at hand: nothing is interpolated, as in OpenVision.
-    Raises: FileNotFoundError, ValueError if `init` holds no checkpoint or one of other towers.
+    Raises: FileNotFoundError, ValueError if `init` holds neither, or other towers.
     """
     torch.manual_seed(config.seed)
     model = OpenVision3(config.openvision3) if config.openvision3 else Clip(config.clip)
     if config.init is not None:
-        saved = checkpoint.load(ROOT / config.init / CHECKPOINT)["model"]
+        saved = _read_towers(ROOT / config.init, type(model))
         saved["encoder.positional_embedding"] = model.encoder.positional_embedding
         try:
             model.load_state_dict(saved)
@@ -88,6 +89,13 @@ def build_model(config: TrainConfig) -> OpenVision3 | Clip:
             reason = " ".join(line.strip() for line in str(error).splitlines()[1:3])
             raise ValueError(f"init {config.init} holds other towers: {reason}") from None
     return model
+
+
+def _read_towers(folder: Path, cls: type[OpenVision3 | Clip]) -> dict[str, Tensor]:
+    """Towers of a run's checkpoint, or of weights that `encoder.train` exported with their text towers."""
+    if (folder / WEIGHTS_FILE).is_file():
+        return cls.from_pretrained(folder).state_dict()
+    return checkpoint.load(folder / CHECKPOINT)["model"]
 
 
 def speed_up(model: nn.Module, config: TrainConfig) -> None:

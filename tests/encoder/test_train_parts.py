@@ -331,6 +331,10 @@ def test_a_second_phase_starts_from_the_towers_of_the_first_at_another_resolutio
         assert name == "encoder.positional_embedding" or torch.equal(value, saved[name]), name
     assert model.encoder.positional_embedding.shape[0] == 5
     assert "psnr" in trainer.train(small, second)
+    exported = trainer.build_model(replace(small, init=str(first / "weights"))).state_dict()
+    for name, value in model.state_dict().items():
+        stored = value if name == "encoder.positional_embedding" else value.half().float()
+        assert torch.equal(exported[name], stored), name
     wide = {**towers, "encoder": {**towers["encoder"], "embed_dim": 8}}
     with pytest.raises(ValueError, match="holds other towers"):
         trainer.build_model(config(root, openvision3=wide, init=str(first)))
