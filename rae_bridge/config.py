@@ -222,6 +222,22 @@ class AdversarialConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LivePicturesConfig:
+    """Pictures that a decoder's training reads, cuts and encodes anew at every step: nothing is kept of them.
+    Defaults: RAE's."""
+
+    MAY_CHANGE: ClassVar = ("encode_batch_size", "num_threads")
+
+    # random: the shorter side to 1.5 sides of what is drawn, then a square anywhere, in training; centre: as
+    # ADM does, which is how the evaluation's are always cut
+    crop: Literal["random", "centre"] = "random"
+    flip: bool = False  # half of the train pictures mirrored
+    encode_batch_size: int = 64
+    num_threads: int = 8  # of each process, which read and decode
+    picture_cache: str = "runs/pictures"  # where parquet's pictures are copied, once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainDecoderConfig:
     """Stage `rae_bridge.train_decoder`: a pixel decoder for a frozen encoder that cannot decode."""
 
@@ -233,11 +249,14 @@ class TrainDecoderConfig:
 
     encoder: str  # what `encoder.load_encoder` takes
     features: Features | None = None  # None: those that the encoder's config names for generation
-    data: str  # folder with {train,val,test}/*.tar
+    data: str  # folder as `encoder.data.picture_set.open_pictures` takes it
+    # None: every picture is cut and encoded once, before the first step, and kept on the disk with its tokens
+    live: LivePicturesConfig | None = None
     num_steps: int
     batch_size: int = 64
     image_size: int | None = None  # pixels on a side of what it draws; None: the encoder's own
-    crop: Literal["squash", "centre"] = "squash"  # of oblong pictures in shards; others are cut as ADM does
+    # Of oblong pictures in shards where they are kept; others are cut as ADM does
+    crop: Literal["squash", "centre"] = "squash"
     size: DecoderSize = field(default_factory=DecoderSize)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-4, warmup_steps=0))  # RAE's rate
     tau: float = 0.8  # RAE's released decoders; noise on the tokens in training, sample by sample
@@ -264,6 +283,8 @@ class TrainDecoderConfig:
 
     def __post_init__(self) -> None:
         check_keeping(self.keep_checkpoints, self.skip_non_finite)
+        if self.live is not None and self.crop != "squash":
+            raise ValueError(f"crop {self.crop} is of pictures that are kept; with live, set live.crop")
         if not 0 < self.perceptual_fraction <= 1:
             raise ValueError(f"perceptual_fraction {self.perceptual_fraction} must be over 0, at most 1")
 

@@ -74,8 +74,7 @@ class LiveTokens:
         images = self.pictures.images(indices.tolist(), self.encoder.image_size, self.pool)
         if is_flipped is not None:
             images = torch.where(is_flipped[:, None, None, None], images.flip(2), images)
-        parts = (to_pixels(part.to(self.encoder.device)) for part in images.split(self.batch_size))
-        return torch.cat([to_latents(self.encoder.encode(part), self.side) for part in parts])
+        return to_latents(encode_images(self.encoder, images, self.batch_size), self.side)
 
     def statistics(self) -> LatentStatistics:
         """Statistics of `num_for_statistics` pictures and their mirror images, drawn once and for all; of all
@@ -86,3 +85,9 @@ class LiveTokens:
             for flipped in (False, True):
                 moments.update(self.latents(indices, torch.full((len(indices),), flipped)).cpu())
         return LatentStatistics(moments.mean.float(), (moments.squares / moments.count).float())
+
+
+def encode_images(encoder: FrozenEncoder, images: Tensor, batch_size: int) -> Tensor:
+    """uint8 images (B H W 3) -> tokens (B N D, fp32) on the encoder's device, `batch_size` at a time."""
+    parts = (to_pixels(part.to(encoder.device)) for part in images.split(batch_size))
+    return torch.cat([encoder.encode(part) for part in parts])

@@ -6,8 +6,8 @@ OpenVision 3's own decoder, so that the two can be compared; RAE's adversarial t
 Several processes: `accelerate launch -m rae_bridge.train_decoder ...`.
 
 Source: RAE (arXiv:2510.11690, Sec. 3; src/train_stage1.py at a4d18c4). Deviations: the perceptual distance
-may be Lite1's; the encoder runs once, before the first step; the adaptive weight compares the gradients of
-the whole batch on any number of processes.
+may be Lite1's; without `live`, pictures are cut and encoded once, before the first step; the adaptive weight
+compares the gradients of the whole batch on any number of processes.
 """
 
 import copy
@@ -37,6 +37,7 @@ from rae_bridge.codec import TOKENS_FILE, load_for_generation, origin_of
 from rae_bridge.config import TrainDecoderConfig
 from rae_bridge.decoder import PixelDecoder
 from rae_bridge.decoder_data import Split, prepare_split
+from rae_bridge.decoder_live import LiveSplit, draw_cuts
 from rae_bridge.discriminator import Adversary
 from rae_bridge.shapes import DecoderConfig
 
@@ -108,13 +109,14 @@ def adversary_step(
 
 
 @torch.no_grad()
-def evaluate(decoder: PixelDecoder, split: Split, ranks: Ranks) -> dict[str, float]:
+def evaluate(decoder: PixelDecoder, split: Split | LiveSplit, ranks: Ranks) -> dict[str, float]:
     """PSNR in dB and pixel l1 in [-1, 1], means over a split, from tokens without noise; each process its own
     batches.
     """
-    mine = []
-    for indices in torch.arange(len(split)).split(EVAL_BATCH)[ranks.rank :: ranks.world]:
-        tokens, images = (rows.to(ranks.device) for rows in split.rows(indices))
+    batches, mine = torch.arange(len(split)).split(EVAL_BATCH)[ranks.rank :: ranks.world], []
+    read = made_ahead(lambda number: split.rows(batches[number]), range(len(batches)))
+    for indices, rows in zip(batches, read, strict=True):
+        tokens, images = (each.to(ranks.device) for each in rows)
         pixels, pixels_hat = to_pixels(images), decoder(tokens.float()).clamp(0, 1)
         decibels = psnr(pixels, pixels_hat, highest=120).cpu()
         mine.append((int(indices[0]), decibels, pixel_l1(pixels_hat, pixels).item() * len(images)))
@@ -211,7 +213,10 @@ def train(config: TrainDecoderConfig, out_dir: Path) -> dict:
     set_tf32(ranks.device, config.tf32)
     part, device = ranks.part(config.batch_size), ranks.device
     encoder = load_for_generation(config.encoder, config.features, device)
-    prepare = functools.partial(prepare_split, config, encoder, ranks, out_dir)
+    if config.live is None:
+        prepare = functools.partial(prepare_split, config, encoder, ranks, out_dir)
+    else:
+        prepare = functools.partial(LiveSplit.open, config, encoder)
     pictures, held_out = prepare("train", config.train_limit), prepare(config.eval_split, config.eval_limit)
 
     # ---- model, optimiser, resume
@@ -223,8 +228,10 @@ def train(config: TrainDecoderConfig, out_dir: Path) -> dict:
 
     # ---- loop
     def read(step: int) -> tuple[Tensor, Tensor]:
-        order = checkpoint.batch_indices(config.seed, step, config.batch_size, len(pictures))
-        return pictures.rows(order[part])
+        order = checkpoint.batch_indices(config.seed, step, config.batch_size, len(pictures))[part]
+        if config.live is None:
+            return pictures.rows(order)
+        return pictures.rows(order, draw_cuts(config, step)[part])
 
     steps = range(first_step, config.num_steps)
     for step, (tokens, images) in zip(steps, made_ahead(read, steps), strict=True):

@@ -15,6 +15,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,17 +50,28 @@ class PictureSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def images(self, indices: Sequence[int], size: int, pool: ThreadPoolExecutor | None = None) -> Tensor:
-        """uint8 (B S S 3): the pictures at `indices`, cut to a square of `size` px as ADM cuts ImageNet.
+    def images(
+        self,
+        indices: Sequence[int],
+        size: int,
+        pool: ThreadPoolExecutor | None = None,
+        places: Tensor | None = None,
+    ) -> Tensor:
+        """uint8 (B S S 3): the pictures at `indices`, cut to a square of `size` px as ADM cuts ImageNet, or,
+        with `places` (B 2 in [0, 1)), as `place_crop` does.
 
         Raises: ValueError, naming the picture that cannot be decoded.
         """
         run = pool.map if pool is not None else map
-        return torch.from_numpy(np.stack(list(run(lambda index: self._square(index, size), indices))))
+        cuts = [None] * len(indices) if places is None else places.tolist()
+        return torch.from_numpy(np.stack(list(run(partial(self._square, size), indices, cuts))))
 
-    def _square(self, index: int, size: int) -> np.ndarray:
+    def _square(self, size: int, index: int, place: tuple[float, float] | None) -> np.ndarray:
         try:
-            return np.asarray(centre_crop(decode_picture(self.read(index)), size))
+            picture = decode_picture(self.read(index))
+            return np.asarray(
+                centre_crop(picture, size) if place is None else place_crop(picture, size, place)
+            )
         except ValueError as error:
             raise ValueError(f"picture {self.names[index]}: {error}") from None
 
@@ -69,8 +81,8 @@ def centre_crop(picture: Image.Image, size: int) -> Image.Image:
 
     Source: openai/guided-diffusion, image_datasets.py (center_crop_arr), which DiT, SiT and RAE copy.
     """
-    side = min(picture.size)
-    if side < size and size * max(picture.size) > MAX_PIXELS * side:  # a long line, too large once enlarged
+    if _is_line(picture, size):
+        side = min(picture.size)
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
         square = picture.crop((left, top, left + side, top + side))
         return square.resize((size, size), Image.Resampling.BICUBIC)
@@ -81,6 +93,32 @@ def centre_crop(picture: Image.Image, size: int) -> Image.Image:
         (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC
     )
     left, top = (picture.width - size) // 2, (picture.height - size) // 2
+    return picture.crop((left, top, left + size, top + size))
+
+
+def place_crop(picture: Image.Image, size: int, place: tuple[float, float]) -> Image.Image:
+    """A square of `size` px of a picture whose shorter side is brought to 1.5 times as much (384 px for 256,
+    bicubic): `place` in [0, 1) says how far down and how far right of all places at which it fits.
+
+    Source: RAE's first stage (arXiv:2510.11690; src/train_stage1.py at a4d18c4), torchvision's Resize and
+    RandomCrop.
+    """
+    side, short = size * 3 // 2, min(picture.size)
+    if _is_line(picture, side):
+        return _cut(picture, short, place).resize((size, size), Image.Resampling.BICUBIC)
+    width, height = (side if each == short else int(side * each / short) for each in picture.size)
+    return _cut(picture.resize((width, height), Image.Resampling.BICUBIC), size, place)
+
+
+def _is_line(picture: Image.Image, size: int) -> bool:
+    """Whether a picture is so long and thin that it is too large once its shorter side is `size` px."""
+    side = min(picture.size)
+    return side < size and size * max(picture.size) > MAX_PIXELS * side
+
+
+def _cut(picture: Image.Image, size: int, place: tuple[float, float]) -> Image.Image:
+    """The square of `size` px of a picture at a place in [0, 1), down and right."""
+    top, left = (int(at * (room - size + 1)) for at, room in zip(place, picture.size[::-1], strict=True))
     return picture.crop((left, top, left + size, top + size))
 
 

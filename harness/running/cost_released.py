@@ -184,7 +184,8 @@ def _pixel_decoder_flops(stage: Stage) -> float:
     if config.adversarial is not None:
         learns, acts = 1 - config.adversarial.learns_from, 1 - config.adversarial.acts_from
         each += 2 * DINO_FLOPS * (learns + acts)
-    return config.num_steps * config.batch_size * each + _num_pictures(stage) * seen.flops
+    num_encoded = _num_pictures(stage) if config.live is None else config.num_steps * config.batch_size
+    return config.num_steps * config.batch_size * each + num_encoded * seen.flops
 
 
 def _sample_flops(stage: Stage) -> float:
@@ -228,11 +229,12 @@ def _llava_bytes(stage: Stage) -> float:
 
 
 def _pixel_decoder_bytes(stage: Stage) -> float:
-    """Pictures and fp16 tokens of every train picture, and a checkpoint: fp32 weights, average, moments."""
+    """A checkpoint: fp32 weights, average, moments. Where pictures are kept, each with its fp16 tokens."""
     seen, size = _tower(stage), stage.config.size
     each = 3 * _side(stage) ** 2 + 2 * seen.num_tokens * seen.width
+    kept = _num_pictures(stage) * each if stage.config.live is None else 0.0
     layers, mlp = size.decoder_num_hidden_layers, size.decoder_intermediate_size
-    return _num_pictures(stage) * each + 16 * transformer_parameters(size.decoder_hidden_size, layers, mlp)
+    return kept + 16 * transformer_parameters(size.decoder_hidden_size, layers, mlp)
 
 
 def _dit_bytes(stage: Stage) -> float:

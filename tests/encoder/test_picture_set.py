@@ -12,8 +12,9 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 from torchvision.datasets import ImageFolder
+from torchvision.transforms import functional
 
-from encoder.data.picture_set import centre_crop, load_pictures, open_pictures
+from encoder.data.picture_set import centre_crop, load_pictures, open_pictures, place_crop
 
 SIZES = [(40, 30), (17, 64), (130, 33), (32, 32), (64, 70), (33, 31)]  # width, height
 
@@ -151,7 +152,29 @@ def test_a_packed_or_cut_off_shard_is_named(tmp_path):
             open_pictures(tmp_path, "val")
 
 
+@pytest.mark.parametrize("place", [(0.0, 0.0), (0.5, 0.25), (0.999999, 0.999999)])
+def test_a_random_crop_is_torchvisions_resize_and_crop(pictures, place):
+    """RAE's transform for 32 px: Resize(48), then RandomCrop(32), whose offsets are 0 to what is left."""
+    for picture in pictures:
+        larger = functional.resize(picture, 48, functional.InterpolationMode.BICUBIC)
+        rooms = (larger.height - 32 + 1, larger.width - 32 + 1)
+        top, left = (int(at * room) for at, room in zip(place, rooms, strict=True))
+        assert (top, left) <= (larger.height - 32, larger.width - 32)
+        expected = functional.crop(larger, top, left, 32, 32)
+        assert np.array_equal(np.asarray(place_crop(picture, 32, place)), np.asarray(expected))
+
+
+def test_pictures_are_cut_where_they_are_told(folders):
+    found, places = open_pictures(folders, "val"), torch.tensor([[0.9, 0.1], [0.0, 0.6]])
+    images = found.images([4, 1], 16, places=places)
+    for image, index, place in zip(images, (4, 1), places.tolist(), strict=True):
+        picture = Image.open(io.BytesIO(found.read(index)))
+        assert np.array_equal(image, np.asarray(place_crop(picture, 16, place)))
+
+
 def test_a_long_line_is_cut_before_it_is_enlarged():
     line = Image.new("RGB", (3_000_000, 1), "red")
     line.paste((0, 0, 255), (1_499_999, 0, 1_500_001, 1))
-    assert np.asarray(centre_crop(line, 32)).reshape(-1, 3).tolist() == [[0, 0, 255]] * 32 * 32
+    middle = (0.0, (1_500_000 + 0.5) / 3_000_000)
+    for square in (centre_crop(line, 32), place_crop(line, 32, middle)):
+        assert np.asarray(square).reshape(-1, 3).tolist() == [[0, 0, 255]] * 32 * 32

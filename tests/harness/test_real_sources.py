@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import yaml
 
+from encoder.options import EncoderConfig
 from encoder.runtime.config import ROOT, ConfigError
 from harness.command_line import main, make_plans
 from harness.config import parse, results_folder
 from harness.paper.sources import LARGE, SOURCES, SourcesConfig, locate
 from harness.replica.mark import MARK
-from harness.running.cost_released import released_disk_mb, released_flops
+from harness.running.cost_released import released_disk_mb, released_flops, tower
 from harness.running.stages import Graph
 
 LAYOUT = {name: source.places[0] for name, source in SOURCES.items()}
@@ -112,6 +113,7 @@ def test_both_rows_get_the_same_decoder_and_tokens_are_live(data_root):
     ours, clip = (stages(graph, "rae_bridge.train_decoder", name)[0].config for name in ("ov3-b", "clip-b"))
     assert ours.size == clip.size and ours.num_steps == clip.num_steps
     assert ours.adversarial.checkpoint == str(data_root / LAYOUT["dino"])
+    assert ours.live == clip.live and (ours.live.crop, ours.live.flip) == ("random", False)  # RAE's
     trained = stages(graph, "rae_bridge.train", "ov3-b")[0]
     assert trained.config.tokens is None and trained.config.pictures.folder == str(data_root / "imagenet")
     decoder = next(stage for stage in graph if stage.label == "ov3-b: where it lies, with its decoder").config
@@ -198,7 +200,14 @@ def test_the_plan_counts_what_the_config_files_say(data_root, capsys):
     assert "without the FLOPs" not in text and "published: GPU-hours that others print" in text
     graph = plan(data_root, "suite=all")
     (decoder,) = stages(graph, "rae_bridge.train_decoder", "clip-b")
-    assert released_disk_mb(decoder) > 1_281_167 * (3 * 224**2 + 2 * 196 * 64) / 1e6
+    kept_graph = plan(data_root, "suite=all", "rae.train_decoder.live=null")
+    (kept,) = stages(kept_graph, "rae_bridge.train_decoder", "clip-b")
+    of_pictures = 1_281_167 * (3 * 224**2 + 2 * 196 * 64) / 1e6
+    assert released_disk_mb(kept) - released_disk_mb(decoder) == pytest.approx(of_pictures)
+    assert 0 < released_disk_mb(decoder) < 10_000  # a checkpoint of ViT-XL
+    seen = tower(EncoderConfig(name="clip", source=f"clip:{data_root / LAYOUT['clip']}")).flops
+    more = (40_032 * 512 - 1_281_167) * seen  # every picture of every step goes through the encoder
+    assert released_flops(decoder) - released_flops(kept) == pytest.approx(more, rel=1e-3)
     (trained,) = stages(graph, "rae_bridge.train", "clip-b")
     twice = plan(data_root, "suite=all", f"rae.train.num_steps={2 * trained.config.num_steps}")
     (longer,) = stages(twice, "rae_bridge.train", "clip-b")

@@ -23,6 +23,7 @@ from rae_bridge.config import (
     DiTSize,
     GenerateConfig,
     JudgeConfig,
+    LivePicturesConfig,
     OnlineConfig,
     ReconstructConfig,
     TrainDecoderConfig,
@@ -44,6 +45,7 @@ stages = {
     "cache": (config.CacheConfig, cache.run),
     "train": (config.TrainDiTConfig, train.train),
     "decoder": (config.TrainDecoderConfig, train_decoder.train),
+    "live": (config.TrainDecoderConfig, train_decoder.train),
     "generate": (config.GenerateConfig, generate.run),
     "reconstruct": (config.ReconstructConfig, reconstruct.run),
 }
@@ -105,6 +107,10 @@ def outputs(tmp_path, pictures, write_model, invertible, monkeypatch) -> dict[in
                 **data, num_steps=2, batch_size=4, size=DecoderSize(**small), perceptual_weight=0.0,
                 adversarial=adversarial, log_steps=1,
             ),
+            "live": TrainDecoderConfig(
+                **data, num_steps=2, batch_size=4, size=DecoderSize(**small), perceptual_weight=0.0,
+                live=LivePicturesConfig(num_threads=1, encode_batch_size=2), log_steps=1,
+            ),
             "generate": GenerateConfig(
                 model=str(tmp_path / "model"), encoder=encoder, num_samples=8, num_steps=2, batch_size=3
             ),
@@ -141,7 +147,9 @@ def test_two_processes_write_what_one_does(outputs):
             assert len(held["images"]) == size
             assert all(torch.equal(tensor, other[name]) for name, tensor in held.items())
     first, second = (checkpoint.load(out / "decoder" / "checkpoint.pt") for out in (one, two))
+    live = [checkpoint.load(out / "live" / "checkpoint.pt")["decoder"] for out in (one, two)]
     states = [
+        tuple(live),
         (first["decoder"], second["decoder"]),
         (first["adversary"]["heads"], second["adversary"]["heads"]),
     ]
