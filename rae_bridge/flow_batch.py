@@ -29,13 +29,13 @@ class FlowBatch:
         return [FlowBatch(*part) for part in zip(*parts, strict=True)]
 
 
-def noise_of_step(seed: int, step: int, rows: range, like: Tensor) -> Tensor:
-    """Standard normal noise of `like`'s shape (B D h w): row i from (seed, step, i) alone."""
+def noise_of_step(seed: int, step: int, rows: range, like: Tensor, what: str = "noise") -> Tensor:
+    """Standard normal noise of `like`'s shape (B D h w): row i from (seed, step, what, i) alone."""
     noise, generator = torch.empty_like(like), torch.Generator(like.device)
     for row, i in zip(noise, rows, strict=True):
         row.normal_(
             generator=generator.manual_seed(
-                checkpoint.step_generator(seed, step, f"noise/{i}").initial_seed()
+                checkpoint.step_generator(seed, step, f"{what}/{i}").initial_seed()
             )
         )
     return noise

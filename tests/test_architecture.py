@@ -50,6 +50,16 @@ WINGS = {
         "llava_bridge.pictures",
         "llava_bridge.tower",
     ),
+    "rae_bridge.distillation": (
+        "rae_bridge.codec",
+        "rae_bridge.config",
+        "rae_bridge.dit",
+        "rae_bridge.flow",
+        "rae_bridge.flow_batch",
+        "rae_bridge.generate",
+        "rae_bridge.sample",
+        "rae_bridge.transition",
+    ),
     "llava_bridge.demo_llm": ("llava_bridge.config", "llava_bridge.data", "llava_bridge.prompt"),
 }
 
