@@ -25,13 +25,13 @@ REPEATS = 3
 class Tokens:
     """Cached tokens under any name, as `CachedPictures` gives them."""
 
-    field, broken = "image_tokens", ()
+    broken = ()
 
     def __init__(self, tokens: torch.Tensor):
         self.tokens = tokens  # 1 N D
 
-    def stack(self, names: list[str]) -> torch.Tensor:
-        return self.tokens.expand(max(1, len(names)), -1, -1)
+    def inputs(self, names: list[str]) -> dict[str, torch.Tensor]:
+        return {"image_tokens": self.tokens.expand(max(1, len(names)), -1, -1)}
 
 
 def draw_samples(image_id: int, num_image_tokens: int, vocab_size: int) -> list[Sample]:

@@ -50,10 +50,20 @@ class FrozenOpenVision3(FrozenEncoder):
         shift = self.vae.offset if self.vae is not None else None
         return super()._settings() | {"vae_offset": shift, "vae_scale": self.vae and self.vae.scale}
 
-    def _tokens(self, inputs: Tensor) -> Tensor:
+    @torch.no_grad()
+    def latents(self, pixels: Tensor) -> Tensor:
+        """pixels (B 3 H W, floats in [0, 1], any size) -> z_vae (B C h w), which `encode_latents` takes."""
+        inputs = self._prepare(pixels)
+        with torch.autocast(inputs.device.type, enabled=False):
+            return self._latents(inputs)
+
+    def _latents(self, inputs: Tensor) -> Tensor:
         if self.vae is None:
             raise ValueError(f"{self.name} has no VAE: name one with vae=..., or use encode_latents")
-        return self._encode(self.vae.encode(inputs).to(inputs))
+        return self.vae.encode(inputs).to(inputs)
+
+    def _tokens(self, inputs: Tensor) -> Tensor:
+        return self._encode(self._latents(inputs))
 
     def _encode(self, z_vae: Tensor) -> Tensor:
         return self.encoder.tokens(z_vae, skip_last=int(self.features == "penultimate"))

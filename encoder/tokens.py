@@ -8,7 +8,7 @@ on how many they are. Shards that are there are kept: an interrupted run goes on
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -237,14 +237,31 @@ def write_tokens(config: TokensConfig, out_dir: Path, *, has_moments: bool = Fal
 
     Raises: FileNotFoundError, ValueError: there are no pictures, or too many are unreadable.
     """
-    torch.set_flush_denormal(True)
     ranks = Ranks.start(config.device)
     pictures = open_pictures(config, ranks)
     encoder = load_encoder(config.encoder, vae=config.vae, features=config.features, device=ranks.device)
+    return store(config, out_dir, ranks, pictures, encoder, has_moments=has_moments)
+
+
+def store(
+    config: TokensConfig,
+    out_dir: Path,
+    ranks: Ranks,
+    pictures: Pictures,
+    encoder: FrozenEncoder,
+    *,
+    more: Mapping[str, Any] | None = None,
+    has_moments: bool = False,
+) -> dict[str, Any]:
+    """`write_tokens` of these pictures and this encoder. more: what index.json says of them besides.
+
+    Raises: ValueError: too many are unreadable.
+    """
+    torch.set_flush_denormal(True)
     about = {
         "encoder": encoder.name, "fingerprint": encoder.fingerprint, "features": encoder.features,
         "grid": list(encoder.grid), "width": encoder.width, "can_decode": encoder.can_decode,
-        "dtype": config.dtype, "flips": config.flips,
+        "dtype": config.dtype, "flips": config.flips, **(more or {}),
     }  # fmt: skip
     num_bytes = encoder.num_tokens * encoder.width * DTYPES[config.dtype].itemsize * (1 + config.flips)
     size = config.shard_size or max(1, SHARD_BYTES // num_bytes)

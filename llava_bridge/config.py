@@ -3,16 +3,31 @@
 Relative paths are relative to the repository root.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from encoder.options import TokensConfig
 from encoder.runtime.device import Device, Precision
 from encoder.training.options import OptimConfig
 
 Template = Literal["plain", "vicuna_v1", "chat"]  # see `prompt`
 Aspect = Literal["stretch", "crop", "pad"]  # how a picture becomes square
+Framework = Literal["llava_1_5", "llava_next"]
 Grouping = Literal["length", "modality", "random"]  # of samples to batches
 Attention = Literal["eager", "sdpa"]  # on a CPU, eager is the faster of the two below about 250 tokens
+
+
+# LLaVA-NeXT's canvases, [columns, rows] of tiles in its recipes' order: the first wins a tie
+TILES = ([1, 2], [2, 1], [2, 2], [3, 1], [1, 3])
+
+
+def check_tiles(tiles: Sequence[Sequence[int]]) -> None:
+    """Raises: ValueError unless they are different pairs of counts."""
+    if not tiles or any(len(each) != 2 or min(each) < 1 for each in tiles):
+        raise ValueError(f"tiles must be [columns, rows] of one or more canvases, got {[*tiles]}")
+    if len({tuple(each) for each in tiles}) < len(tiles):
+        raise ValueError(f"tiles names a canvas twice: {[*tiles]}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +84,22 @@ class TrainLlmConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ViewsConfig(TokensConfig):
+    """Stage `llava_bridge.any_resolution.cache`: the frozen side of LLaVA-NeXT, once for every view of the
+    pictures that `records` name."""
+
+    tiles: list[list[int]] = field(default_factory=lambda: [*TILES])  # as in LlavaConfig
+    # latents: OpenVision 3's VAE latents (33 KB a view at 256 px in fp16), the ViT then runs at every step
+    holds: Literal["tokens", "latents"] = "tokens"
+
+    def __post_init__(self):
+        super(ViewsConfig, self).__post_init__()
+        check_tiles(self.tiles)
+        if not self.records or self.flips:
+            raise ValueError("views are of the pictures that records name, and none of mirror images")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LlavaConfig:
     """Stage `llava_bridge.train`: one of LLaVA-1.5's two stages over one frozen encoder.
 
@@ -87,6 +118,14 @@ class LlavaConfig:
     features: str | None = (
         None  # what the language model sees of the encoder; None: the encoder's own default
     )
+    # `llava_next`: pictures of any size, as a whole and as tiles of the tower's size (see `any_resolution`)
+    framework: Framework = "llava_1_5"
+    tiles: list[list[int]] = field(default_factory=lambda: [*TILES])  # of llava_next: [columns, rows] each
+    # `whole`: llava_next's first view alone, as LLaVA-NeXT's own stage 1 has it; stage 2 may see tiles all
+    # the same, and evaluation does
+    views: Literal["tiles", "whole"] = "tiles"
+    # llava_next's image_newline: `trained` in both stages; `official` not in stage 1, and drawn anew in 2
+    newline: Literal["trained", "official"] = "trained"
     # tokens that the language model sees of a picture, the encoder's square grid resized (bilinear); None: as
     # many as the encoder gives, in stage 2 as many as in stage 1
     num_image_tokens: int | None = None
@@ -153,6 +192,8 @@ class LlavaConfig:
         is_json = all(path.endswith((".json", ".jsonl")) for path in self.data)  # which hold no pictures
         if self.tokens is None and self.image_root is None and is_json:
             raise ValueError("give tokens (cached visual tokens) or image_root (pictures for the live tower)")
+        if self.framework == "llava_next":
+            self._check_next()
         if self.batch_size % (self.micro_batch_size or self.batch_size):
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}"
@@ -167,6 +208,16 @@ class LlavaConfig:
             )
         if self.stage == 1 and (self.lora_rank is not None or self.template == "chat"):
             raise ValueError("stage 1 trains the projector on captions: lora_rank, template are of stage 2")
+
+    def _check_next(self) -> None:
+        check_tiles(self.tiles)
+        if self.num_image_tokens is not None:
+            raise ValueError(
+                f"num_image_tokens {self.num_image_tokens} with llava_next, whose tiles are maps of the "
+                "tower's own grid; drop it, or take framework=llava_1_5"
+            )
+        if self.aspect != "stretch":
+            raise ValueError(f"aspect '{self.aspect}' with llava_next, which has its own; drop it")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

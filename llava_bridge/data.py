@@ -274,7 +274,7 @@ def collate(
         rows = pack_rows([len(sample.input_ids) for sample in samples], pack_length)
     if pictures is not None:
         names = [samples[i].picture for row in rows for i in row]
-        stacked = pictures.stack([name for name in names if name])
+        seen = pictures.inputs([name for name in names if name])
         samples = [_unlabelled(sample) if sample.picture in pictures.broken else sample for sample in samples]
     ids = [torch.cat([samples[i].input_ids for i in row]) for row in rows]
     labels = [torch.cat([_without_first(samples[i].labels) for i in row]) for row in rows]
@@ -287,7 +287,7 @@ def collate(
         places = [torch.cat([torch.arange(n) for n in (*row, length - sum(row))]) for row in spans]
         batch["position_ids"] = torch.stack(places)
     if pictures is not None:
-        batch[pictures.field] = stacked
+        batch |= seen
     return batch
 
 

@@ -29,9 +29,9 @@ from llava_bridge.any_resolution.model import (
     draw_newline,
     next_config,
     next_processor,
-    views_for,
     views_of,
 )
+from llava_bridge.any_resolution.views import Views
 from llava_bridge.config import Template
 from llava_bridge.hf import UnitImageProcessor
 from llava_bridge.language_model import check_language_model, open_tokenizer
@@ -94,7 +94,8 @@ def describe_start(
     frozen = load_encoder(encoder, features=features)
     tower = FrozenTowerConfig.describe(frozen, encoder, features, num_image_tokens)
     if tiles is not None:
-        return tower, next_processor(tower, open_tokenizer(llm), views_for(tower, tiles, frozen.grid))
+        views = Views.for_tower(tiles, frozen.image_size, frozen.grid, encoder)
+        return tower, next_processor(tower, open_tokenizer(llm), views)
     processor = build_processor(tower, open_tokenizer(llm))
     check_token_count(processor, tower)
     return tower, processor

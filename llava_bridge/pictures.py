@@ -84,7 +84,7 @@ class CachedPictures:
     """Visual tokens of pictures by name, from a folder that `encoder.tokens` wrote; the projector runs on
     them live. num_tokens: what the tower resizes its grid to, None where it does not."""
 
-    field = "image_tokens"
+    needs_tower = False  # at every step
 
     def __init__(self, folder: Path, num_tokens: int | None = None):
         self.store, self.num_tokens = TokenStore(folder), num_tokens
@@ -99,6 +99,10 @@ class CachedPictures:
         """Why a picture cannot be used; None where nothing is wrong."""
         return None if name in self.store else f"{self.store.folder} holds no tokens of it"
 
+    def inputs(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """The model's inputs for the named pictures."""
+        return {"image_tokens": self.stack(names)}
+
     def stack(self, names: Sequence[str]) -> Tensor:
         """Tokens of the named pictures, B N D; no names give one zero picture (see `data.collate`)."""
         tokens = self.store.named(names) if names else torch.zeros_like(self.store.rows(torch.tensor([0])))
@@ -111,7 +115,7 @@ class LivePictures:
     """Pixels of picture files under one or several folders, or inside parquet files, prepared by the model's
     image processor; the tower encodes them each step."""
 
-    field = "pixel_values"
+    needs_tower = True
 
     def __init__(
         self,
@@ -152,6 +156,10 @@ class LivePictures:
             return _fault(error)
         return None
 
+    def inputs(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """The model's inputs for the named pictures."""
+        return {"pixel_values": self.stack(names)}
+
     def stack(self, names: Sequence[str]) -> Tensor:
         """Pixels in [0, 1] of the named pictures, B 3 H W, a broken one black and noted in `broken`; no names
         give one black picture (see `data.collate`).
@@ -159,10 +167,15 @@ class LivePictures:
         Raises:
             TooManyBadSamples: more pictures are broken than allowed.
         """
-        pictures = [self._read(name) for name in names] or [_black()]
+        pictures = [self.read(name) for name in names] or [_black()]
         return self.image_processor(pictures, return_tensors="pt")["pixel_values"]
 
-    def _read(self, name: str) -> Image.Image:
+    def read(self, name: str) -> Image.Image:
+        """A picture; a black one in place of one that is broken, which is noted.
+
+        Raises:
+            TooManyBadSamples: more pictures are broken than allowed.
+        """
         if name in self.broken:
             return _black()
         try:
@@ -171,6 +184,15 @@ class LivePictures:
         except (OSError, ValueError) as error:
             self.broken.add(name, error)
         return _black()
+
+
+def open_live(config: LlavaConfig, image_processor, out_dir: Path) -> LivePictures:
+    """The picture files of a stage's records; broken ones are noted in `out_dir`."""
+    roots = [ROOT / root for root in (config.image_root, *config.more_image_roots) if root is not None]
+    broken = BrokenPictures(out_dir / "broken_pictures")
+    embedded = EmbeddedPictures(ROOT / config.picture_cache)
+    outside = config.allow_outside_root
+    return LivePictures(roots, image_processor, broken, embedded, allow_outside_root=outside)
 
 
 def open_pictures(
@@ -182,19 +204,20 @@ def open_pictures(
         ValueError: the cached tokens come from other weights, preprocessing or features.
     """
     if config.tokens is None:
-        roots = [ROOT / root for root in (config.image_root, *config.more_image_roots) if root is not None]
-        broken = BrokenPictures(out_dir / "broken_pictures")
-        embedded = EmbeddedPictures(ROOT / config.picture_cache)
-        outside = config.allow_outside_root
-        return LivePictures(roots, image_processor, broken, embedded, allow_outside_root=outside)
+        return open_live(config, image_processor, out_dir)
     is_resized = tower.num_encoder_tokens not in (0, tower.num_tokens)
     pictures = CachedPictures(ROOT / config.tokens, tower.num_tokens if is_resized else None)
-    if pictures.fingerprint != tower.fingerprint:
+    check_fingerprint(config, tower, pictures.fingerprint)
+    return pictures
+
+
+def check_fingerprint(config: LlavaConfig, tower: FrozenTowerConfig, fingerprint: str) -> None:
+    """Raises: ValueError: cached tokens come from other weights, preprocessing or features."""
+    if fingerprint != tower.fingerprint:
         raise ValueError(
             f"{config.tokens} holds tokens of another encoder or other features than {config.encoder}; "
             "run encoder.tokens for this one"
         )
-    return pictures
 
 
 def check_picture(file: BinaryIO) -> None:

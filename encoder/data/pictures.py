@@ -99,6 +99,12 @@ def _to_rgb(picture: Image.Image, max_pixels: int) -> Image.Image:
     return rgb
 
 
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """(height, width) of the RGB picture that an opened one will be; PNG apart, nothing is decoded."""
+    is_turned = _orientation(picture) >= 5  # EXIF's numbers of quarter turns
+    return (picture.width, picture.height) if is_turned else (picture.height, picture.width)
+
+
 def _orientation(picture: Image.Image) -> int:
     try:
         return picture.getexif().get(_ORIENTATION, 1)

@@ -66,24 +66,6 @@ def draw_newline(model: LlavaNextForConditionalGeneration, seed: int, dtype: tor
     model.model.image_newline = nn.Parameter(drawn.to(dtype))
 
 
-def views_for(tower: FrozenTowerConfig, tiles: list[list[int]], grid: tuple[int, int]) -> Views:
-    """The views for a tower whose tokens are `grid` (rows, columns).
-
-    Raises:
-        ValueError: no square grid, so that tiles cannot be laid side by side.
-    """
-    if grid[0] != grid[1]:
-        raise ValueError(
-            f"llava_next lays tiles' tokens side by side, and the grid of '{tower.source}' is {grid[0]} x "
-            f"{grid[1]}, not square; use framework=llava_1_5"
-        )
-    if tower.image_size % grid[0]:
-        raise ValueError(
-            f"llava_next needs a tile of {tower.image_size} px to divide into {grid[0]} x {grid[0]} tokens"
-        )
-    return Views.of(tiles, tower.image_size, grid[0])
-
-
 def next_processor(
     tower: FrozenTowerConfig, tokenizer: PreTrainedTokenizerBase, views: Views
 ) -> LlavaNextProcessor:

@@ -35,6 +35,28 @@ class Views:
         """tiles: [columns, rows] of each canvas, whatever the tower's size."""
         return cls(side, grid, tuple((rows * side, columns * side) for columns, rows in tiles))
 
+    @classmethod
+    def for_tower(
+        cls, tiles: Sequence[Sequence[int]], side: int, grid: tuple[int, int], source: str
+    ) -> "Views":
+        """Those for a tower of `side` px whose tokens are `grid` (rows, columns).
+
+        Raises:
+            ValueError: no square grid, so that tiles cannot be laid side by side, or one that does not divide
+                the side.
+        """
+        if grid[0] != grid[1]:
+            raise ValueError(
+                f"llava_next lays tiles' tokens side by side, and the grid of '{source}' is {grid[0]} x "
+                f"{grid[1]}, not square; use framework=llava_1_5"
+            )
+        if side // (side // grid[0]) != grid[0]:
+            raise ValueError(
+                f"llava_next: transformers counts {side // (side // grid[0])} tokens along {side} px of "
+                f"'{source}', which has {grid[0]}; give it an image_size that {grid[0]} divides"
+            )
+        return cls.of(tiles, side, grid[0])
+
     def choose(self, size: Size) -> Size:
         """The canvas that shows most pixels of a picture, then the one that wastes fewest."""
         height, width = size
@@ -70,9 +92,10 @@ class Views:
         rows, columns = self.kept(size)
         return self.grid**2 + rows * (columns + 1)
 
-    def cut(self, picture: Image.Image) -> np.ndarray:
+    def cut(self, picture: Image.Image | np.ndarray) -> np.ndarray:
         """An RGB picture's views, uint8 V S S 3. The whole loses the picture's shape; the canvas keeps it,
         with black around it. Bicubic, as PIL does it."""
+        picture = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
         canvas = self.choose((picture.height, picture.width))
         padded = np.asarray(_fit(picture, canvas))
         rows, columns = canvas[0] // self.side, canvas[1] // self.side
