@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from encoder.options import TokensConfig
 from encoder.runtime.device import Device, Precision
+from encoder.runtime.trackers import Tracker
 from encoder.training.options import OptimConfig
 
 Template = Literal["plain", "vicuna_v1", "chat"]  # see `prompt`
@@ -53,7 +54,7 @@ class TrainLlmConfig:
 
     MAY_CHANGE: ClassVar = (
         "precision", "attention", "compile", "device", "log_steps", "checkpoint_steps", "keep_checkpoints",
-        "skip_non_finite",
+        "skip_non_finite", "trackers",
     )  # fmt: skip
 
     corpus: list[str]  # JSONL files of {id, conversations} and {id, text} rows
@@ -77,6 +78,7 @@ class TrainLlmConfig:
     device: Device = "cpu"
     num_held_out: int = 1000  # last rows of the corpus: scored, not trained on
     seed: int = 0
+    trackers: list[Tracker] = field(default_factory=list)
     log_steps: int = 50
     checkpoint_steps: int = 500
     keep_checkpoints: int = 1  # as in `encoder.training.options.TrainConfig`
@@ -110,7 +112,7 @@ class LlavaConfig:
     MAY_CHANGE: ClassVar = (
         "learning_rate", "projector_learning_rate", "warmup_fraction", "micro_batch_size", "attention",
         "gradient_checkpointing", "compile", "picture_cache", "max_missing_fraction", "max_bad_fraction",
-        "log_steps", "checkpoint_steps",
+        "log_steps", "checkpoint_steps", "trackers",
     )  # fmt: skip
 
     stage: Literal[1, 2]
@@ -180,6 +182,7 @@ class LlavaConfig:
     # of the records, those that cannot be read or hold nothing to learn; beyond it nothing is trained
     max_bad_fraction: float = 0.01
     seed: int = 0
+    trackers: list[Tracker] = field(default_factory=list)
     log_steps: int = 10
     checkpoint_steps: int = 200
 

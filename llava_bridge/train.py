@@ -24,6 +24,7 @@ from transformers import PrinterCallback, TrainingArguments
 
 from encoder.runtime.config import ROOT
 from encoder.runtime.stage import is_first_process, main, write_json
+from encoder.runtime.trackers import Journal
 from llava_bridge.attention import choose_attention
 from llava_bridge.config import LlavaConfig
 from llava_bridge.data import collate, describe_data, read_dataset
@@ -211,6 +212,7 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
         return json.loads((out_dir / RESULT).read_text())
     prepare_process()
     world_size = int(os.environ["WORLD_SIZE"])
+    journal = Journal(out_dir, config.trackers, config, is_main=is_first_process())
 
     # ---- data, before the model is built
     tower_config, processor = open_start(config)
@@ -254,7 +256,7 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
     arguments = training_arguments(config, out_dir, num_steps, world_size, is_reshaped)
     if is_reshaped:
         make_universal(checkpoint)
-    report = StageReport(out_dir, config.batch_size, world_size, mark.seconds)
+    report = StageReport(journal, config.batch_size, world_size, mark.seconds)
     tower = hide_tower(model)
     trainer = OrderedTrainer(
         model=model,
@@ -272,6 +274,7 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
         tower.to(trainer.args.device)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     engine = describe_engine(trainer)
+    journal.close()
 
     # ---- save
     export(trainer, model, processor, out_dir / "weights")

@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 
 from encoder.runtime.stage import progress, write_json
+from encoder.runtime.trackers import Journal
 from llava_bridge.config import LlavaConfig
 from llava_bridge.engine import COMPLETE, mend_universal
 from llava_bridge.over_tokens import OverTokens
@@ -86,8 +87,8 @@ class _FixedOrder(Sampler):
 class StageReport(TrainerCallback):
     """Writes the stage's progress, marks complete checkpoints, and stops on a loss that is not finite."""
 
-    def __init__(self, out_dir: Path, batch_size: int, num_processes: int, seconds_before: float):
-        self.out_dir = out_dir
+    def __init__(self, journal: Journal, batch_size: int, num_processes: int, seconds_before: float):
+        self.journal = journal
         self.batch_size = batch_size
         self.num_processes = num_processes
         self.seconds_before = seconds_before  # of the attempts that this one goes on from
@@ -104,7 +105,7 @@ class StageReport(TrainerCallback):
         if control.should_save or state.global_step >= state.max_steps:
             control.should_log = True  # so that the log covers every step of a resumed run
         if state.is_world_process_zero:
-            progress(self.out_dir, state.global_step, state.max_steps)
+            progress(self.journal.out_dir, state.global_step, state.max_steps)
         return control
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -117,8 +118,7 @@ class StageReport(TrainerCallback):
                 "start again in another folder with a lower learning_rate"
             )
         rate = (state.global_step - self.first_step) * self.batch_size / (time.monotonic() - self.started)
-        progress(
-            self.out_dir,
+        self.journal.write(
             state.global_step,
             state.max_steps,
             loss=logs["loss"],

@@ -243,7 +243,7 @@ class TrainDecoderConfig:
 
     MAY_CHANGE: ClassVar = (
         "precision", "tf32", "device", "log_steps", "checkpoint_steps", "keep_checkpoints",
-        "skip_non_finite",
+        "skip_non_finite", "trackers",
     )  # fmt: skip
     MAY_GROW: ClassVar = ("num_steps",)
 
@@ -276,6 +276,7 @@ class TrainDecoderConfig:
     eval_split: Literal["val", "test"] = "val"
     eval_limit: int = 1000
     seed: int = 0
+    trackers: list[Tracker] = field(default_factory=list)
     log_steps: int = 50
     checkpoint_steps: int = 500
     keep_checkpoints: int = 1  # the newest ones kept

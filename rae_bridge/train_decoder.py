@@ -30,7 +30,8 @@ from encoder.runtime.ahead import made_ahead
 from encoder.runtime.card import write_card
 from encoder.runtime.device import set_tf32
 from encoder.runtime.ranks import Ranks, unwrapped
-from encoder.runtime.stage import main, progress, write_json
+from encoder.runtime.stage import main, write_json
+from encoder.runtime.trackers import Journal
 from encoder.training.finite import FiniteSteps
 from encoder.training.optim import apply_gradients, autocast, average_weights, build_adamw, rate_factor
 from rae_bridge.codec import TOKENS_FILE, load_for_generation, origin_of
@@ -210,6 +211,7 @@ def train(config: TrainDecoderConfig, out_dir: Path) -> dict:
 
     # ---- data
     ranks = Ranks.start(config.device)
+    journal = Journal(out_dir, config.trackers, config, is_main=ranks.is_main)
     set_tf32(ranks.device, config.tf32)
     part, device = ranks.part(config.batch_size), ranks.device
     encoder = load_for_generation(config.encoder, config.features, device)
@@ -248,9 +250,8 @@ def train(config: TrainDecoderConfig, out_dir: Path) -> dict:
         if done % config.log_steps == 0 or done == config.num_steps:
             rate = (done - first_step) * config.batch_size / (time.monotonic() - started - seconds)
             scalars = {name: ranks.mean(value.detach()).item() for name, value in terms.items()}
-            if ranks.is_main:
-                about = {**scalars, "grad_norm": grad_norm.item(), "samples_per_second": rate}
-                progress(out_dir, done, config.num_steps, **about)
+            about = {**scalars, "grad_norm": grad_norm.item(), "samples_per_second": rate}
+            journal.write(done, config.num_steps, **about)
         if done % config.checkpoint_steps == 0 or done == config.num_steps:
             run.finite.settle()  # nothing is saved before the last step is known to be good
             if ranks.is_main:
@@ -258,6 +259,7 @@ def train(config: TrainDecoderConfig, out_dir: Path) -> dict:
 
     # ---- export, evaluate what was written
     seconds = time.monotonic() - started
+    journal.close()
     folder = out_dir / "weights"
     if ranks.is_main:
         run.averaged.save_pretrained(folder, dtype=torch.float16)

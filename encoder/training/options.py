@@ -169,7 +169,7 @@ class TrainVaeConfig:
 
     MAY_CHANGE: ClassVar = (
         "precision", "channels_last", "device", "log_steps", "checkpoint_steps", "keep_checkpoints",
-        "skip_non_finite",
+        "skip_non_finite", "trackers",
     )  # fmt: skip
     MAY_GROW: ClassVar = ("num_steps",)
 
@@ -192,6 +192,7 @@ class TrainVaeConfig:
     eval_split: str = "test"
     eval_limit: int = 2000
     seed: int = 0
+    trackers: list[Tracker] = field(default_factory=list)
     log_steps: int = 50
     checkpoint_steps: int = 500
     keep_checkpoints: int = 1  # as in `TrainConfig`

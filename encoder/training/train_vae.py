@@ -27,7 +27,7 @@ from encoder.runtime import checkpoint
 from encoder.runtime.card import write_card
 from encoder.runtime.config import ROOT
 from encoder.runtime.device import require_device
-from encoder.runtime.stage import progress
+from encoder.runtime.trackers import Journal
 from encoder.training.finite import FiniteSteps
 from encoder.training.optim import autocast, average_weights, build_adamw, update
 from encoder.training.options import TrainVaeConfig
@@ -112,6 +112,8 @@ def export(codec: AutoencoderKL, images: Tensor, folder: Path) -> FrozenVAE:
 
 
 def train(config: TrainVaeConfig, out_dir: Path) -> dict:
+    journal = Journal(out_dir, config.trackers, config)
+
     # ---- data: every picture in memory as uint8
     images = torch.as_tensor(load_images(ROOT / config.data, "train", config.train_limit)[0])
     held_out = torch.as_tensor(load_images(ROOT / config.data, config.eval_split, config.eval_limit)[0])
@@ -151,7 +153,7 @@ def train(config: TrainVaeConfig, out_dir: Path) -> dict:
         if done % config.log_steps == 0 or done == config.num_steps:
             rate = (done - first_step) * config.batch_size / (time.monotonic() - started - seconds)
             scalars = {name: value.item() for name, value in terms.items()} | {"grad_norm": grad_norm}
-            progress(out_dir, done, config.num_steps, **scalars, samples_per_second=rate)
+            journal.write(done, config.num_steps, **scalars, samples_per_second=rate)
         if done % config.checkpoint_steps == 0 or done == config.num_steps:
             state = {"step": done, "seconds": time.monotonic() - started, "skipped": finite.skipped}
             state |= {"optimiser": optimiser.state_dict(), "codec": codec.state_dict()}
@@ -163,5 +165,6 @@ def train(config: TrainVaeConfig, out_dir: Path) -> dict:
     vae_dir = out_dir / "weights"
     scores = evaluate(export(averaged, images[:2048], vae_dir), held_out)
     what = "AutoencoderKL of FLUX's shape"
+    journal.close()
     write_card(vae_dir, what=what, stage="encoder.train_vae", config=config, seconds=seconds, scores=scores)
     return scores

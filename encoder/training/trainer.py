@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from encoder.runtime import checkpoint
 from encoder.runtime.card import write_card
 from encoder.runtime.config import ROOT
 from encoder.runtime.sharding import shard
-from encoder.runtime.stage import progress
+from encoder.runtime.trackers import Journal
 from encoder.training.flops import model_flops_utilisation
 from encoder.training.held_out import cache_latents, evaluate, load_samples
 from encoder.training.optim import build_adamw
@@ -143,30 +142,19 @@ def build_feed(config: TrainConfig, own: MicroBatches, in_memory: Any, out_dir: 
     )
 
 
-def start_accelerator(config: TrainConfig, out_dir: Path) -> Accelerator:
-    """Processes, device and trackers.
+def start_accelerator(config: TrainConfig) -> Accelerator:
+    """Processes and device.
 
-    Raises: ValueError for a GPU or a tracker that is not there.
+    Raises: ValueError for a GPU that is not there.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: cuda, but torch sees no GPU; choose auto or cpu")
-    for tracker in config.trackers:
-        if find_spec("tensorboard" if tracker == "tensorboard" else tracker) is None:
-            raise ValueError(f"tracker {tracker} is not installed: pip install {tracker}")
     is_cpu = config.device == "cpu" or not torch.cuda.is_available()
     # DDP rearranges its buckets after the first step of each start, unless it looks for unused parameters.
     # Sums over more than two processes then round otherwise: a resumed run would differ in the last bits
     buckets = DistributedDataParallelKwargs(find_unused_parameters=is_cpu)
-    accelerator = Accelerator(
-        cpu=is_cpu,
-        mixed_precision="no",  # autocast is our own (`encoder.training.optim`), around each step
-        log_with=config.trackers or None,
-        project_dir=out_dir,
-        kwargs_handlers=[buckets],
-    )
-    if config.trackers:
-        accelerator.init_trackers("openvision3", {"out_dir": str(out_dir), "seed": config.seed})
-    return accelerator
+    # autocast is our own (`encoder.training.optim`), around each step
+    return Accelerator(cpu=is_cpu, mixed_precision="no", kwargs_handlers=[buckets])
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +198,8 @@ def build_run(
 
 def train(config: TrainConfig, out_dir: Path) -> dict:
     # ---- setup
-    accelerator = start_accelerator(config, out_dir)
+    accelerator = start_accelerator(config)
+    journal = Journal(out_dir, config.trackers, config, is_main=accelerator.is_main_process)
     torch.set_flush_denormal(True)  # denormal numbers slow a CPU many times over
     own = own_micro_batches(config, accelerator.num_processes, accelerator.process_index)
 
@@ -237,10 +226,10 @@ def train(config: TrainConfig, out_dir: Path) -> dict:
             run.settle()
         if is_logged:
             rate = (done - first_step) * config.batch_size / (time.monotonic() - started)
-            _log(accelerator, out_dir, done, config, _scalars(terms, grad_norm, rate, run, vae_shape))
+            _log(journal, done, config, _scalars(terms, grad_norm, rate, run, vae_shape))
         if is_evaluated and not is_last:
             scores = evaluate(run.whole_model(), samples.fit, samples.held_out, samples.vae)
-            _log(accelerator, out_dir, done, config, scores)
+            _log(journal, done, config, scores)
         if is_kept:
             run.keep_towers(done)
         if is_saved:
@@ -249,14 +238,13 @@ def train(config: TrainConfig, out_dir: Path) -> dict:
             batches = run.fetch(done, samples.vae)
 
     # ---- evaluate, export
-    scores = export(run, samples, seconds + time.monotonic() - started, out_dir)
-    for tracker in accelerator.trackers:
-        tracker.finish()
+    scores = export(run, samples, seconds + time.monotonic() - started, out_dir, journal)
+    journal.close()
     accelerator.wait_for_everyone()
     return scores
 
 
-def export(run: Run, samples: Samples, seconds: float, out_dir: Path) -> dict:
+def export(run: Run, samples: Samples, seconds: float, out_dir: Path, journal: Journal) -> dict:
     """Score the trained towers (averaged, where they are) and write them with their card; the scores."""
     config, accelerator = run.config, run.accelerator
     if run.averaged:
@@ -264,7 +252,7 @@ def export(run: Run, samples: Samples, seconds: float, out_dir: Path) -> dict:
             parameter.data.copy_(average)
     model = run.whole_model()
     scores = evaluate(model, samples.fit, samples.held_out, samples.vae)
-    _log(accelerator, out_dir, config.num_steps, config, scores)
+    _log(journal, config.num_steps, config, scores)
     if accelerator.is_main_process:
         model.save_pretrained(out_dir / "weights", dtype=torch.float16, text=config.export_text)
         what = "OpenVision 3: encoder and decoder" if config.openvision3 else "CLIP baseline: vision tower"
@@ -291,10 +279,6 @@ def _scalars(
     return scalars
 
 
-def _log(
-    accelerator: Accelerator, out_dir: Path, done: int, config: TrainConfig, scalars: dict[str, float]
-) -> None:
-    scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}  # of a step left out
-    accelerator.log(scalars, step=done)
-    if accelerator.is_main_process:
-        progress(out_dir, done, config.num_steps, **scalars)
+def _log(journal: Journal, done: int, config: TrainConfig, scalars: dict[str, float]) -> None:
+    finite = {name: value for name, value in scalars.items() if math.isfinite(value)}  # of a step left out
+    journal.write(done, config.num_steps, **finite)

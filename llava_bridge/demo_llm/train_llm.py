@@ -23,7 +23,7 @@ from encoder.runtime import checkpoint
 from encoder.runtime.card import write_card
 from encoder.runtime.config import ROOT
 from encoder.runtime.device import require_device
-from encoder.runtime.stage import progress
+from encoder.runtime.trackers import Journal
 from encoder.training.finite import FiniteSteps
 from encoder.training.optim import MuonWithAdamW, autocast, build_adamw, update
 from llava_bridge.config import LlamaShape, TrainLlmConfig
@@ -205,6 +205,8 @@ def plan_course(config: TrainLlmConfig, tokenizer: PreTrainedTokenizerBase) -> C
 
 
 def train(config: TrainLlmConfig, out_dir: Path) -> dict:
+    journal = Journal(out_dir, config.trackers, config)
+
     # ---- data
     tokenizer = build_tokenizer(VOCABULARY)
     course = plan_course(config, tokenizer)
@@ -243,13 +245,14 @@ def train(config: TrainLlmConfig, out_dir: Path) -> dict:
         if done % config.log_steps == 0 or done == num_steps:
             rate = (done - first_step) / (time.monotonic() - started - seconds)
             scalars = {name: value.item() for name, value in terms.items()}
-            progress(out_dir, done, num_steps, **scalars, grad_norm=grad_norm, steps_per_second=rate)
+            journal.write(done, num_steps, **scalars, grad_norm=grad_norm, steps_per_second=rate)
         if done % config.checkpoint_steps == 0 or done == num_steps:
             state = {"step": done, "seconds": time.monotonic() - started, "skipped": finite.skipped}
             state |= {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
             checkpoint.save(path, state, keep=config.keep_checkpoints)
 
     # ---- evaluate, export
+    journal.close()
     return export(model, tokenizer, course, time.monotonic() - started, out_dir / "weights")
 
 

@@ -269,6 +269,12 @@ def test_the_vae_resumes_to_the_last_bit_and_measures_its_scale(tmp_path, monkey
     assert z_vae.std().item() == pytest.approx(1, abs=0.05)
 
 
+def test_tensorboard_shows_what_the_log_of_the_vae_holds(tmp_path, tensorboard_holds_the_log):
+    config = load(TrainVaeConfig, vae_values(num_steps=2, log_steps=1, trackers=["tensorboard"]))
+    train_vae.train(config, tmp_path)
+    tensorboard_holds_the_log(tmp_path, [1, 2])
+
+
 def test_the_vae_learns_one_batch():
     config = load(TrainVaeConfig, vae_values(num_steps=60))
     pixels = train_vae.to_pixels(torch.as_tensor(pictures("", "train", 4)[0]))

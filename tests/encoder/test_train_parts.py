@@ -9,6 +9,7 @@ import socket
 import tarfile
 import threading
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -340,13 +341,18 @@ def test_a_second_phase_starts_from_the_towers_of_the_first_at_another_resolutio
         trainer.build_model(config(root, openvision3=wide, init=str(first)))
 
 
+def test_tensorboard_shows_what_the_log_holds(root, tmp_path, tensorboard_holds_the_log):
+    trainer.train(config(root, num_steps=2, trackers=["tensorboard"]), tmp_path)
+    tensorboard_holds_the_log(tmp_path, [1, 2])
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"micro_batch": 3}, "multiple of 1 processes x micro_batch 3"),
     ({"trackers": ["trackio"]}, "trackio is not installed"),
     ({"sharding": "fsdp2"}, "needs several processes"),
 ])  # fmt: skip
 def test_what_cannot_run_is_refused_in_one_line(root, tmp_path, changes, message):
-    if "trackers" in changes and trainer.find_spec("trackio"):
+    if "trackers" in changes and find_spec("trackio"):
         pytest.skip("trackio is installed here")
     with pytest.raises(ValueError, match=message):
         trainer.train(config(root, **changes), tmp_path)

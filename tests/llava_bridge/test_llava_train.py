@@ -94,6 +94,15 @@ def test_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(align, tmp_pa
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
+def test_tensorboard_shows_one_run_of_what_went_on(
+    align, tmp_path, train_until_killed, tensorboard_holds_the_log
+):
+    config = replace(align, trackers=["tensorboard"])
+    train_until_killed(config, tmp_path / "killed", 5)  # its last checkpoint is of step 3: 4 is told twice
+    stage.train(config, tmp_path / "killed")
+    tensorboard_holds_the_log(tmp_path / "killed", list(range(1, 9)))
+
+
 @pytest.mark.parametrize("deepspeed", [None, "configs/deepspeed/zero2.json"])
 def test_a_run_goes_on_with_another_rate_and_micro_batch(align, tmp_path, train_until_killed, deepspeed):
     align = replace(align, deepspeed=deepspeed)

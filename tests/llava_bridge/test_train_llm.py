@@ -1,6 +1,7 @@
 """The small Llama's stage: it learns to read, resumes exactly, and refuses words it cannot know."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -80,6 +81,12 @@ def test_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(config, tmp_p
     stage.train(config, killed)
     first, second = (load_tensors(folder / "weights" / "model.safetensors") for folder in (whole, killed))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_tensorboard_shows_what_the_log_holds(config, tmp_path, tensorboard_holds_the_log):
+    few = {"num_steps": 2, "num_lesson_steps": 1, "log_steps": 1, "trackers": ["tensorboard"]}
+    stage.train(replace(config, **few), tmp_path)
+    tensorboard_holds_the_log(tmp_path, [1, 2, 3])
 
 
 def test_word_outside_the_vocabulary_is_refused(config, tmp_path):

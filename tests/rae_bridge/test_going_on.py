@@ -241,6 +241,23 @@ def test_a_training_shows_samples_and_its_loss_on_held_out_tokens(config, tmp_pa
     assert evaluate(flow.model, latents, held_out.labels, shown, flow.shift) == losses[6]
 
 
+def test_tensorboard_shows_what_the_log_holds_and_the_samples(
+    config, tmp_path, invertible, tensorboard_holds_the_log
+):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    grid = GridConfig(columns=2, num_steps=1, encoder=invertible)
+    held_out = {"held_out": str(tmp_path / "val"), "held_out_steps": 2}
+    shown = replace(config, num_steps=3, trackers=["tensorboard"], sample_steps=2, grid=grid, **held_out)
+    train(shown, tmp_path / "run")
+    tensorboard_holds_the_log(tmp_path / "run", [1, 2, 3])
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [(each.step, each.width, each.height) for each in events.Images("samples")] == [
+        (2, 16, 24), (3, 16, 24)
+    ]  # fmt: skip
+
+
 def test_a_grid_is_drawn_in_part_of_the_time_with_another_device_and_precision(
     tmp_path, invertible, write_model
 ):

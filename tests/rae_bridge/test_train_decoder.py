@@ -103,6 +103,11 @@ def test_a_killed_run_goes_on_to_the_same_last_bit(config, tmp_path, monkeypatch
         assert all(torch.equal(tensor, second[part][key]) for key, tensor in first[part].items())
 
 
+def test_tensorboard_shows_what_the_log_holds(config, tmp_path, tensorboard_holds_the_log):
+    stage.train(replace(config, num_steps=3, log_steps=1, trackers=["tensorboard"]), tmp_path)
+    tensorboard_holds_the_log(tmp_path, [1, 2, 3])
+
+
 def test_it_learns_pictures_and_its_folder_makes_a_codec(config, tmp_path, blind_to_pixels, pictures):
     optim = OptimConfig(lr=1e-2, warmup_steps=10)
     config = replace(config, num_steps=200, batch_size=24, tau=0.1, optim=optim, ema_decay=0.9)
