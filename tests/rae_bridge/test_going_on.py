@@ -258,9 +258,7 @@ def test_tensorboard_shows_what_the_log_holds_and_the_samples(
     ]  # fmt: skip
 
 
-def test_a_grid_is_drawn_in_part_of_the_time_with_another_device_and_precision(
-    tmp_path, invertible, write_model
-):
+def test_a_grid_knows_interval_end_precision_and_device(tmp_path, invertible, write_model):
     model = write_model(tmp_path / "model", invertible)
     words = [
         "--model",
