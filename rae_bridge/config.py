@@ -108,6 +108,8 @@ class PicturesConfig:
     encoder: str  # what `encoder.load_encoder` takes
     features: Features | None = None  # None: those that the encoder's config names for generation
     split: Literal["train", "val", "test"] = "train"
+    # px on a side to which they are cut, before the encoder brings them to its own; None: its own. RAE: 256
+    image_size: int | None = None
     num_for_statistics: int = 50_000  # pictures whose tokens give the latents' mean and variance
     encode_batch_size: int = 64
     num_threads: int = 8  # of each process, which read and decode

@@ -26,7 +26,8 @@ from encoder.runtime.ahead import made_ahead
 from encoder.runtime.config import ROOT
 from encoder.runtime.device import require_device, set_tf32
 from encoder.runtime.ranks import Ranks
-from encoder.runtime.stage import main, progress, sha256_file, write_json
+from encoder.runtime.stage import main, sha256_file, write_json
+from encoder.runtime.trackers import Journal
 from encoder.training.finite import FiniteSteps
 from encoder.training.optim import average_weights, rate_factor
 from rae_bridge.codec import TOKENS_FILE
@@ -123,6 +124,7 @@ def distill(config: DistillConfig, out_dir: Path) -> dict:
 
     # ---- data
     ranks = Ranks.start(config.device)
+    journal = Journal(out_dir, config.trackers, config, is_main=ranks.is_main)
     set_tf32(ranks.device, config.tf32)
     part = ranks.part(config.batch_size)
     cache = open_tokens(config, ranks.device)
@@ -172,8 +174,7 @@ def distill(config: DistillConfig, out_dir: Path) -> dict:
                 "lr": config.optim.lr * rate_factor(config.optim, step, config.num_steps),
             }
             rate = (done - first_step) * config.batch_size / (time.monotonic() - started - seconds)
-            if ranks.is_main:
-                progress(out_dir, done, config.num_steps, **scalars, samples_per_second=rate)
+            journal.write(done, config.num_steps, **scalars, samples_per_second=rate)
         if (done % config.checkpoint_steps == 0 or is_last) and ranks.is_main:
             state = {"step": done, "seconds": time.monotonic() - started, "skipped": finite.skipped}
             state |= {"stage": stage.state_dict(), "averaged": averaged.state_dict(), "norms": rule.norms}
@@ -188,6 +189,7 @@ def distill(config: DistillConfig, out_dir: Path) -> dict:
         write_json(weights / "flow.json", about_student(config, grids, teacher_hash))
         write_json(weights / TOKENS_FILE, cache.origin)
     ranks.wait()
+    journal.close()
     return {
         "num_samples": config.num_steps * config.batch_size * stage.num_batches,
         "num_parameters": sum(each.numel() for each in student.parameters() if each.requires_grad),

@@ -26,10 +26,11 @@ from rae_bridge.latents import LatentStatistics, grid_side, to_latents
 
 @dataclass(frozen=True, slots=True)
 class LiveTokens:
-    """A frozen encoder over a set of pictures, cut to squares of its own size."""
+    """A frozen encoder over a set of pictures, cut to squares."""
 
     pictures: PictureSet
     encoder: FrozenEncoder
+    image_size: int  # px on a side to which they are cut
     pool: ThreadPoolExecutor  # reads and decodes
     num_for_statistics: int
     batch_size: int
@@ -47,7 +48,8 @@ class LiveTokens:
         grid_side(encoder.num_tokens)
         pictures = open_pictures(ROOT / config.folder, config.split, cache=ROOT / config.picture_cache)
         pool = ThreadPoolExecutor(config.num_threads)
-        return LiveTokens(pictures, encoder, pool, config.num_for_statistics, config.encode_batch_size)
+        sizes = {"num_for_statistics": config.num_for_statistics, "batch_size": config.encode_batch_size}
+        return LiveTokens(pictures, encoder, config.image_size or encoder.image_size, pool, **sizes)
 
     @property
     def labels(self) -> Tensor:
@@ -71,7 +73,7 @@ class LiveTokens:
 
     def latents(self, indices: Tensor, is_flipped: Tensor | None = None) -> Tensor:
         """Latents (B D h w, fp32, not normalised) of the pictures at `indices` (B,), mirrored where asked."""
-        images = self.pictures.images(indices.tolist(), self.encoder.image_size, self.pool)
+        images = self.pictures.images(indices.tolist(), self.image_size, self.pool)
         if is_flipped is not None:
             images = torch.where(is_flipped[:, None, None, None], images.flip(2), images)
         return to_latents(encode_images(self.encoder, images, self.batch_size), self.side)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from encoder.runtime.device import Device, Precision
+from encoder.runtime.trackers import Tracker
 from encoder.training.options import OptimConfig
 from rae_bridge.config import PicturesConfig, check_keeping
 
@@ -71,7 +72,7 @@ class DistillConfig:
 
     MAY_CHANGE: ClassVar = (
         "precision", "tf32", "device", "log_steps", "checkpoint_steps", "keep_checkpoints",
-        "skip_non_finite", "stop_factor",
+        "skip_non_finite", "stop_factor", "trackers",
     )  # fmt: skip
     MAY_GROW: ClassVar = ("num_steps",)
 
@@ -103,6 +104,7 @@ class DistillConfig:
     tf32: bool = True
     device: Device = "cpu"
     seed: int = 0
+    trackers: list[Tracker] = field(default_factory=list)
     log_steps: int = 20
     checkpoint_steps: int = 500
     keep_checkpoints: int = 1

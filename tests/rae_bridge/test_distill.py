@@ -155,6 +155,12 @@ def same(a, b):
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
+def test_tensorboard_shows_what_the_log_holds(config, tmp_path, tensorboard_holds_the_log):
+    few = replace(config, num_steps=2, log_steps=1, trackers=["tensorboard"])
+    run(few, tmp_path / "out")
+    tensorboard_holds_the_log(tmp_path / "out", [1, 2])
+
+
 def test_the_critics_learn_five_times_to_the_students_once_and_the_teacher_never(
     config, tmp_path, monkeypatch
 ):

@@ -46,6 +46,14 @@ def test_latents_are_those_of_the_cut_pictures_mirrored_where_asked(folder, inve
     assert live.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
+def test_pictures_are_cut_at_the_size_that_is_asked_for_and_shrunk_by_the_encoder(folder, invertible):
+    live = LiveTokens.open(config(folder, invertible, image_size=20), "cpu")
+    images = open_pictures(folder, "train").images([4, 9], 20)
+    expected = to_latents(load_encoder(invertible).encode(to_pixels(images)), 2)
+    torch.testing.assert_close(live.latents(torch.tensor([4, 9])), expected)
+    assert not torch.allclose(expected, naive(folder, invertible, [4, 9], False), atol=0.05)
+
+
 def test_statistics_are_those_of_the_pictures_and_their_mirror_images(folder, invertible):
     live = LiveTokens.open(config(folder, invertible), "cpu")
     both = torch.cat([naive(folder, invertible, list(range(12)), flip) for flip in (False, True)]).double()

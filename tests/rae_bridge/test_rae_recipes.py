@@ -36,6 +36,7 @@ def protocol_of(config) -> dict:
 def test_the_decoder_is_raes_first_stage():
     config = recipe(TrainDecoderConfig, "rae_decoder")
     assert config.num_steps == 16 * STEPS_OF_512 and config.batch_size == 512
+    assert (config.live.crop, config.live.flip, config.image_size) == ("random", False, 256)
     assert (config.tau, config.noise, config.ema_decay, config.precision) == (0.8, "uniform", 0.9978, "fp32")
     assert config.optim.betas == (0.9, 0.95) and config.optim.weight_decay == 0
     assert config.optim.clip_norm is None
@@ -80,6 +81,7 @@ def test_a_generator_is_raes_second_stage(name, size, parameters):
     assert (optim.betas, optim.weight_decay, optim.clip_norm) == ((0.9, 0.95), 0.0, 1.0)
     rates = {epoch: learning_rate(optim, epoch * STEPS_OF_1024) for epoch in (0, 40, 420, 800, 1400)}
     assert rates == pytest.approx({0: 2e-4, 40: 2e-4, 420: 1.1e-4, 800: 2e-5, 1400: 2e-5})
+    assert config.pictures.image_size == 256
     encoder = encoder_config(config.pictures.encoder)
     assert encoder.source == "clip:facebook/dinov2-with-registers-base" and encoder.image_size == 224
     assert encoder.features.generation == "last_norm"  # the final norm without its gain
