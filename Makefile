@@ -24,8 +24,8 @@ test: setup
 
 # The paper's protocol on a miniature of its sources: every stage and every key of both tables, no evidence.
 rehearse: setup
-	test -f runs/replica/REPLICA.json || $(BIN)/python -m harness.replica runs/replica
-	$(BIN)/python harness/run.py suite=all preset=paper data_root=runs/replica overrides=configs/rehearsals/paper.yaml
+	test -f data/replica/REPLICA.json || $(BIN)/python -m harness.replica data/replica
+	$(BIN)/python harness/run.py suite=all preset=paper data_root=data/replica overrides=configs/rehearsals/paper.yaml encoders=[ov3-b,clip-b,ov3-own]
 
 lint: setup
 	$(BIN)/ruff check .

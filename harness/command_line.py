@@ -35,6 +35,7 @@ from harness.suites import plan_suite
 from harness.suites.foundation import add_foundation
 from harness.suites.released import add_released
 from harness.suites.request import Request, SuitePlan
+from harness.suites.trained import add_trained
 from harness.tables import against_baseline, grids, leaderboard
 from harness.tables.result_files import Identity, collect, merge_seeds
 from harness.tables.results_folder import RUN_CONFIG
@@ -119,7 +120,7 @@ def make_plans(graph: Graph, options: Options, preset: Preset) -> list[SuitePlan
     def request(suite: SuiteConfig, into: Graph, seed: int) -> Request:
         controls = [preset.controls.get(name, name) for name in suite.controls]
         words = dict.fromkeys([*names, *filter(None, controls)])
-        encoders = [made.get(name) or _encoder(into, preset, places, suite, name) for name in words]
+        encoders = [made.get(name) or _encoder(into, preset, places, suite, name, device) for name in words]
         return Request(
             graph=into,
             preset=preset,
@@ -148,11 +149,18 @@ def make_plans(graph: Graph, options: Options, preset: Preset) -> list[SuitePlan
 
 
 def _encoder(
-    graph: Graph, preset: Preset, places: Mapping[str, Path] | None, suite: SuiteConfig, name: str
+    graph: Graph,
+    preset: Preset,
+    places: Mapping[str, Path] | None,
+    suite: SuiteConfig,
+    name: str,
+    device: str,
 ) -> Encoder:
-    """A release of the preset's, or whatever else the word means."""
+    """A release of the preset's, an encoder that it trains, or whatever else the word means."""
     if name in preset.released:
         return add_released(graph, name, preset.released[name], suite.name, places)
+    if name in preset.trained:
+        return add_trained(graph, name, preset.trained[name], suite.name, places, device)
     return resolve_encoder(name)
 
 

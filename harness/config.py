@@ -157,6 +157,20 @@ class ReleasedEncoder:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedEncoder:
+    """A row on real sources whose OpenVision 3 is trained first, by a recipe, and then judged with its own
+    decoder. Only a run that names it in `encoders=` trains it."""
+
+    recipe: str  # encoder.training.recipe.RecipeConfig; its data, VAE and vocabulary are the sources'
+    understanding: str  # the recipe's phase that each suite judges
+    generation: str
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # over the recipe's
+    # Phase -> what it changes there: encoder.training.recipe.PhaseConfig
+    phases: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    features: FeatureChoice = dataclasses.field(default_factory=FeatureChoice)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """One size of everything: `configs/presets/<name>.yaml`; `like: <another>` gives what it leaves out."""
 
@@ -168,6 +182,7 @@ class Preset:
     # With `released`, the paper's own data in place of Scenes: places beside `data_root`
     sources: SourcesConfig = dataclasses.field(default_factory=SourcesConfig)
     released: dict[str, ReleasedEncoder] = dataclasses.field(default_factory=dict)
+    trained: dict[str, TrainedEncoder] = dataclasses.field(default_factory=dict)
     is_large: bool = False  # the paper's L, whose baseline is CLIP L/14
     scenes: dict[str, Any] = dataclasses.field(default_factory=dict)  # encoder.data.options.ScenesConfig
     # harness.own_data.OwnDataConfig: pictures of one's own instead
@@ -197,6 +212,10 @@ class Preset:
                 "give one of llava.language_model, foundation, which trains one, and released, whose sources "
                 "hold one"
             )
+        if self.trained and not self.released:
+            raise ValueError("trained is of presets on real sources, with `released`; others have foundation")
+        if twice := [name for name in self.trained if name in self.released]:
+            raise ValueError(f"{twice[0]} is in both released and trained; a row has one encoder")
         if self.jobs < 1 or self.threads < 1:
             raise ValueError(f"jobs and threads must be at least 1, got {self.jobs} and {self.threads}")
         for name, least in (("nodes", 1), ("tasks_per_node", 1), ("gpus_per_node", 0)):
@@ -304,7 +323,15 @@ def chosen_suites(name: str) -> list[SuiteConfig]:
 
 def find_places(options: Options, preset: Preset) -> dict[str, Path] | None:
     """Where the real sources lie; None for a preset that makes its own data."""
-    return locate(preset.sources, options.data_root, is_large=preset.is_large) if preset.released else None
+    if not preset.released:
+        return None
+    kinds = {"is_large": preset.is_large, "has_training": has_training(options, preset)}
+    return locate(preset.sources, options.data_root, **kinds)
+
+
+def has_training(options: Options, preset: Preset) -> bool:
+    """Whether an encoder of the chosen rows is trained first, on sources of its own."""
+    return any(name in preset.trained for name in options.encoders or preset.encoders)
 
 
 def results_folder(options: Options, preset: Preset) -> Path:

@@ -13,8 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from encoder.runtime.config import ConfigError, choose, dump
-from harness.config import Options, Preset, chosen_suites, find_places, parse
+from harness.config import Options, Preset, chosen_suites, find_places, has_training, parse
 from harness.encoders import Encoder, resolve_encoder
+from harness.paper.sources import TO_TRAIN
 from harness.suites.released import released_config
 from harness.tables import model_card, side_by_side
 from harness.verify import verify
@@ -82,6 +83,7 @@ def look_at_sources(options: Options, preset: Preset, console: Console) -> None:
 
     suites = [suite.name for suite in chosen_suites(options.suite)]
     needed = dict.fromkeys(name for suite in suites for name in NEEDED.get(suite, ()))
+    needed |= dict.fromkeys(TO_TRAIN if has_training(options, preset) else ())
     seen = look(preset.sources, options.data_root, needed, is_large=preset.is_large)
     console.print(render(seen), highlight=False, soft_wrap=True, markup=False)
     if wrong := [each.name for each in seen if not each.is_fine]:
@@ -90,6 +92,8 @@ def look_at_sources(options: Options, preset: Preset, console: Console) -> None:
 
 def _encoders(name: str, options: Options, preset: Preset, folder: Path) -> list[tuple[str, Encoder]]:
     """What `load_encoder` takes, and the encoder, of a name; a released one of each suite that was chosen."""
+    if name in preset.trained:  # there is nothing to try out before a run has trained it
+        return []
     if name not in preset.released:
         return [(name, resolve_encoder(name))]
     places, found = find_places(options, preset), []

@@ -93,6 +93,7 @@ class TrainConfig:
     # whole. Cheaper, but near the cut the VAE decoder sees less than it would
     pixel_crop: int | None = None
     perceptual: Literal["lite1", "lpips"] = "lite1"
+    lpips_trunk: str | None = None  # VGG16's file; None: where torch's hub keeps it
     perceptual_from: float = 0.0  # fraction of the steps after which the perceptual term joins
     # alt: the alt text only; alt_and_sentence: also one random sentence of the dense caption, losses averaged
     # (OpenVision 1; OpenVision 3 does not say)

@@ -175,7 +175,11 @@ def run(config: SynergyConfig, out_dir: Path) -> dict:
     weights, device = trained.objective, require_device(config.device)
     vae = load_vae(trained.vae, device=device)
     batches = load_batches(config, trained, vae)
-    perceptual = PerceptualLoss(trained.perceptual).to(device) if weights.perceptual_weight > 0 else None
+    perceptual = (
+        PerceptualLoss(trained.perceptual, trained.lpips_trunk).to(device)
+        if weights.perceptual_weight > 0
+        else None
+    )
     model = OpenVision3(trained.openvision3).to(device).eval()
 
     points = []

@@ -188,7 +188,9 @@ def build_run(
     model = build_model(config)
     speed_up(model, config)
     is_perceptual = config.openvision3 is not None and config.objective.perceptual_weight > 0
-    perceptual = PerceptualLoss(config.perceptual).to(accelerator.device) if is_perceptual else None
+    perceptual = None
+    if is_perceptual:
+        perceptual = PerceptualLoss(config.perceptual, config.lpips_trunk).to(accelerator.device)
     module = distribute(Step(model, config, samples.vae, perceptual), config, accelerator)
     optimiser = build_adamw(model, config.optim)
     averaged = [each.detach().clone() for each in model.parameters()] if config.ema_decay else []

@@ -1,6 +1,9 @@
 """A look at the data sets: ImageNet, LLaVA's two, the five benchmarks."""
 
+import itertools
+import json
 import os
+import tarfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +33,8 @@ _OPENED = 8  # of these, pictures whose header is read
 _MAX_MISSING = 0.01  # what the trainer tolerates too
 _CLASSES, _PUBLISHED = 1000, {"train": 1_281_167, "val": 50_000}
 _PICTURES = (".jpeg", ".jpg", ".png", ".webp")
+_TAR_BLOCK, _MEMBERS = 512, 3  # bytes; files of a sample: picture, text and JSON
+_CAPTIONS = ("org_caption", "re_caption")
 Look = tuple[dict[str, int], list[str]]
 
 
@@ -48,6 +53,49 @@ def imagenet(path: Path) -> Look:
     if all(shards.values()):
         return {f"{split} shards": len(of_split) for split, of_split in shards.items()}, []
     return _synsets(path)
+
+
+def recap_datacomp(path: Path) -> Look:
+    """Shards as img2dataset writes them, to train on and held out: each with a tar's end; the first and last
+    begin with a picture and its two captions."""
+    counts = {}
+    for name, place in (("shards", "train"), ("held-out shards", "held_out/val")):
+        shards = sorted((path / place).glob("*.tar"))
+        if not shards:
+            raise ValueError(f"{path} has no shards (*.tar) in {place}")
+        for shard in shards:
+            if not _has_end(shard):
+                raise ValueError(f"{shard} is empty or cut off: it has no end; download it again")
+        for shard in dict.fromkeys((shards[0], shards[-1])):
+            _look_at_sample(shard)
+        counts[name] = len(shards)
+    return counts, []
+
+
+def _has_end(shard: Path) -> bool:
+    """Whether a tar ends in two blocks of zeros, as each does that was written whole."""
+    with shard.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 2 * _TAR_BLOCK))
+        return file.read() == bytes(2 * _TAR_BLOCK)
+
+
+def _look_at_sample(shard: Path) -> None:
+    """Raises: ValueError: a shard's first sample is no picture with JSON that holds its captions."""
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            members = list(itertools.islice((member for member in tar if member.isreg()), _MEMBERS))
+            held = {Path(member.name).suffix: member for member in members}
+            about = json.load(tar.extractfile(held[".json"])) if ".json" in held else {}
+    except (tarfile.TarError, ValueError, OSError) as error:
+        raise ValueError(f"{shard} is damaged or cut off: {str(error).splitlines()[0][:120]}") from None
+    if not any(suffix.lower() in _PICTURES for suffix in held):
+        raise ValueError(f"{shard} begins without a picture: it holds {', '.join(m.name for m in members)}")
+    if missing := [key for key in _CAPTIONS if key not in about]:
+        raise ValueError(
+            f"{shard}: the first sample's JSON has no {missing[0]}; name it in img2dataset's "
+            "save_additional_columns"
+        )
 
 
 def _synsets(path: Path) -> Look:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from harness.paper import data_sets, networks
-from harness.paper.sources import LARGE, SOURCES, SourcesConfig, places
+from harness.paper.sources import LARGE, SOURCES, TO_TRAIN, SourcesConfig, places
 from harness.replica.mark import is_in_replica
 
 Counts = Mapping[str, int]
@@ -23,6 +23,8 @@ CHECKS: dict[str, Callable[[Path], tuple[Counts, list[str]]]] = {
     "lpips": networks.lpips,
     "adm": networks.adm,
     "dino": networks.dino,
+    "recap_datacomp": data_sets.recap_datacomp,
+    "bert": networks.bert,
 }
 
 
@@ -72,7 +74,7 @@ def look(
     """
     seen = []
     for name in needed:
-        source = (LARGE if is_large else {}).get(name, SOURCES[name])
+        source = (SOURCES | TO_TRAIN | (LARGE if is_large else {}))[name]
         looked = tuple(places(name, source, config, data_root))
         path = next((place for place in looked if place.exists()), None)
         counts, faults = _check(name, path) if path is not None else ({}, [])

@@ -13,6 +13,7 @@ _VAE = {
 }
 _POOLED, _CLASSES = 2048, 1008
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_BERT_WORDS = ("[PAD]", "[UNK]", "[CLS]", "[unused0]", "[unused1]")  # the spare ones become [bos] and [eos]
 
 
 def language_model(path: Path) -> Look:
@@ -156,3 +157,14 @@ def dino(path: Path) -> Look:
     shapes = tensor_shapes(path)
     require(shapes, wanted, path, "timm's vit_small_patch8_224.dino")
     return {"tensors": len(shapes)}, []
+
+
+def bert(path: Path) -> Look:
+    """BERT's vocabulary with the entries that an encoder's texts need."""
+    file = path / "vocab.txt"
+    if not file.is_file():
+        raise FileNotFoundError(f"no vocab.txt in {path}")
+    words = file.read_text(encoding="utf-8-sig").splitlines()
+    if missing := [word for word in _BERT_WORDS if word not in words]:
+        raise ValueError(f"{file} is no vocabulary of BERT: it has no {missing[0]}")
+    return {"words": len(words)}, []

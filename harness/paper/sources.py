@@ -1,4 +1,6 @@
-"""The twelve sources by name: where each is looked for, how it is got. The layout: docs/paper.md."""
+"""The sources by name, twelve for the tables and two to train an encoder on: where each is looked for, how it
+is got. The layout: docs/paper.md.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -22,6 +24,8 @@ class SourcesConfig:
     lpips: str | None = None
     adm: str | None = None
     dino: str | None = None
+    recap_datacomp: str | None = None  # folder with train/*.tar and held_out/val/*.tar
+    bert: str | None = None  # folder with vocab.txt
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,17 +69,28 @@ SOURCES = {
     ),
     "dino": Source("DINO ViT-S/8", ("dino/model.safetensors",), "hub timm/vit_small_patch8_224.dino"),
 }
+TO_TRAIN = {  # read only where a row's encoder is trained first
+    "recap_datacomp": Source(
+        "Recap-DataComp-1B", ("recap-datacomp",), "hub UCSC-VLAA/Recap-DataComp-1B, by img2dataset"
+    ),
+    "bert": Source(
+        "BERT's vocabulary", ("bert-base-uncased",), "hub google-bert/bert-base-uncased, vocab.txt"
+    ),
+}
 LARGE = {"clip": Source("CLIP L/14", ("clip-vit-large-patch14",), "hub openai/clip-vit-large-patch14")}
 
 
-def locate(config: SourcesConfig, data_root: Path | None, *, is_large: bool = False) -> dict[str, Path]:
+def locate(
+    config: SourcesConfig, data_root: Path | None, *, is_large: bool = False, has_training: bool = False
+) -> dict[str, Path]:
     """Every source's path by its name: the first of its places that is there, else the first of them.
 
+    has_training: those of `TO_TRAIN` too.
     Raises:
         ConfigError: a source has no place: neither one of its own nor a `data_root`.
     """
-    found = {}
-    for name, source in (SOURCES | (LARGE if is_large else {})).items():
+    found, more = {}, (LARGE if is_large else {}) | (TO_TRAIN if has_training else {})
+    for name, source in (SOURCES | more).items():
         looked = places(name, source, config, data_root)
         if not looked:
             raise ConfigError(

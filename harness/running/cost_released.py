@@ -16,11 +16,16 @@ from encoder.options import EncoderConfig
 from encoder.runtime.config import ROOT
 from encoder.training.flops import (
     VGG16_FLOPS,
+    decoder_flops,
     encoder_flops,
+    num_parameters,
+    sample_flops,
     transformer_flops,
     transformer_parameters,
     vae_flops,
 )
+from encoder.training.options import TrainConfig
+from encoder.training.plan import vae_shape
 from harness.running.cost import FP32, above, dit_flops, pixel_decoder_flops
 from harness.running.stages import Stage
 
@@ -60,8 +65,17 @@ def released_disk_mb(stage: Stage) -> float:
 
 
 def is_released(stage: Stage) -> bool:
-    """Whether a stage stands on a released encoder, by the paths of its weights."""
-    return above(stage, "harness.described") is not None
+    """Whether a stage stands on a released encoder, by the paths of its weights, or on one that is trained on
+    real sources, or is that training."""
+    made = _training(stage)
+    return above(stage, "harness.described") is not None or (
+        made is not None and made.config.stream is not None
+    )
+
+
+def _training(stage: Stage) -> Stage | None:
+    """The training of a stage's encoder, its last phase, or the stage itself if it is one."""
+    return stage if stage.module == "encoder.train" else above(stage, "encoder.train")
 
 
 def _counted(counts: Mapping[str, Callable[[Stage], float]], stage: Stage) -> float | None:
@@ -97,6 +111,14 @@ def tower(config: EncoderConfig) -> Tower:
         block_out_channels=tuple(held["block_out_channels"]), layers_per_block=held["layers_per_block"],
         latent_channels=held["latent_channels"], norm_num_groups=held["norm_num_groups"],
     )  # fmt: skip
+    side = vae.downsample * shape.image_size
+    flops = FP32 * (encoder_flops(shape) + vae_flops(vae, side)[0])
+    return Tower(flops, shape.grid**2, shape.width, side)
+
+
+def trained_tower(config: TrainConfig) -> Tower:
+    """The same of an OpenVision 3 by its training's config, and of its VAE."""
+    shape, vae = config.openvision3.encoder, vae_shape(config.vae)
     side = vae.downsample * shape.image_size
     flops = FP32 * (encoder_flops(shape) + vae_flops(vae, side)[0])
     return Tower(flops, shape.grid**2, shape.width, side)
@@ -145,7 +167,8 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _tower(stage: Stage) -> Tower:
-    return tower(above(stage, "harness.described").config)
+    described = above(stage, "harness.described")
+    return tower(described.config) if described is not None else trained_tower(_training(stage).config)
 
 
 def _language_model(stage: Stage) -> Mapping[str, Any]:
@@ -153,6 +176,12 @@ def _language_model(stage: Stage) -> Mapping[str, Any]:
     while (before := above(stage, "llava_bridge.train")) is not None:
         stage = before
     return _read(ROOT / stage.config.init / "config.json")
+
+
+def _encoder_training_flops(stage: Stage) -> float:
+    config = stage.config
+    each = sum(sample_flops(config, vae_shape(config.vae)).values())
+    return config.num_steps * config.batch_size * each
 
 
 def _llava_flops(stage: Stage) -> float:
@@ -209,8 +238,13 @@ def _reconstruct_flops(stage: Stage) -> float:
 
 
 def _decode(stage: Stage, seen: Tower) -> float:
-    size = above(stage, "rae_bridge.train_decoder").config.size
-    return FP32 * pixel_decoder_flops(size, seen.num_tokens, seen.width)
+    """Of a picture from its tokens: by the pixel decoder that was trained for them, or the encoder's own."""
+    trained = above(stage, "rae_bridge.train_decoder")
+    if trained is not None:
+        return FP32 * pixel_decoder_flops(trained.config.size, seen.num_tokens, seen.width)
+    config = _training(stage).config
+    latents = decoder_flops(config.openvision3.decoder, seen.num_tokens)
+    return FP32 * (latents + vae_flops(vae_shape(config.vae), seen.side)[1])
 
 
 def _num_pictures(stage: Stage) -> int:
@@ -220,6 +254,11 @@ def _num_pictures(stage: Stage) -> int:
 def _side(stage: Stage) -> int:
     """Pixels on a side of what a pixel decoder draws."""
     return stage.config.image_size or _tower(stage).side
+
+
+def _encoder_training_bytes(stage: Stage) -> float:
+    """A checkpoint (fp32 weights and moments) and the weights in fp16."""
+    return 14.0 * sum(num_parameters(stage.config).values())
 
 
 def _llava_bytes(stage: Stage) -> float:
@@ -254,6 +293,7 @@ def _pictures_bytes(num: str, num_sets: int) -> Callable[[Stage], float]:
 
 
 _FLOPS = {
+    "encoder.train": _encoder_training_flops,
     "llava_bridge.evaluate": _answer_flops,
     "llava_bridge.train": _llava_flops,
     "rae_bridge.generate": _sample_flops,
@@ -263,6 +303,7 @@ _FLOPS = {
     "rae_bridge.train_decoder": _pixel_decoder_flops,
 }
 _BYTES = {
+    "encoder.train": _encoder_training_bytes,
     "llava_bridge.train": _llava_bytes,
     "rae_bridge.generate": _pictures_bytes("num_samples", 1),
     "rae_bridge.reconstruct": _pictures_bytes("limit", 2),

@@ -28,7 +28,7 @@ from harness.metrics.config import (
 from harness.running.stages import Stage
 from harness.suites.released import describe
 from harness.suites.request import Request, SuitePlan
-from harness.suites.shared import Pictures, add_tokens, find_pictures, num_classes
+from harness.suites.shared import Pictures, add_tokens, find_pictures, num_classes, trunk_to_train_with
 from harness.suites.sizes import add_count, check_sizes, says_how_small
 from harness.tables.result_files import Part, Row
 from rae_bridge.config import (
@@ -41,7 +41,6 @@ from rae_bridge.config import (
 
 RECONSTRUCTIONS, SAMPLES = "reconstructions.npz", "samples.npz"
 TRAIN = "train"  # as an encoder's decoder: a pixel decoder is trained for it
-VGG = "vgg16-397923af.pth"  # beside LPIPS' trunk that judges: the one that a decoder is trained with
 FLOOR = "real vs real"
 GUIDED_REASON = "guidance changes nothing in what is reconstructed: see the row without"
 FLOOR_REASON = "the two sets hold different pictures: nothing is reconstructed"
@@ -115,7 +114,7 @@ def _with_decoder(request: Request, encoder: Encoder, pictures: Pictures) -> Enc
         return encoder
     section = request.preset.rae.train_decoder
     if request.places is not None:
-        section = {"lpips_trunk": str(request.places["lpips"].with_name(VGG)), **section}
+        section = {"lpips_trunk": trunk_to_train_with(request.places), **section}
         if section.get("adversarial") is not None:
             dino = {"checkpoint": str(request.places["dino"])}
             section["adversarial"] = {**section["adversarial"], **dino}

@@ -1,5 +1,6 @@
 """Stages that more than one suite, or more than one row, starts from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from harness.running.hashes import hash_files, remembered
 from harness.running.stages import Stage
 from harness.suites.request import Request
 
+VGG = "vgg16-397923af.pth"  # beside LPIPS' trunk that judges: the one that is trained with
 MIN_SIDE = 16  # px of one's own pictures: a patch of most towers; SSIM's window takes 11
 OWN_CAPTIONS = "own_captions"  # stage, lmms-eval task and its file
 # One core's time for one's own pictures (65 % of it writes PNG), to estimate a stage by
@@ -39,6 +41,11 @@ class Pictures:
     def places(self) -> tuple[Path, ...]:
         """Their folder, where no stage makes them."""
         return (Path(self.folder),) if self.made_by is None else ()
+
+
+def trunk_to_train_with(places: Mapping[str, Path]) -> str:
+    """LPIPS' trunk for whatever is trained on it; another one judges."""
+    return str(places["lpips"].with_name(VGG))
 
 
 def add_scenes(request: Request) -> Stage:

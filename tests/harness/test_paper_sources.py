@@ -1,10 +1,12 @@
 """A look at the paper's sources: a replica is found whole, and each thing that is taken away or damaged is
 named."""
 
+import io
 import json
 import os
 import re
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from PIL import Image
 
 from harness.paper import data_sets
 from harness.paper.look import Seen, look, render
-from harness.paper.sources import SOURCES, SourcesConfig
+from harness.paper.sources import SOURCES, TO_TRAIN, SourcesConfig
 from harness.replica.config import ReplicaConfig
 from harness.replica.mark import MARK, is_in_replica
 from harness.replica.write import write
@@ -71,6 +73,10 @@ def test_a_replica_is_found_whole_and_known_as_one(whole):
     assert dict(seen["clip"].counts) == {"tokens": 196, "wide": 48}
     (large,) = look(SourcesConfig(), whole, ["clip"], is_large=True)
     assert dict(large.counts) == {"tokens": 256, "wide": 64}
+    trained = {each.name: each for each in look(SourcesConfig(), whole, TO_TRAIN)}
+    assert {name: each.faults for name, each in trained.items()} == {"recap_datacomp": (), "bert": ()}
+    assert dict(trained["recap_datacomp"].counts) == {"shards": 1, "held-out shards": 1}
+    assert trained["bert"].counts["words"] > 999
     assert "wrong" not in render(list(seen.values())) and "missing" not in render(list(seen.values()))
 
 
@@ -91,14 +97,14 @@ def test_the_hub_s_parquet_and_shards_of_imagenet_are_found_too(root):
     assert dict(_see(root, "imagenet").counts) == {"train shards": 1, "val shards": 1}
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", SOURCES | TO_TRAIN)
 def test_what_is_missing_says_where_it_was_looked_for_and_how_to_get_it(tmp_path, name):
     seen = _see(tmp_path, name)
     assert seen.path is None and not seen.is_fine
     text = render([seen])
     assert text.startswith("missing")
-    assert all(str(tmp_path / place) in text for place in SOURCES[name].places)
-    assert SOURCES[name].how in text
+    assert all(str(tmp_path / place) in text for place in (SOURCES | TO_TRAIN)[name].places)
+    assert (SOURCES | TO_TRAIN)[name].how in text
 
 
 def test_each_place_is_settable_alone(whole, tmp_path):
@@ -213,7 +219,37 @@ def _away(place: str) -> Callable[[Path], None]:
     return take
 
 
+def _shard(root: Path, **members: bytes) -> None:
+    """The only shard to train on, anew."""
+    path = root / "recap-datacomp/train/00000.tar"
+    path.unlink()
+    with tarfile.open(path, "w") as tar:
+        for suffix, content in members.items():
+            member = tarfile.TarInfo(f"0.{suffix}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def _no_dense_caption(root: Path) -> None:
+    _shard(root, jpg=b"picture", txt=b"a cat", json=b'{"org_caption": "a cat"}')
+
+
+def _no_picture(root: Path) -> None:
+    _shard(root, txt=b"a cat", json=b'{"org_caption": "a cat", "re_caption": "a cat"}')
+
+
 DAMAGES = {
+    "no shards to train on": ("recap_datacomp", _away("recap-datacomp/train/00000.tar"), "no shards"),
+    "no held-out shards": ("recap_datacomp", _away("recap-datacomp/held_out"), "in held_out/val"),
+    "a shard cut off": ("recap_datacomp", _cut_file("recap-datacomp/train/00000.tar"), "cut off|damaged"),
+    "no dense captions": ("recap_datacomp", _no_dense_caption, "JSON has no re_caption; name it"),
+    "a shard of texts": ("recap_datacomp", _no_picture, "begins without a picture: it holds 0.txt, 0.json"),
+    "no vocabulary": ("bert", _away("bert-base-uncased/vocab.txt"), "no vocab.txt"),
+    "another vocabulary": (
+        "bert",
+        lambda root: _replace(root / "bert-base-uncased/vocab.txt", b"[PAD]\nthe\n"),
+        "no vocabulary of BERT: it has no .UNK.",
+    ),
     "flat val": ("imagenet", _flat_val, "6 pictures and no class folders: sort them into synsets"),
     "a class in train alone": ("imagenet", _lose_a_class, "1 classes are in one of train and val alone"),
     "no val": ("imagenet", _away("imagenet/val"), "no folder val"),
