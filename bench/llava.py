@@ -1,6 +1,7 @@
 """How fast the LLaVA bridge trains and answers: `python bench/llava.py` prints a table and writes
-results/bench/llava.json, and llava_load.json beside it with the rows load/<n>_ranks (memory at loading, see
-`_loading.py`; `python bench/llava.py load` runs these alone).
+results/bench/llava.json, and beside it llava_load.json with the rows load/<n>_ranks (memory at loading, see
+`_loading.py`) and llava_records.json with records/<found|made> (memory of the records, see `_records.py`);
+`python bench/llava.py load` and `... records` run these alone.
 
 The demo's encoder and Llama on one thread, in processor time. Lengths of the packing rows are drawn like the
 665k mix, a quarter as long: 16 picture tokens and a lognormal text (median 60 tokens, sigma 0.9, at most
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from _llava_steps import MICRO_BATCH, REPEATS, Tokens, draw_samples, loss_rows, packing_rows, train
 from _loading import loading_rows
+from _records import record_rows
 from _table import ROOT, Row, make_row, peak_bytes, publish, seconds
 from PIL import Image
 
@@ -110,8 +112,11 @@ def generation_row(folder: Path) -> Row:
 
 
 def main() -> None:
-    publish("llava_load", loading_rows(), setting="one thread a process, gloo, fp32")
-    if sys.argv[1:] == ["load"]:
+    if sys.argv[1:] != ["records"]:
+        publish("llava_load", loading_rows(), setting="one thread a process, gloo, fp32")
+    if sys.argv[1:] != ["load"]:
+        publish("llava_records", record_rows(), setting="one thread a process")
+    if sys.argv[1:]:
         return
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

@@ -111,8 +111,8 @@ class LlavaConfig:
 
     MAY_CHANGE: ClassVar = (
         "learning_rate", "projector_learning_rate", "warmup_fraction", "micro_batch_size", "attention",
-        "gradient_checkpointing", "compile", "picture_cache", "max_missing_fraction", "max_bad_fraction",
-        "log_steps", "checkpoint_steps", "trackers",
+        "gradient_checkpointing", "compile", "picture_cache", "records_cache", "max_missing_fraction",
+        "max_bad_fraction", "log_steps", "checkpoint_steps", "trackers",
     )  # fmt: skip
 
     stage: Literal[1, 2]
@@ -138,6 +138,9 @@ class LlavaConfig:
     allow_outside_root: bool = False  # records may name pictures outside of these folders
     # Folder for the pictures inside parquet files, copied there once so that rows can be read in any order
     picture_cache: str = "runs/pictures"
+    # Folder for the tokenised records and the looks at their pictures, both made once and mapped by every
+    # process of every run over the same records
+    records_cache: str = "runs/records"
     # LLaVA-1.5: crop in stage 1, pad in stage 2. Cached tokens were made with `stretch`.
     aspect: Aspect = "stretch"
     tokens: str | None = (

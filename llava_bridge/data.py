@@ -3,6 +3,7 @@
 Records: `encoder.data.records`. Pictures: `pictures`.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,12 +17,17 @@ from transformers import PreTrainedTokenizerBase
 
 from encoder.data.account import BadSample, TooManyBadSamples, append_bad
 from encoder.data.records import read_records as read_records  # part of this module's interface
+from encoder.data.records import take_pictures
 from encoder.runtime.config import ROOT
+from encoder.runtime.distributed import from_first
+from encoder.runtime.files import locked
 from encoder.runtime.stage import is_first_process, sha256_json
 from llava_bridge.config import LlavaConfig, Template
+from llava_bridge.looks import absent_pictures
 from llava_bridge.order import training_order as training_order  # part of this module's interface
 from llava_bridge.pictures import CachedPictures, LivePictures
-from llava_bridge.prompt import IGNORE, IMAGE, Encoded, encode_conversations
+from llava_bridge.prompt import IGNORE, IMAGE, Encoded, fit, length_fault
+from llava_bridge.tokenised import Tokenised, asked_pictures, is_whole, key_of, sound_records, write
 
 SKIPPED = "skipped_records.jsonl"  # in a stage's folder: {name, reason} of every record left out
 _NAMED = 20  # so many missing or broken pictures and skipped records are named in the result
@@ -63,7 +69,7 @@ class Sample:
 
 
 class LlavaDataset(Dataset):
-    """Tokenised samples, kept end to end in two tensors."""
+    """Samples that are held in memory, end to end in two tensors."""
 
     def __init__(self, encoded: Sequence[Encoded], pictures: Sequence[str | None], report: DataReport):
         self.lengths = torch.tensor([len(sample.input_ids) for sample in encoded])
@@ -81,36 +87,86 @@ class LlavaDataset(Dataset):
         return Sample(self.input_ids[row].long(), self.labels[row].long(), self.pictures[index])
 
 
+class StoredDataset(Dataset):
+    """Samples of stored records, made when they are read: the picture's placeholder becomes its tokens, and
+    the text beyond `max_length` is cut. rows: the places of the records that are used."""
+
+    def __init__(
+        self,
+        store: Tokenised,
+        rows: np.ndarray,
+        report: DataReport,
+        *,
+        image_id: int,
+        num_image_tokens: int,
+        max_length: int,
+    ):
+        self.store, self.rows, self.report = store, rows, report
+        self.image_id, self.num_image_tokens, self.max_length = image_id, num_image_tokens, max_length
+        grown = np.diff(store.ends, prepend=0) + np.where(store.marks >= 0, num_image_tokens - 1, 0)
+        self.lengths = torch.from_numpy(grown[rows].clip(max=max_length))
+        self.has_picture = torch.from_numpy(store.pictures[rows] >= 0)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = fit(self.store[self.rows[index]], self.image_id, self.num_image_tokens, self.max_length)
+        ids, labels = (torch.from_numpy(each).long() for each in (sample.input_ids, sample.labels))
+        return Sample(ids, labels, self.picture(index))
+
+    def picture(self, index: int) -> str | None:
+        """The name of a sample's picture."""
+        place = self.store.pictures[self.rows[index]]
+        return self.store.picture_names[place] if place >= 0 else None
+
+
 def read_dataset(
     config: LlavaConfig,
     num_image_tokens: int,
     tokenizer: PreTrainedTokenizerBase,
     pictures: CachedPictures | LivePictures,
     out_dir: Path,
-) -> LlavaDataset:
-    """A stage's records, read and tokenised. Those left out are named in out_dir, by the first process.
+) -> StoredDataset:
+    """A stage's records, read and tokenised once for all processes and runs that share `records_cache`. Those
+    left out are named in out_dir, by the first process.
 
     Raises:
         FileNotFoundError, ValueError: as `read_records` and `build_dataset`.
     """
-    refused: list[BadSample] = []
-    records = read_records(
-        [ROOT / path for path in config.data],
-        pictures.embedded,
-        lambda name, reason: refused.append(BadSample(name, reason)),
-    )
-    return build_dataset(
-        records,
+    store = _open_store(config, tokenizer, pictures)
+    absent = absent_pictures(store.picture_names, pictures, ROOT / config.records_cache)
+    return _choose(
+        store,
         pictures,
-        config.chosen_template,
-        tokenizer,
+        from_first(absent),  # one file may be mended or lost between two processes' looks
+        tokenizer.convert_tokens_to_ids(IMAGE),
         num_image_tokens=num_image_tokens,
         max_length=config.max_length,
         max_missing_fraction=config.max_missing_fraction,
         max_bad_fraction=config.max_bad_fraction,
-        refused=refused,
         skipped_file=out_dir / SKIPPED if is_first_process() else None,
     )
+
+
+def _open_store(
+    config: LlavaConfig, tokenizer: PreTrainedTokenizerBase, pictures: CachedPictures | LivePictures
+) -> Tokenised:
+    """The records' tokens, mapped; the first process that comes makes them, if no run has yet."""
+    paths, cache = [ROOT / path for path in config.data], ROOT / config.records_cache
+    folder = cache / key_of(paths, config.chosen_template, tokenizer)
+    with locked(folder.with_suffix(".lock"), "records_cache"):
+        if is_whole(folder):
+            take_pictures(paths, pictures.embedded)
+        else:
+            refused: list[BadSample] = []
+            records = read_records(
+                paths, pictures.embedded, lambda name, reason: refused.append(BadSample(name, reason))
+            )
+            names = asked_pictures(sound_records(records, []))  # a missing folder shows before the long work
+            _judge_absent(absent_pictures(names, pictures, cache), names, config.max_missing_fraction)
+            write(folder, records, config.chosen_template, tokenizer, refused)
+    return Tokenised.open(folder)
 
 
 def build_dataset(
@@ -125,8 +181,8 @@ def build_dataset(
     max_bad_fraction: float = 0.0,
     refused: Sequence[BadSample] = (),
     skipped_file: Path | None = None,
-) -> LlavaDataset:
-    """Validate and tokenise everything before the first step.
+) -> StoredDataset:
+    """As `read_dataset`, of records in memory, of which nothing is kept.
 
     refused: records that could not be read, and are not among `records`. skipped_file: takes the name and
     reason of each record that is left out, a JSON line each.
@@ -135,60 +191,82 @@ def build_dataset(
         ValueError: more than `max_missing_fraction` of the pictures are missing or unreadable, or more than
             `max_bad_fraction` of the records cannot be used (the first are named), or nothing is left.
     """
-    num_read = len(records) + len(refused)
-    faults = [(record, _picture_fault(record)) for record in records]
-    sound = [record for record, fault in faults if fault is None]
-    bad = [*refused, *(BadSample(f"sample {record['id']}", fault) for record, fault in faults if fault)]
-    absent = _absent_pictures(sound, pictures, max_missing_fraction)
-    without = [record for record in sound if record.get("image") in absent]
-    candidates = [record for record in sound if record.get("image") not in absent]
-    encoded = encode_conversations(
-        candidates,
-        template,
-        tokenizer,
-        num_image_tokens,
-        max_length,
-        lambda name, reason: bad.append(BadSample(name, reason)),
+    store = Tokenised.of(records, template, tokenizer, refused)
+    return _choose(
+        store,
+        pictures,
+        absent_pictures(store.picture_names, pictures),
+        tokenizer.convert_tokens_to_ids(IMAGE),
+        num_image_tokens=num_image_tokens,
+        max_length=max_length,
+        max_missing_fraction=max_missing_fraction,
+        max_bad_fraction=max_bad_fraction,
+        skipped_file=skipped_file,
     )
+
+
+def _choose(
+    store: Tokenised,
+    pictures: CachedPictures | LivePictures | None,
+    absent: Mapping[int, str],
+    image_id: int,
+    *,
+    num_image_tokens: int,
+    max_length: int,
+    max_missing_fraction: float,
+    max_bad_fraction: float,
+    skipped_file: Path | None,
+) -> StoredDataset:
+    """The samples that can be used of stored records. absent: {place of a picture: why it cannot be used}."""
+    names = store.picture_names
+    _judge_absent(absent, names, max_missing_fraction)
+    if pictures is not None:
+        pictures.broken.limit = int(max_missing_fraction * len(names)) - len(absent)
+    is_lost = np.isin(store.pictures, list(absent))
     lost = [
-        BadSample(f"sample {record['id']}", f"no picture {record['image']}: {absent[record['image']]}")
-        for record in without
+        BadSample(f"sample {store.names[row]}", f"no picture {names[place]}: {absent[place]}")
+        for row, place in ((row, int(store.pictures[row])) for row in np.flatnonzero(is_lost).tolist())
     ]
-    _judge(bad, num_read, max_bad_fraction, lost, skipped_file)
-    used = [record for record, sample in zip(candidates, encoded, strict=True) if sample is not None]
-    if not used:
+    faults = _length_faults(store, ~is_lost, num_image_tokens, max_length)
+    bad = [*store.bad, *(BadSample(f"sample {store.names[row]}", fault) for row, fault in faults.items())]
+    _judge(bad, store.num_read, max_bad_fraction, lost, skipped_file)
+    is_lost[list(faults)] = True
+    rows = np.flatnonzero(~is_lost)
+    if not len(rows):
         raise ValueError("the training data holds no usable sample")
     report = DataReport(
-        num_read=num_read,
-        num_samples=len(used),
-        num_text_only=sum(not record.get("image") for record in used),
+        num_read=store.num_read,
+        num_samples=len(rows),
+        num_text_only=int((store.pictures[rows] < 0).sum()),
         num_skipped=len(bad),
         skipped=[str(sample) for sample in bad[:_NAMED]],
         num_missing=len(absent),
-        num_without_picture=len(without),
-        missing=list(absent)[:_NAMED],
-        sha256=sha256_json(used),
+        num_without_picture=len(lost),
+        missing=[names[place] for place in list(absent)[:_NAMED]],
+        sha256=hashlib.sha256(store.digests[rows].tobytes()).hexdigest(),
     )
-    samples = [sample for sample in encoded if sample is not None]
-    return LlavaDataset(samples, [record.get("image") for record in used], report)
+    sizes = {"num_image_tokens": num_image_tokens, "max_length": max_length}
+    return StoredDataset(store, rows, report, image_id=image_id, **sizes)
 
 
-def _absent_pictures(
-    records: Sequence[Mapping], pictures: CachedPictures | LivePictures | None, max_missing_fraction: float
-) -> dict[str, str]:
-    """The pictures that records ask for and that cannot be used, each once, in order, with the reason."""
-    names = dict.fromkeys(record["image"] for record in records if record.get("image"))
-    faults = {name: "no pictures are given" if pictures is None else pictures.fault(name) for name in names}
-    absent = {name: fault for name, fault in faults.items() if fault is not None}
+def _length_faults(
+    store: Tokenised, is_wanted: np.ndarray, num_image_tokens: int, max_length: int
+) -> dict[int, str]:
+    """{row: reason} of the records that cannot be cut at `max_length`."""
+    rows = np.flatnonzero(is_wanted).tolist()
+    places = zip(rows, store.marks[rows].tolist(), store.firsts[rows].tolist(), strict=True)
+    faults = {row: length_fault(*place, num_image_tokens, max_length) for row, *place in places}
+    return {row: fault for row, fault in faults.items() if fault is not None}
+
+
+def _judge_absent(absent: Mapping[int, str], names: Sequence[str], max_missing_fraction: float) -> None:
     if len(absent) > max_missing_fraction * len(names):
-        first = "; ".join(f"{name}: {fault}" for name, fault in list(absent.items())[:_NAMED_IN_ERROR])
+        found = list(absent.items())[:_NAMED_IN_ERROR]
+        first = "; ".join(f"{names[place]}: {fault}" for place, fault in found)
         raise ValueError(
             f"{len(absent)} of {len(names)} pictures are missing or unreadable, allowed fraction "
             f"{max_missing_fraction}; the first: {first}"
         )
-    if pictures is not None:
-        pictures.broken.limit = int(max_missing_fraction * len(names)) - len(absent)
-    return absent
 
 
 def _judge(
@@ -210,21 +288,8 @@ def _judge(
         )
 
 
-def _picture_fault(record: Mapping) -> str | None:
-    """What is wrong with a record's picture or its mark: there is one in a question, or there is neither."""
-    if not isinstance(record.get("image") or "", str):
-        return "'image' must name one picture; samples with several pictures cannot be used"
-    turns = record["conversations"]
-    num_marks = sum(turn["value"].count(IMAGE) for turn in turns)
-    if num_marks != (1 if record.get("image") else 0):
-        return f"{num_marks} '{IMAGE}' marks for {'one picture' if record.get('image') else 'no picture'}"
-    if any(IMAGE in turn["value"] for turn in turns if turn["from"] != "human"):
-        return f"its '{IMAGE}' mark stands outside the questions"
-    return None
-
-
 def describe_data(
-    dataset: LlavaDataset, pictures: CachedPictures | LivePictures, config: LlavaConfig
+    dataset: StoredDataset, pictures: CachedPictures | LivePictures, config: LlavaConfig
 ) -> dict:
     """What the result says of the data: as read before the first step, and what broke afterwards."""
     broken = pictures.broken.read()
@@ -232,7 +297,7 @@ def describe_data(
         "max_missing_fraction": config.max_missing_fraction,
         "max_bad_fraction": config.max_bad_fraction,
         "num_broken": len(broken),
-        "num_dropped_samples": sum(picture in broken for picture in dataset.pictures),
+        "num_dropped_samples": sum(dataset.picture(i) in broken for i in range(len(dataset))),
         "broken": dict(list(broken.items())[:_NAMED]),
     }
 
@@ -265,9 +330,9 @@ def collate(
 
     In a packed row positions restart with each sample and the padding, from which transformers builds the
     block-diagonal mask. An attention_mask beside them, even of ones, would switch that off without a word.
-    A batch of text alone carries one zero picture that the model multiplies by zero, as LLaVA does: every
-    process then runs the same graph, which gradient reduction needs. A sample whose picture is broken keeps
-    its place, under a black picture, and loses its labels.
+    A batch of text alone carries one zero picture of which the model takes no token, as LLaVA does: every
+    process then runs the same graph, which gradient reduction and split weights need. A sample whose picture
+    is broken keeps its place, under a black picture, and loses its labels.
     """
     rows = [[i] for i in range(len(samples))]
     if pack_length is not None:

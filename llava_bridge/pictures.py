@@ -85,6 +85,7 @@ class CachedPictures:
     them live. num_tokens: what the tower resizes its grid to, None where it does not."""
 
     needs_tower = False  # at every step
+    identity = None  # a look at one costs nothing
 
     def __init__(self, folder: Path, num_tokens: int | None = None):
         self.store, self.num_tokens = TokenStore(folder), num_tokens
@@ -131,6 +132,11 @@ class LivePictures:
         self.image_processor = image_processor
         self.broken = broken or BrokenPictures()
         self.embedded = embedded
+
+    @property
+    def identity(self) -> list[str]:
+        """Where the pictures are looked for, by which looks at them are remembered."""
+        return [*(str(root.absolute()) for root in self.roots), f"outside={self.allow_outside_root}"]
 
     def open(self, name: str) -> BinaryIO:
         """The picture's bytes: from a parquet file, or from the first folder that has it.

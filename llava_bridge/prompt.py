@@ -237,12 +237,12 @@ def encode_conversations(
     records: Sequence[Mapping],
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
-    num_image_tokens: int,
-    max_length: int,
+    num_image_tokens: int = 1,
+    max_length: int | None = None,
     refuse: Refuse = stop_at,
 ) -> list[Encoded | None]:
     """Tokenise records together; each `<image>` becomes `num_image_tokens` placeholders and the text beyond
-    `max_length` is cut.
+    `max_length` is cut. None: nothing is cut, and no sample refused for its length.
 
     refuse: told of each sample that cannot be rendered, has no supervised token left or whose picture does
     not fit in `max_length`; its place in the result is None.
@@ -261,13 +261,18 @@ def encode_conversations(
                 rendered[i] = render(read_turns(record), tokenizer, read_system(record))
             except ValueError as error:
                 _refuse(record, error, refuse)
-        samples = tokenise(list(rendered.values()), tokenizer, num_image_tokens, adds_bos=template != "chat")
+        samples = tokenise(list(rendered.values()), tokenizer, adds_bos=template != "chat")
         for i, sample in zip(rendered, samples, strict=True):
-            try:
-                _check_length(sample, image_id, max_length)
-                encoded[i] = Encoded(sample.input_ids[:max_length], sample.labels[:max_length])
-            except ValueError as error:
-                _refuse(records[i], error, refuse)
+            if max_length is None:
+                encoded[i] = sample
+                continue
+            (marks,) = np.nonzero(sample.input_ids == image_id)
+            mark = int(marks[0]) if len(marks) else -1
+            fault = length_fault(mark, first_supervised(sample), num_image_tokens, max_length)
+            if fault is None:
+                encoded[i] = fit(sample, image_id, num_image_tokens, max_length)
+            else:
+                _refuse(records[i], ValueError(fault), refuse)
     return encoded
 
 
@@ -279,7 +284,7 @@ def _refuse(record: Mapping, error: ValueError, refuse: Refuse) -> None:
 def tokenise(
     rendered: Sequence[Sequence[Segment]],
     tokenizer: PreTrainedTokenizerBase,
-    num_image_tokens: int,
+    num_image_tokens: int = 1,
     adds_bos: bool = True,
 ) -> list[Encoded]:
     """Rendered conversations to ids and labels, placeholders expanded, nothing cut. adds_bos: the tokenizer's
@@ -320,12 +325,26 @@ def expand_image(ids: np.ndarray, labels: np.ndarray, image_id: int, num_image_t
     return Encoded(ids, np.where(ids == image_id, IGNORE, labels))
 
 
-def _check_length(sample: Encoded, image_id: int, max_length: int) -> None:
-    if (sample.input_ids[max_length:] == image_id).any():
-        num_placeholders = (sample.input_ids == image_id).sum()
-        raise ValueError(f"its {num_placeholders} picture tokens do not fit in max_length {max_length}")
-    if (sample.labels[:max_length] == IGNORE).all():
-        raise ValueError(
+def fit(sample: Encoded, image_id: int, num_image_tokens: int, max_length: int) -> Encoded:
+    """A sample with its picture's tokens, cut at `max_length`."""
+    whole = expand_image(sample.input_ids, sample.labels, image_id, num_image_tokens)
+    return Encoded(whole.input_ids[:max_length], whole.labels[:max_length])
+
+
+def first_supervised(sample: Encoded) -> int:
+    """The place of a sample's first supervised token, its length where there is none."""
+    (places,) = np.nonzero(sample.labels != IGNORE)
+    return int(places[0]) if len(places) else len(sample.labels)
+
+
+def length_fault(mark: int, first: int, num_image_tokens: int, max_length: int) -> str | None:
+    """Why a sample cannot be cut at `max_length`, by the places of its picture's one placeholder (-1: it has
+    none) and of its first supervised token; None where it can."""
+    if mark >= 0 and mark + num_image_tokens > max_length:
+        return f"its {num_image_tokens} picture tokens do not fit in max_length {max_length}"
+    if first + (num_image_tokens - 1 if 0 <= mark < first else 0) >= max_length:
+        return (
             f"no token carries a loss within max_length {max_length}; give it a shorter prompt or a "
             "non-empty answer, or raise max_length"
         )
+    return None

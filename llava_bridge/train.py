@@ -225,7 +225,7 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
         num_steps,
         config.seed,
         grouping=config.grouping,
-        has_picture=torch.tensor([picture is not None for picture in dataset.pictures]),
+        has_picture=dataset.has_picture,
     )
 
     make_batch = partial(

@@ -6,7 +6,6 @@ names and places. KEY follows the parquet file's path, size and time of change. 
 content's hash, so a hash of the records covers the pictures.
 """
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import pyarrow
 from pyarrow import parquet
 
 from encoder.data.roots import find_picture
-from encoder.runtime.files import replacing
+from encoder.runtime.files import locked, replacing
 from encoder.runtime.stage import write_json
 
 _ROWS_AT_ONCE = 64
@@ -46,19 +45,11 @@ class EmbeddedPictures:
             ValueError: the file is not parquet, or damaged.
         """
         path = path.resolve()
-        self.folder.mkdir(parents=True, exist_ok=True)
         state = path.stat()
         identity = f"{path} {state.st_size} {state.st_mtime_ns}"
         key = hashlib.sha256(identity.encode()).hexdigest()[:24]
         copy, index = self.folder / f"{key}.pictures", self.folder / f"{key}.json"
-        with (self.folder / f"{key}.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # one process copies, the others wait for it
-            except OSError as error:
-                raise OSError(
-                    f"the disk of {self.folder} has no file locks ({error.strerror}); set picture_cache to a "
-                    "folder on one that has"
-                ) from None
+        with locked(self.folder / f"{key}.lock", "picture_cache"):  # one process copies
             if not index.is_file():
                 names, places = _copy(path, copy)
                 write_json(index, {"parquet": str(path), "names": names, "places": places})

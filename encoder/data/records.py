@@ -101,10 +101,34 @@ def holds_pictures(path: Path) -> bool:
     return pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
 
 
+def take_pictures(paths: Sequence[Path], embedded: PictureStore | None) -> None:
+    """Give `embedded` the pictures that parquet files hold, as `read_records` does, without their records.
+
+    Raises:
+        FileNotFoundError: a file is missing, or a folder holds none.
+        ValueError: a file is not parquet, or holds pictures and there is no `embedded`.
+    """
+    for path in record_files(paths):
+        if path.suffix.lower() == ".parquet" and _has_pictures(path, embedded):
+            embedded.add(path)
+
+
+def _has_pictures(path: Path, embedded: PictureStore | None) -> bool:
+    has_pictures = holds_pictures(path)
+    if has_pictures and embedded is None:
+        raise ValueError(f"{path} holds the pictures, which only training on live pictures reads")
+    return has_pictures
+
+
 # ---- files to rows
 
 
-def _files(paths: Sequence[Path]) -> Iterator[Path]:
+def record_files(paths: Sequence[Path]) -> Iterator[Path]:
+    """The files themselves: of a folder its parquet files, in the order of their names.
+
+    Raises:
+        FileNotFoundError: a file is missing, or a folder holds none.
+    """
     for path in map(Path, paths):
         found = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
         if not all(each.is_file() for each in found) or not found:
@@ -114,7 +138,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _read_rows(paths: Sequence[Path], embedded: PictureStore | None) -> Iterator[Row]:
-    for path in _files(paths):
+    for path in record_files(paths):
         if path.suffix.lower() == ".jsonl":
             yield from _read_lines(path)
         elif path.suffix.lower() == ".parquet":
@@ -146,9 +170,7 @@ def _read_json(path: Path) -> list:
 
 
 def _read_parquet(path: Path, embedded: PictureStore | None) -> Iterator[Row]:
-    has_pictures = holds_pictures(path)
-    if has_pictures and embedded is None:
-        raise ValueError(f"{path} holds the pictures, which only training on live pictures reads")
+    has_pictures = _has_pictures(path, embedded)
     try:
         columns = [name for name in parquet.read_schema(path).names if name != "image" or not has_pictures]
         table = parquet.read_table(path, columns=columns)

@@ -34,6 +34,15 @@ def share_out(do: Callable[[int], Any], number: int) -> list[Any]:
     return [done[index] for index in range(number)]
 
 
+def from_first(value: Any) -> Any:
+    """The first process's value, in every process; it travels pickled."""
+    if num_processes() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
 class _GatherRows(torch.autograd.Function):
     """Forward: every process's rows, in rank order. Backward: the sum over processes of their gradients, of
     the own rows."""

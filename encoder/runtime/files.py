@@ -6,6 +6,7 @@ No torch here.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import secrets
@@ -50,6 +51,26 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
             reason = f"{error.strerror}: {path} cannot be written; make room, then the same command goes on"
             raise OSError(error.errno, reason) from None
         raise
+
+
+@contextmanager
+def locked(path: Path, setting: str) -> Iterator[None]:
+    """Hold a lock file: one process at a time is in the block, the others wait, as long as it takes. One that
+    is killed lets go. setting: what chooses the folder, for the message.
+
+    Raises:
+        OSError: the disk has no file locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise OSError(
+                f"the disk of {path.parent} has no file locks ({error.strerror}); set {setting} to a folder "
+                "on one that has"
+            ) from None
+        yield
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -116,13 +116,14 @@ def llava_data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def align(llava_data, llm) -> LlavaConfig:
+def align(llava_data, llm, tmp_path) -> LlavaConfig:
     """Stage 1 on these records and their cached tokens: 8 steps."""
     return LlavaConfig(
         stage=1,
         encoder="tiny",
         data=[str(llava_data / "train.json")],
         tokens=str(llava_data),
+        records_cache=str(tmp_path / "records"),
         init=str(llm),
         batch_size=4,
         learning_rate=1e-2,
