@@ -20,9 +20,10 @@ from llava_bridge.prompt import IGNORE
 class OverTokens:
     """LLaVA that also takes `image_tokens`, cached tower outputs, and runs the projector on them live.
 
-    A forward argument, not a call around the model, so that DeepSpeed and DDP see one graph. A batch
-    without a picture placeholder takes its pictures times zero, so that every process of a run reduces the
-    same gradients.
+    A forward argument, not a call around the model, so that DeepSpeed and DDP see one graph. Of a batch
+    without a picture placeholder no token of its pictures is taken, but from the same graph, as in LLaVA:
+    every process of a run goes forward and backward through the same layers, gathers the same weights and
+    reduces the same gradients.
     """
 
     plain: ClassVar[type[PreTrainedModel]]  # transformers' own class, as which the model is saved
@@ -39,9 +40,9 @@ class OverTokens:
         """Projected tokens (M N D_llm) as each picture's own sequence: here a picture is one view."""
         return list(features)
 
-    def unused(self, features: Tensor) -> Tensor:
-        """Zero, with a gradient of zero to everything that makes sequences."""
-        return 0.0 * features.sum()
+    def no_sequence(self, features: Tensor) -> Tensor:
+        """No token (0 D_llm), with a gradient of zero to everything that makes sequences."""
+        return features[0, :0]
 
     def forward(
         self,
@@ -61,30 +62,25 @@ class OverTokens:
         """
         if image_tokens is None and pixel_values is not None and self.training:
             image_tokens, pixel_values = self.model.vision_tower(pixel_values).last_hidden_state, None
-        unused = None
         if image_tokens is not None:
             projector = self.model.multi_modal_projector
             features = projector(image_tokens.to(projector.linear_1.weight.dtype))  # M N D_llm
-            if (input_ids == self.config.image_token_index).any():
-                sequences = self.sequences(features, image_sizes)
-                mm_encoder_outputs = {"image": BaseModelOutputWithPooling(pooler_output=sequences)}
-            else:
-                unused = self.unused(features)
-        if self.training and labels is not None:
-            output = self._supervise(input_ids, mm_encoder_outputs, labels, **kwargs)
-        else:
-            sizes = {} if image_tokens is not None or image_sizes is None else {"image_sizes": image_sizes}
-            output = super().forward(
-                input_ids=input_ids,
-                pixel_values=pixel_values,
-                mm_encoder_outputs=mm_encoder_outputs,
-                labels=labels,
-                **sizes,
-                **kwargs,
+            has_pictures = (input_ids == self.config.image_token_index).any()
+            sequences = (
+                self.sequences(features, image_sizes) if has_pictures else [self.no_sequence(features)]
             )
-        if unused is not None:
-            output.loss = output.loss + unused
-        return output
+            mm_encoder_outputs = {"image": BaseModelOutputWithPooling(pooler_output=sequences)}
+        if self.training and labels is not None:
+            return self._supervise(input_ids, mm_encoder_outputs, labels, **kwargs)
+        sizes = {} if image_tokens is not None or image_sizes is None else {"image_sizes": image_sizes}
+        return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            mm_encoder_outputs=mm_encoder_outputs,
+            labels=labels,
+            **sizes,
+            **kwargs,
+        )
 
     def _supervise(
         self,

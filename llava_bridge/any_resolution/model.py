@@ -38,9 +38,9 @@ class LlavaNextOverTokens(OverTokens, LlavaNextForConditionalGeneration):
         newline = self.model.image_newline
         return self.model.pack_image_features(views, image_sizes, "full", image_newline=newline)[0]
 
-    def unused(self, features: Tensor) -> Tensor:
-        """Zero, with a gradient of zero to the projector and the newline."""
-        return super().unused(features) + 0.0 * self.model.image_newline.sum()
+    def no_sequence(self, features: Tensor) -> Tensor:
+        """No token, with a gradient of zero to the projector and the newline."""
+        return torch.cat([super().no_sequence(features), self.model.image_newline[None][:0]])
 
 
 def next_config(
