@@ -39,7 +39,7 @@ from llava_bridge.engine import (
     remove_checkpoints,
     wait_for_all,
 )
-from llava_bridge.lora import add_lora, merge_lora
+from llava_bridge.lora import add_lora, merge_lora, save_adapter
 from llava_bridge.model import (
     Processor,
     adopt,
@@ -182,9 +182,10 @@ def training_arguments(
     )
 
 
-def export(trainer: OrderedTrainer, model: OverTokens, processor: Processor, folder: Path) -> None:
-    """Write the trained model, gathered from all processes where ZeRO-3 has split it. Every process calls."""
-    state, engine = None, trainer.model_wrapped
+def export(trainer: OrderedTrainer, model: OverTokens, processor: Processor, out_dir: Path) -> None:
+    """Write the trained model, gathered from all processes where ZeRO-3 has split it, to out_dir/weights, and
+    its adapters, where it has some, to out_dir/adapter. Every process calls."""
+    config, state, engine = trainer.config, None, trainer.model_wrapped
     if isinstance(engine, deepspeed.DeepSpeedEngine) and engine.zero_optimization_stage() == 3:
         state = trainer.accelerator.get_state_dict(engine)
     show_tower(model)
@@ -193,9 +194,11 @@ def export(trainer: OrderedTrainer, model: OverTokens, processor: Processor, fol
     if state is not None:
         tower = model.model.vision_tower.state_dict()
         state |= {f"model.vision_tower.{name}": tensor for name, tensor in tower.items()}
-    if trainer.config.lora_rank is not None:
-        state = merge_lora(state or model.state_dict(), trainer.config.lora_rank, trainer.config.lora_alpha)
-    save(model, processor, folder, trainer.config.chosen_template, state)
+    if config.lora_rank is not None:
+        state, lora = state or model.state_dict(), (config.lora_rank, config.lora_alpha)
+        save_adapter(state, out_dir / "adapter", config.init, *lora, config.lora_dropout)
+        state = merge_lora(state, *lora)
+    save(model, processor, out_dir / "weights", config.chosen_template, state)
 
 
 def describe_recipe(config: LlavaConfig, trained: list[str]) -> dict:
@@ -277,7 +280,7 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
     journal.close()
 
     # ---- save
-    export(trainer, model, processor, out_dir / "weights")
+    export(trainer, model, processor, out_dir)
     result = {
         **describe_recipe(config, trained),
         "num_steps": num_steps,

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoConfig
 
 import llava_bridge.train as stage
 from encoder.runtime.checkpoint import load_tensors
 from llava_bridge.lora import merge_lora
-from llava_bridge.model import build, save
+from llava_bridge.model import build, load, save
+from llava_bridge.prompt import IMAGE
 
 
 def losses(folder: Path) -> list[float]:
@@ -151,6 +153,28 @@ def test_lora_is_merged_into_a_plain_model(align, tmp_path, llm):
     assert len(changed) == 2 * 7  # the matrices of two blocks; the projector's own rate is 0
     for name in changed:
         assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 2
+
+
+def test_adapters_kept_beside_it_make_the_merged_model_of_its_start_by_peft_itself(align, tmp_path, llm):
+    save(*build("tiny", None, llm, "eager", seed=0), tmp_path / "init")
+    lora = {"lora_rank": 3, "lora_alpha": 6.0, "lora_dropout": 0.1}
+    stage.train(replace(align, stage=2, init=str(tmp_path / "init"), **lora), tmp_path / "lora")
+    base, _ = load(tmp_path / "init", "eager", torch.float32)
+    merged, processor = load(tmp_path / "lora" / "weights", "eager", torch.float32)
+    start = base.model.multi_modal_projector.linear_1.weight.clone()
+    with_adapter = PeftModel.from_pretrained(base, tmp_path / "lora" / "adapter").eval()
+    assert not torch.equal(merged.model.multi_modal_projector.linear_1.weight, start)
+    text = f"{IMAGE * 4} what is this a red cat"
+    inputs = processor.tokenizer(text, return_tensors="pt") | {"pixel_values": torch.rand(1, 3, 32, 32)}
+    merged.model.vision_tower = base.model.vision_tower  # the tests' encoder is another one at each load
+    expected = merged(**inputs).logits
+    torch.testing.assert_close(with_adapter(**inputs).logits, expected, atol=1e-5, rtol=1e-5)
+    with with_adapter.disable_adapter():
+        assert not torch.allclose(with_adapter(**inputs).logits, expected, atol=1e-3)
+    whole, state = with_adapter.merge_and_unload().state_dict(), merged.state_dict()
+    assert whole.keys() == state.keys()
+    for name, tensor in state.items():
+        torch.testing.assert_close(whole[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
 
 
 def test_merging_lora_leaves_biases_and_other_layers():
