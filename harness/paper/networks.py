@@ -12,6 +12,7 @@ _VAE = {
     "shift_factor": 0.1159,
 }
 _POOLED, _CLASSES = 2048, 1008
+_VGG = "vgg16-397923af.pth"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _BERT_WORDS = ("[PAD]", "[UNK]", "[CLS]", "[unused0]", "[unused1]")  # the spare ones become [bos] and [eos]
 
@@ -133,10 +134,15 @@ def inception(path: Path) -> Look:
 
 
 def lpips(path: Path) -> Look:
-    """AlexNet, by torchvision's names."""
+    """AlexNet, which judges, by torchvision's names, and beside it VGG16, which decoders are trained with."""
     wanted = {"features.0.weight": (64, 3, 11, 11), "features.10.weight": (256, 256, 3, 3)}
     shapes = tensor_shapes(path)
     require(shapes, wanted, path, "torchvision's AlexNet")
+    beside = path.with_name(_VGG)
+    if not beside.is_file():
+        raise FileNotFoundError(f"no {_VGG} beside {path}: decoders are trained with it")
+    deeper = {"features.0.weight": (64, 3, 3, 3), "features.28.weight": (512, 512, 3, 3)}
+    require(tensor_shapes(beside), deeper, beside, "torchvision's VGG16")
     return {"tensors": len(shapes)}, []
 
 

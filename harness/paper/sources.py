@@ -60,7 +60,7 @@ SOURCES = {
         "github.com/toshas/torch-fidelity, release v0.2.0",
     ),
     "lpips": Source(
-        "AlexNet for LPIPS", ("lpips/alexnet-owt-7be5be79.pth",), "download.pytorch.org/models/<file>"
+        "LPIPS' trunks", ("lpips/alexnet-owt-7be5be79.pth",), "download.pytorch.org/models/<file>"
     ),
     "adm": Source(
         "ADM's statistics",

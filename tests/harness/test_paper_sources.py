@@ -244,6 +244,7 @@ DAMAGES = {
     "a shard cut off": ("recap_datacomp", _cut_file("recap-datacomp/train/00000.tar"), "cut off|damaged"),
     "no dense captions": ("recap_datacomp", _no_dense_caption, "JSON has no re_caption; name it"),
     "a shard of texts": ("recap_datacomp", _no_picture, "begins without a picture: it holds 0.txt, 0.json"),
+    "no VGG16": ("lpips", _away("lpips/vgg16-397923af.pth"), "no vgg16-397923af.pth beside"),
     "no vocabulary": ("bert", _away("bert-base-uncased/vocab.txt"), "no vocab.txt"),
     "another vocabulary": (
         "bert",
