@@ -88,7 +88,7 @@ def main(words: Sequence[str]) -> int:
             print_choices(console)
             return 0
         if preset.released and "--plan" not in flags:
-            subcommands.look_at_sources(options, preset, console)
+            subcommands.look_at_sources(options, preset, console, is_run=True)
         graph = Graph(options.runs_dir.resolve(), is_quick="--plan" in flags)
         plans = make_plans(graph, options, preset)
         for plan in plans:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,6 +20,10 @@ from harness.paper.sources import TO_TRAIN
 from harness.suites.released import released_config
 from harness.tables import model_card, side_by_side
 from harness.verify import verify
+from llava_bridge.benchmark_table import BENCHMARKS
+
+if TYPE_CHECKING:
+    from harness.paper.look import Seen
 
 DIFFERENT = 1  # exit code, as diff's
 
@@ -73,8 +78,9 @@ def _check(words: Sequence[str], console: Console) -> int:
         return _check_encoders(found, options.device or preset.device, console)
 
 
-def look_at_sources(options: Options, preset: Preset, console: Console) -> None:
-    """Show what there is of the real sources that the chosen suites read.
+def look_at_sources(options: Options, preset: Preset, console: Console, *, is_run: bool = False) -> None:
+    """Show what there is of the real sources that the chosen suites read. A run goes on without some of the
+    benchmarks: their keys are then not run, until their folders are there.
 
     Raises:
         ConfigError: one is missing or is not what it should be.
@@ -86,8 +92,21 @@ def look_at_sources(options: Options, preset: Preset, console: Console) -> None:
     needed |= dict.fromkeys(TO_TRAIN if has_training(options, preset) else ())
     seen = look(preset.sources, options.data_root, needed, is_large=preset.is_large)
     console.print(render(seen), highlight=False, soft_wrap=True, markup=False)
-    if wrong := [each.name for each in seen if not each.is_fine]:
+    wrong = [each.name for each in seen if not each.is_fine]
+    if is_run and wrong == ["benchmarks"] and _are_some_there(options, preset, seen):
+        console.print("what is wrong with a benchmark stands in its place in the table; the others run")
+        wrong = []
+    if wrong:
         raise ConfigError(f"sources missing or wrong: {', '.join(wrong)}; docs/paper.md says where each lies")
+
+
+def _are_some_there(options: Options, preset: Preset, seen: Sequence["Seen"]) -> bool:
+    """Whether a benchmark that is asked for could be read."""
+    counts = next(each.counts for each in seen if each.name == "benchmarks")
+    known = {
+        name: BENCHMARKS[name] for name in options.tasks or preset.llava.benchmarks if name in BENCHMARKS
+    }
+    return any({each.data_set, each.config} & counts.keys() for each in known.values())
 
 
 def _encoders(name: str, options: Options, preset: Preset, folder: Path) -> list[tuple[str, Encoder]]:

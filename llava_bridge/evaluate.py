@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from encoder.runtime.config import ROOT, resolve
 from encoder.runtime.device import require_device
 from encoder.runtime.files import replacing
-from encoder.runtime.stage import main, progress, sha256_json, write_json
+from encoder.runtime.stage import main, progress, read_data_sets, sha256_json, write_json
 from llava_bridge.config import EvaluateConfig
 
 if TYPE_CHECKING:
@@ -132,14 +132,16 @@ def read_samples(tasks: Sequence, results: Mapping) -> list[dict[str, Any]]:
 
 
 class Scores:
-    """What has been scored in a stage's folder, by these very settings: {name: metrics}, answers beside."""
+    """What has been scored in a stage's folder, by these very settings and on these very data, where whoever
+    started it noted their hashes: {name: metrics}, answers beside."""
 
     def __init__(self, config: EvaluateConfig, out_dir: Path):
         self.settings, self.folder = sha256_json(resolve(config)), out_dir / _SCORED
+        self.data = read_data_sets(out_dir)
         self.metrics: dict[str, dict[str, dict]] = {}
         for path in sorted(self.folder.glob("*.json")):
             held = json.loads(path.read_text())
-            if held["settings"] == self.settings:
+            if (held["settings"], held.get("data")) == (self.settings, self.data.get(path.stem)):
                 self.metrics[path.stem] = held["metrics"]
 
     def __contains__(self, name: str) -> bool:
@@ -151,7 +153,8 @@ class Scores:
         lines = "".join(json.dumps(row, default=str) + "\n" for row in rows)
         with replacing(self.folder / f"{name}.jsonl") as temporary:
             temporary.write_text(lines)
-        write_json(self.folder / f"{name}.json", {"settings": self.settings, "metrics": metrics})
+        about = {"settings": self.settings, "data": self.data.get(name)}
+        write_json(self.folder / f"{name}.json", {**about, "metrics": metrics})
         self.metrics[name] = metrics
 
     def join(self, names: Sequence[str], samples: Path) -> dict[str, dict]:

@@ -26,6 +26,7 @@ from encoder.runtime.resume import (
 
 BAD_INPUT = 2  # exit code: the caller is wrong; nothing was started
 INTERRUPTED = 130
+DATA_SETS = "data_sets.json"  # beside the config: name -> hash of what a stage reads one by one, or null
 _SECONDS_BETWEEN_REPORTS = 0.5
 _last_report: dict[Path, float] = {}
 
@@ -112,6 +113,15 @@ def progress(out_dir: Path, done: int, total: int, unit: str = "steps", **scalar
     if now - _last_report.get(out_dir, 0.0) >= _SECONDS_BETWEEN_REPORTS or done >= total:
         _last_report[out_dir] = now
         write_json(out_dir / PROGRESS, {"done": done, "total": total, "unit": unit, **scalars}, sync=False)
+
+
+def read_data_sets(folder: Path) -> dict[str, str | None]:
+    """The hashes of the data sets that a stage was last started with; none where nobody noted any."""
+    try:
+        held = json.loads((folder / DATA_SETS).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return held if isinstance(held, dict) else {}
 
 
 def make_writable(folder: Path) -> None:

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from encoder.runtime.config import ROOT, dump, resolve
-from encoder.runtime.stage import DONE, make_writable, sha256_json, write_json
+from encoder.runtime.stage import (
+    DATA_SETS,
+    DONE,
+    make_writable,
+    read_data_sets,
+    sha256_json,
+    write_json,
+)
 from harness.running import engines, gpus, provenance
 from harness.running.display import Display
 from harness.running.engines import LAUNCH, Launch, Work
@@ -119,6 +126,9 @@ class Launcher:
         config = stage.folder / "config.yaml"
         dump(stage.config, config)
         write_json(stage.folder / LAUNCH, launch_facts(stage, self.threads))
+        if stage.data_sets:  # of one that is gone since, what was read before counts
+            there = {name: digest for name, digest in stage.data_sets.items() if digest is not None}
+            write_json(stage.folder / DATA_SETS, {**read_data_sets(stage.folder), **there})
         environment = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": _python_path()}
         environment |= dict.fromkeys(_THREAD_VARIABLES, str(self.threads))
         with stage.log.open("a") as log:

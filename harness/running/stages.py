@@ -5,7 +5,8 @@ fingerprint hashes the config, the fingerprints of its inputs, the content of th
 folder that it reads, the listing of the folders of pictures, the version of its code, and the versions of the
 packages that this code imports.
 `DONE.json` in the folder: complete, reuse. A folder without it: half-finished, run the same command again in
-the same folder.
+the same folder. Data sets that a stage reads one by one, and can do without, are no part of its fingerprint:
+one that is new or another is read in the same folder, those that were read before are not read again.
 """
 
 import functools
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from encoder.runtime.config import ConfigError, resolve
-from encoder.runtime.stage import DONE, sha256_json
+from encoder.runtime.stage import DONE, read_data_sets, sha256_json
 from harness.running.hashes import hash_files, remembered, short
 from harness.running.listings import Listings
 from harness.running.provenance import versions_of
@@ -38,6 +39,7 @@ class Stage:
     pictures: Mapping[str, str] = field(
         default_factory=dict
     )  # folders that it reads -> hash of their listing
+    data_sets: Mapping[str, str | None] = field(default_factory=dict)  # name -> hash; None: not there
     seconds: float = 0.0  # estimate for this preset
     disk_mb: float | None = None  # estimate of what it leaves; None: the preset says it, by `name`
     runs_dir: Path
@@ -77,10 +79,16 @@ class Stage:
         return done if isinstance(done, dict) else None
 
     def whole(self) -> dict | None:
-        """As `done`, but None also where the result says what could not be run: it is tried again."""
+        """As `done`, but None also where the result says what could not be run, or a data set is there that
+        it was not made with: it is tried again."""
         done = self.done()
         result = done.get("result") if done else None
-        return None if isinstance(result, dict) and result.get("not_run") else done
+        has_failed = isinstance(result, dict) and result.get("not_run")
+        return None if has_failed or self._new_data_sets() else done
+
+    def _new_data_sets(self) -> list[str]:
+        read = read_data_sets(self.folder) if self.data_sets else {}
+        return [name for name, digest in self.data_sets.items() if digest not in (None, read.get(name))]
 
 
 @dataclass
@@ -105,12 +113,14 @@ class Graph:
         inputs: Iterable[Stage] = (),
         files: Iterable[Path] = (),
         pictures: Iterable[Path] = (),
+        data_sets: Mapping[str, Path] | None = None,
         seconds: float = 0.0,
         disk_mb: float | None = None,
     ) -> Stage:
         """Add a stage, or return the equal one that is there.
 
         pictures: folders whose listing counts, and of their files the content of those that are no pictures.
+        data_sets: name -> file or folder, which need not be there.
         Raises:
             ConfigError: `config` names a path under the runs folder that is no input's.
             FileNotFoundError: one of `files` or `pictures` is not there.
@@ -124,6 +134,7 @@ class Graph:
             inputs=inputs,
             files=tuple(files),
             pictures={short(folder): self._listings.of(folder) for folder in pictures},
+            data_sets={name: self._content(path) for name, path in (data_sets or {}).items()},
             seconds=seconds,
             disk_mb=disk_mb,
             runs_dir=self.runs_dir,
@@ -132,6 +143,11 @@ class Graph:
             if not any(f"{path}/".startswith(f"{source.folder}/") for source in inputs):
                 raise ConfigError(f"{stage.label}: {path} is the output of a stage that is not an input")
         return self.stages.setdefault(stage.folder, stage)
+
+    def _content(self, place: Path) -> str | None:
+        """One hash over what is in a file or folder, whatever it is called; None where it is not there."""
+        hashes = remembered(self.runs_dir)
+        return sha256_json(list(hash_files([place], hashes).values())) if place.exists() else None
 
     @functools.cached_property
     def _listings(self) -> Listings:

@@ -28,6 +28,7 @@ class Lessons:
     data: Stage | None = None  # makes the pictures, which are then cached as tokens; None: live pictures
     files: tuple[Path, ...] = ()  # read by both training stages and made by none
     pictures: Mapping[str, Path] = field(default_factory=dict)  # align and instruct -> folder made by none
+    data_sets: Mapping[str, Path] = field(default_factory=dict)  # benchmark -> its folder, if it is there
     language_model: str | None = None  # over the preset's
     places: dict[str, str] = field(default_factory=dict)  # what a row says of its sources
 
@@ -43,8 +44,8 @@ class Lessons:
 
     @property
     def asked_files(self) -> tuple[Path, ...]:
-        """Files with questions that no stage makes."""
-        return self.asked if self.data is None else ()
+        """Files with questions that no stage makes, and without which nothing can be asked."""
+        return self.asked if self.data is None and not self.data_sets else ()
 
 
 def find_lessons(request: Request) -> Lessons:
@@ -100,6 +101,13 @@ def _real(request: Request) -> Lessons:
         asked=(places["benchmarks"],),
         files=(pretrain / PRETRAIN, mix / MIX, places["language_model"]),
         pictures={"align": pretrain, "instruct": mix},
+        data_sets={name: _folder(places["benchmarks"], name) for name in wanted},
         language_model=str(places["language_model"]),
         places={"language model": places["language_model"].name},
     )
+
+
+def _folder(root: Path, task: str) -> Path:
+    """Where a benchmark's files lie: in a folder called as the task, else as its data set on the hub."""
+    own = root / task
+    return own if own.is_dir() else root / BENCHMARKS[task].data_set

@@ -73,6 +73,7 @@ def add_answers(request: Request, encoder: Encoder, lessons: Lessons) -> Part:
         label=f"{encoder.name}: answer and score",
         inputs=[*lessons.inputs, trained, *encoder.stages],
         files=[ROOT / sections.task_dir, *lessons.asked_files, *encoder.files],
+        data_sets=lessons.data_sets,
         **request.estimates("llava_evaluate", "llava_evaluate", of_language_model=True),
     )
     return Part(

@@ -1,6 +1,7 @@
 """Presets on real sources: where each is looked for, what the stages are told, what marks a rehearsal."""
 
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -9,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 from encoder.options import EncoderConfig
 from encoder.runtime.config import ROOT, ConfigError
+from harness import subcommands
 from harness.command_line import main, make_plans
 from harness.config import parse, results_folder
+from harness.paper.look import Seen
 from harness.paper.sources import LARGE, SOURCES, SourcesConfig, locate
 from harness.replica.mark import MARK
 from harness.running.cost_released import released_disk_mb, released_flops, tower
@@ -250,3 +254,40 @@ def test_a_missing_source_is_said_before_anything_runs(words, data_root, tmp_pat
     assert re.match(r"error: sources missing or wrong: .*benchmarks.*docs/paper\.md", said.err)
     assert "imagenet" not in said.out  # which this suite does not read
     assert not runs.exists()
+
+
+def test_a_run_goes_on_without_some_of_the_benchmarks_and_a_check_does_not(data_root, monkeypatch):
+    counts = {"SEED-Bench": 2, "ScienceQA": 3}
+    looked = Seen("benchmarks", "", data_root, (), "", counts, ("GQA: no folder",), False)
+    fine = [Seen(name, "", data_root, (), "", {}, (), False) for name in ("llava_mix", "vae")]
+    monkeypatch.setattr("harness.paper.look.look", lambda *args, **named: [*fine, looked])
+    words = ["preset=paper", "suite=understanding", f"data_root={data_root}"]
+
+    def look_at(*more, is_run=True):
+        console = Console(record=True, width=200, file=io.StringIO())
+        subcommands.look_at_sources(*parse([*words, *more]), console, is_run=is_run)
+        return console.export_text()
+
+    said = look_at()
+    assert "GQA: no folder" in said and "the others run" in said
+    for more, is_run in (((), False), (("tasks=[gqa,pope]",), True)):
+        with pytest.raises(ConfigError, match="missing or wrong: benchmarks"):
+            look_at(*more, is_run=is_run)
+    fine.append(Seen("clip", "", None, (), "", {}, (), False))
+    with pytest.raises(ConfigError, match="missing or wrong: clip, benchmarks"):
+        look_at()
+
+
+def test_the_benchmarks_are_no_part_of_the_evaluations_fingerprint(data_root):
+    def evaluation():
+        return stages(
+            plan(data_root, "suite=understanding", "tasks=[gqa,pope]"), "llava_bridge.evaluate", "ov3"
+        )[0]
+
+    before = evaluation()
+    assert before.data_sets == {"gqa": None, "pope": None}
+    (data_root / "benchmarks" / "GQA").mkdir()
+    (data_root / "benchmarks" / "GQA" / "test.parquet").write_bytes(b"questions")
+    after = evaluation()
+    assert after.fingerprint == before.fingerprint
+    assert after.data_sets["gqa"] and after.data_sets["pope"] is None

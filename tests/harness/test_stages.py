@@ -107,6 +107,33 @@ def test_a_graph_runs_once_and_is_then_reused(module, runs_dir):
     assert (third.folder / "starts").read_text() == "x"
 
 
+def test_a_stage_is_started_again_in_its_folder_for_a_data_set_that_is_new_or_another(module, runs_dir):
+    data, other = (runs_dir.parent / name for name in ("benchmark", "modules"))
+
+    def ask(name="a"):
+        graph = Graph(runs_dir)
+        stage = graph.add("ask", module, AddConfig(), data_sets={name: data, "other": other})
+        (end,) = run(graph).values()
+        return stage, end.state
+
+    absent, state = ask()
+    assert state == "done" and absent.data_sets["a"] is None
+    assert ask()[1] == "reused"
+    data.write_text("[1]")
+    first, state = ask()
+    assert (first.fingerprint, state) == (absent.fingerprint, "done")
+    assert ask()[1] == "reused"
+    data.write_text("[2]")
+    assert ask()[1] == "done"
+    noted = json.loads((first.folder / "data_sets.json").read_text())
+    assert noted["a"] not in (None, first.data_sets["a"]) and noted["other"] == first.data_sets["other"]
+    data.unlink()
+    assert ask()[1] == "reused"  # what was asked stays asked
+    data.write_text("[2]")
+    assert ask()[1] == "reused"
+    assert (first.folder / "starts").read_text() == "xxx"
+
+
 def test_what_a_complete_stage_could_not_run_is_tried_again_and_nothing_else(module, runs_dir):
     run(chain(module, runs_dir))
     second = next(stage for stage in chain(module, runs_dir) if stage.name == "second")

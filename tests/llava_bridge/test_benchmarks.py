@@ -251,6 +251,13 @@ def test_llava_hf_folder_runs_the_papers_benchmarks_offline(llava_hf, data_root,
     assert kept["metrics"]["GQA"] == result["metrics"]["GQA"]
     assert set(kept["not_run"]) == {key for key in kept["not_run"] if key.startswith("POPE")}
 
+    asked.clear()  # who starts the stage notes the data's hashes: another one is asked again
+    (missing / "data_sets.json").write_text(json.dumps({"gqa": "another", "mme": None}))
+    with pytest.raises(ValueError, match="not run: POPE/"):
+        evaluate_all(config, missing)
+    assert asked == [task for task in TASK_SETS["paper"] if task in ("gqa", "pope")]
+    assert json.loads((missing / "scored" / "gqa.json").read_text())["data"] == "another"
+
 
 def test_extended_benchmarks_run_on_their_columns_and_the_rest_says_why_not(
     llava_hf, extended_root, tmp_path, monkeypatch
