@@ -4,7 +4,7 @@ Records: `encoder.data.records`. Pictures: `pictures`.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from encoder.runtime.config import ROOT
 from encoder.runtime.distributed import from_first
 from encoder.runtime.files import locked
 from encoder.runtime.stage import is_first_process, sha256_json
+from llava_bridge.any_resolution.pictures import CachedViews, LiveViews
 from llava_bridge.config import LlavaConfig, Template
 from llava_bridge.looks import absent_pictures
 from llava_bridge.order import training_order as training_order  # part of this module's interface
@@ -32,6 +33,8 @@ from llava_bridge.tokenised import Tokenised, asked_pictures, is_whole, key_of, 
 SKIPPED = "skipped_records.jsonl"  # in a stage's folder: {name, reason} of every record left out
 _NAMED = 20  # so many missing or broken pictures and skipped records are named in the result
 _NAMED_IN_ERROR = 3
+Pictures = CachedPictures | LivePictures | CachedViews | LiveViews
+TokenCount = int | Callable[[str], int]  # of every picture, or of a picture by its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,9 @@ class DataReport:
     num_without_picture: int
     missing: list[str]
     sha256: str
+    num_cut: int = 0  # samples whose text was cut at max_length; pictures are not
+    mean_image_tokens: float = 0.0  # of the pictures of all samples
+    max_image_tokens: int = 0
 
     @classmethod
     def of_whole(cls, records: Sequence[Mapping]) -> "DataReport":
@@ -89,7 +95,8 @@ class LlavaDataset(Dataset):
 
 class StoredDataset(Dataset):
     """Samples of stored records, made when they are read: the picture's placeholder becomes its tokens, and
-    the text beyond `max_length` is cut. rows: the places of the records that are used."""
+    the text beyond `max_length` is cut. rows: the places of the records that are used; num_image_tokens: of
+    each record's picture."""
 
     def __init__(
         self,
@@ -98,20 +105,20 @@ class StoredDataset(Dataset):
         report: DataReport,
         *,
         image_id: int,
-        num_image_tokens: int,
+        num_image_tokens: np.ndarray,
         max_length: int,
     ):
         self.store, self.rows, self.report = store, rows, report
         self.image_id, self.num_image_tokens, self.max_length = image_id, num_image_tokens, max_length
-        grown = np.diff(store.ends, prepend=0) + np.where(store.marks >= 0, num_image_tokens - 1, 0)
-        self.lengths = torch.from_numpy(grown[rows].clip(max=max_length))
+        self.lengths = torch.from_numpy(_lengths(store, num_image_tokens)[rows].clip(max=max_length))
         self.has_picture = torch.from_numpy(store.pictures[rows] >= 0)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        sample = fit(self.store[self.rows[index]], self.image_id, self.num_image_tokens, self.max_length)
+        row = self.rows[index]
+        sample = fit(self.store[row], self.image_id, int(self.num_image_tokens[row]), self.max_length)
         ids, labels = (torch.from_numpy(each).long() for each in (sample.input_ids, sample.labels))
         return Sample(ids, labels, self.picture(index))
 
@@ -123,9 +130,9 @@ class StoredDataset(Dataset):
 
 def read_dataset(
     config: LlavaConfig,
-    num_image_tokens: int,
+    num_image_tokens: TokenCount,
     tokenizer: PreTrainedTokenizerBase,
-    pictures: CachedPictures | LivePictures,
+    pictures: Pictures,
     out_dir: Path,
 ) -> StoredDataset:
     """A stage's records, read and tokenised once for all processes and runs that share `records_cache`. Those
@@ -149,9 +156,7 @@ def read_dataset(
     )
 
 
-def _open_store(
-    config: LlavaConfig, tokenizer: PreTrainedTokenizerBase, pictures: CachedPictures | LivePictures
-) -> Tokenised:
+def _open_store(config: LlavaConfig, tokenizer: PreTrainedTokenizerBase, pictures: Pictures) -> Tokenised:
     """The records' tokens, mapped; the first process that comes makes them, if no run has yet."""
     paths, cache = [ROOT / path for path in config.data], ROOT / config.records_cache
     folder = cache / key_of(paths, config.chosen_template, tokenizer)
@@ -171,11 +176,11 @@ def _open_store(
 
 def build_dataset(
     records: Sequence[Mapping],
-    pictures: CachedPictures | LivePictures | None,
+    pictures: Pictures | None,
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    num_image_tokens: int,
+    num_image_tokens: TokenCount,
     max_length: int,
     max_missing_fraction: float = 0.0,
     max_bad_fraction: float = 0.0,
@@ -207,11 +212,11 @@ def build_dataset(
 
 def _choose(
     store: Tokenised,
-    pictures: CachedPictures | LivePictures | None,
+    pictures: Pictures | None,
     absent: Mapping[int, str],
     image_id: int,
     *,
-    num_image_tokens: int,
+    num_image_tokens: TokenCount,
     max_length: int,
     max_missing_fraction: float,
     max_bad_fraction: float,
@@ -227,7 +232,8 @@ def _choose(
         BadSample(f"sample {store.names[row]}", f"no picture {names[place]}: {absent[place]}")
         for row, place in ((row, int(store.pictures[row])) for row in np.flatnonzero(is_lost).tolist())
     ]
-    faults = _length_faults(store, ~is_lost, num_image_tokens, max_length)
+    counts = _image_tokens(store, absent, num_image_tokens)
+    faults = _length_faults(store, ~is_lost, counts, max_length)
     bad = [*store.bad, *(BadSample(f"sample {store.names[row]}", fault) for row, fault in faults.items())]
     _judge(bad, store.num_read, max_bad_fraction, lost, skipped_file)
     is_lost[list(faults)] = True
@@ -244,18 +250,43 @@ def _choose(
         num_without_picture=len(lost),
         missing=[names[place] for place in list(absent)[:_NAMED]],
         sha256=hashlib.sha256(store.digests[rows].tobytes()).hexdigest(),
+        num_cut=int((_lengths(store, counts)[rows] > max_length).sum()),
+        **_tokens_seen(counts[rows[store.pictures[rows] >= 0]]),
     )
-    sizes = {"num_image_tokens": num_image_tokens, "max_length": max_length}
+    sizes = {"num_image_tokens": counts, "max_length": max_length}
     return StoredDataset(store, rows, report, image_id=image_id, **sizes)
 
 
+def _image_tokens(store: Tokenised, absent: Mapping[int, str], num_image_tokens: TokenCount) -> np.ndarray:
+    """Tokens of each record's picture; 1 where it has none, or one that is absent."""
+    if isinstance(num_image_tokens, int):
+        counts = np.full(len(store.picture_names), num_image_tokens)
+    else:
+        names = enumerate(store.picture_names)
+        counts = np.array([1 if place in absent else num_image_tokens(name) for place, name in names], int)
+    return np.append(counts, 1)[store.pictures]  # a record without a picture has -1 for its place
+
+
+def _lengths(store: Tokenised, num_image_tokens: np.ndarray) -> np.ndarray:
+    """Tokens of each record, its picture's among them, nothing cut."""
+    return np.diff(store.ends, prepend=0) + np.where(store.marks >= 0, num_image_tokens - 1, 0)
+
+
+def _tokens_seen(num_image_tokens: np.ndarray) -> dict[str, float | int]:
+    if not len(num_image_tokens):
+        return {"mean_image_tokens": 0.0, "max_image_tokens": 0}
+    mean = round(float(num_image_tokens.mean()), 2)
+    return {"mean_image_tokens": mean, "max_image_tokens": int(num_image_tokens.max())}
+
+
 def _length_faults(
-    store: Tokenised, is_wanted: np.ndarray, num_image_tokens: int, max_length: int
+    store: Tokenised, is_wanted: np.ndarray, num_image_tokens: np.ndarray, max_length: int
 ) -> dict[int, str]:
     """{row: reason} of the records that cannot be cut at `max_length`."""
     rows = np.flatnonzero(is_wanted).tolist()
-    places = zip(rows, store.marks[rows].tolist(), store.firsts[rows].tolist(), strict=True)
-    faults = {row: length_fault(*place, num_image_tokens, max_length) for row, *place in places}
+    columns = (store.marks, store.firsts, num_image_tokens)
+    places = zip(rows, *(column[rows].tolist() for column in columns), strict=True)
+    faults = {row: length_fault(*place, max_length) for row, *place in places}
     return {row: fault for row, fault in faults.items() if fault is not None}
 
 
@@ -288,9 +319,7 @@ def _judge(
         )
 
 
-def describe_data(
-    dataset: StoredDataset, pictures: CachedPictures | LivePictures, config: LlavaConfig
-) -> dict:
+def describe_data(dataset: StoredDataset, pictures: Pictures, config: LlavaConfig) -> dict:
     """What the result says of the data: as read before the first step, and what broke afterwards."""
     broken = pictures.broken.read()
     return asdict(dataset.report) | {
@@ -319,7 +348,7 @@ def pack_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
 
 def collate(
     samples: Sequence[Sample],
-    pictures: CachedPictures | LivePictures | None,
+    pictures: Pictures | None,
     pad_id: int,
     *,
     length_multiple: int = 1,

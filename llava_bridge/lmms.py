@@ -6,7 +6,7 @@ benchmarks ask several questions of one picture.
 """
 
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -43,6 +43,9 @@ class PictureCache:
         self.limit_bytes = limit_bytes
         self.num_bytes = 0
         self.num_encoded = 0
+        self.num_tokens: Counter[int] = (
+            Counter()
+        )  # a picture's tokens -> how often a question had one of so many
         self.features: OrderedDict[bytes, Tensor] = OrderedDict()
 
     @torch.inference_mode()
@@ -53,13 +56,16 @@ class PictureCache:
         ]
         new = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self.features}
         if new:
-            pixels = self.image_processor(list(new.values()), return_tensors="pt")["pixel_values"]
-            pixels = pixels.to(self.model.device, self.model.dtype if pixels.is_floating_point() else None)
-            encoded = self.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+            seen = self.image_processor(list(new.values()), return_tensors="pt").to(self.model.device)
+            pixels = seen["pixel_values"]
+            if pixels.is_floating_point():
+                seen["pixel_values"] = pixels.to(self.model.dtype)
+            encoded = self.model.get_image_features(**seen, return_dict=True).pooler_output
             self.features.update(zip(new, encoded, strict=True))
             self.num_encoded += len(new)
             self.num_bytes += sum(feature.nbytes for feature in encoded)
         found = [self.features[key] for key in keys]
+        self.num_tokens.update(map(len, found))
         for key in keys:
             self.features.move_to_end(key)
         while self.num_bytes > self.limit_bytes and len(self.features) > 1:
@@ -171,8 +177,8 @@ class LlavaLmms(lmms):
     def _tokenise(
         self, segments: Sequence[Sequence[Segment]], features: Sequence[Sequence[Tensor]]
     ) -> list[Encoded]:
-        num_image_tokens = next((feature.shape[0] for row in features for feature in row), 0)
-        return tokenise(segments, self.tokenizer, num_image_tokens, adds_bos=self.template != "chat")
+        counts = [[len(feature) for feature in row] or 0 for row in features]
+        return tokenise(segments, self.tokenizer, counts, adds_bos=self.template != "chat")
 
     def _inputs(self, samples: Sequence[Encoded], features: Sequence[Sequence[Tensor]]) -> dict:
         rows = [torch.from_numpy(sample.input_ids).long() for sample in samples]

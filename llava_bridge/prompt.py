@@ -284,20 +284,23 @@ def _refuse(record: Mapping, error: ValueError, refuse: Refuse) -> None:
 def tokenise(
     rendered: Sequence[Sequence[Segment]],
     tokenizer: PreTrainedTokenizerBase,
-    num_image_tokens: int = 1,
+    num_image_tokens: int | Sequence[int | Sequence[int]] = 1,
     adds_bos: bool = True,
 ) -> list[Encoded]:
-    """Rendered conversations to ids and labels, placeholders expanded, nothing cut. adds_bos: the tokenizer's
-    first token goes before each, where it has one; a chat template writes its own."""
+    """Rendered conversations to ids and labels, nothing cut. num_image_tokens: what a placeholder becomes, in
+    all conversations or in each; a sequence has a number for each of its placeholders. adds_bos: the
+    tokenizer's first token goes before each, where it has one; a chat template writes its own."""
     if not rendered:
         return []
     texts = ["".join(segment.text for segment in segments) for segments in rendered]
     batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     image_id = tokenizer.convert_tokens_to_ids(IMAGE)
     encoded = []
-    for segments, ids, offsets in zip(rendered, batch["input_ids"], batch["offset_mapping"], strict=True):
+    counts = [num_image_tokens] * len(texts) if isinstance(num_image_tokens, int) else num_image_tokens
+    rows = zip(rendered, batch["input_ids"], batch["offset_mapping"], counts, strict=True)
+    for segments, ids, offsets, count in rows:
         labels = mask_prompt(segments, ids, offsets)
-        sample = expand_image(np.array(ids, dtype=np.int32), labels, image_id, num_image_tokens)
+        sample = expand_image(np.array(ids, dtype=np.int32), labels, image_id, count)
         bos = tokenizer.bos_token_id
         if adds_bos and bos is not None and ids[:1] != [bos]:  # Qwen has none
             sample = Encoded(np.insert(sample.input_ids, 0, bos), np.insert(sample.labels, 0, IGNORE))
@@ -318,9 +321,13 @@ def mask_prompt(
     return np.where(is_answer, ids, IGNORE).astype(np.int32)
 
 
-def expand_image(ids: np.ndarray, labels: np.ndarray, image_id: int, num_image_tokens: int) -> Encoded:
-    """Repeat each picture placeholder once for each of the picture's tokens; they carry no loss."""
-    repeats = np.where(ids == image_id, num_image_tokens, 1)
+def expand_image(
+    ids: np.ndarray, labels: np.ndarray, image_id: int, num_image_tokens: int | Sequence[int]
+) -> Encoded:
+    """Repeat each picture placeholder once for each of the picture's tokens (of all alike, or each its own
+    number); they carry no loss."""
+    repeats = np.ones(len(ids), np.int64)
+    repeats[ids == image_id] = num_image_tokens
     ids, labels = ids.repeat(repeats), labels.repeat(repeats)
     return Encoded(ids, np.where(ids == image_id, IGNORE, labels))
 

@@ -25,6 +25,8 @@ from transformers import PrinterCallback, TrainingArguments
 from encoder.runtime.config import ROOT
 from encoder.runtime.stage import is_first_process, main, write_json
 from encoder.runtime.trackers import Journal
+from llava_bridge.any_resolution.model import check_framework, draw_newline, learns_newline, views_of
+from llava_bridge.any_resolution.pictures import open_views
 from llava_bridge.attention import choose_attention
 from llava_bridge.config import LlavaConfig
 from llava_bridge.data import collate, describe_data, read_dataset
@@ -85,7 +87,10 @@ def open_start(config: LlavaConfig) -> tuple[FrozenTowerConfig, Processor]:
     """
     if config.stage == 1:
         llm = language_model_of(config)
-        tower, processor = describe_start(config.encoder, config.features, llm, config.num_image_tokens)
+        tiles = config.tiles if config.framework == "llava_next" else None
+        tower, processor = describe_start(
+            config.encoder, config.features, llm, config.num_image_tokens, tiles
+        )
     else:
         init = ROOT / config.init
         tower, processor = describe_saved(init)
@@ -99,7 +104,9 @@ def open_start(config: LlavaConfig) -> tuple[FrozenTowerConfig, Processor]:
                 f"{init} was aligned at {tower.num_tokens} picture tokens, not num_image_tokens "
                 f"{config.num_image_tokens}; run stage 1 with it"
             )
-    processor.image_processor.aspect = config.aspect
+        check_framework(config, processor, init)
+    if config.framework == "llava_1_5":
+        processor.image_processor.aspect = config.aspect
     return tower, processor
 
 
@@ -121,6 +128,8 @@ def load_model(config: LlavaConfig, tower: FrozenTowerConfig, processor: Process
         model = assemble(tower, processor, llm, config.attention, config.seed, dtype)
     else:
         model = adopt(load(ROOT / config.init, config.attention, dtype)[0])
+        if config.framework == "llava_next" and config.newline == "official":
+            draw_newline(model, config.seed + 1, dtype)
         model.model.vision_tower.float()  # the type of its output; the encoder keeps its own
     if int(os.environ["WORLD_SIZE"]) > 1:
         splits = settings is not None and settings["zero_optimization"]["stage"] == 3
@@ -132,6 +141,8 @@ def freeze(model: OverTokens, config: LlavaConfig) -> list[str]:
     """Let only the stage's parts learn; returns their names."""
     model.requires_grad_(False)
     parts = {"projector": list(model.model.multi_modal_projector.parameters())}
+    if learns_newline(config):
+        parts["newline"] = [model.model.image_newline]
     if config.lora_rank is not None:
         language_model = model.model.language_model
         parts["lora"] = add_lora(language_model, config.lora_rank, config.lora_alpha, config.lora_dropout)
@@ -219,8 +230,13 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
 
     # ---- data, before the model is built
     tower_config, processor = open_start(config)
-    pictures = open_pictures(config, tower_config, processor.image_processor, out_dir)
-    dataset = read_dataset(config, tower_config.num_tokens, processor.tokenizer, pictures, out_dir)
+    if config.framework == "llava_next":
+        pictures = open_views(config, tower_config, views_of(processor), out_dir)
+        num_image_tokens = pictures.num_tokens
+    else:
+        pictures = open_pictures(config, tower_config, processor.image_processor, out_dir)
+        num_image_tokens = tower_config.num_tokens
+    dataset = read_dataset(config, num_image_tokens, processor.tokenizer, pictures, out_dir)
     num_steps = max(1, round(config.num_epochs * len(dataset) / config.batch_size))
     order = training_order(
         dataset.lengths,
@@ -273,7 +289,7 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
     )
     trainer.remove_callback(PrinterCallback)
     check_engine(trainer, config.deepspeed)
-    if config.tokens is None:
+    if pictures.needs_tower:
         tower.to(trainer.args.device)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     engine = describe_engine(trainer)

@@ -153,6 +153,7 @@ def compile_blocks(model: OverTokens) -> None:
 def describe_tower(config: LlavaConfig, model: OverTokens) -> dict:
     """What the result says of the frozen encoder."""
     tower = model.config.vision_config
+    canvases = getattr(model.config, "image_grid_pinpoints", None)  # (height, width) px, in order
     return {
         "source": config.encoder,
         "features": config.features,
@@ -161,6 +162,8 @@ def describe_tower(config: LlavaConfig, model: OverTokens) -> dict:
         "fingerprint": tower.fingerprint,
         "cached_tokens": config.tokens is not None,
         "aspect": config.aspect,
+        "framework": config.framework,
+        **({"views": config.views, "canvases": canvases} if canvases else {}),
     }
 
 

@@ -4,6 +4,8 @@ A picture's sequence is the tokens of its first view, then those of its tiles as
 what lies over padding, a learned `image_newline` closing each row: transformers' `pack_image_features`.
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -11,13 +13,16 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from encoder.data.records import IMAGE
 from llava_bridge.any_resolution.views import Views
+from llava_bridge.config import LlavaConfig
 from llava_bridge.over_tokens import OverTokens
 from llava_bridge.tower import FrozenTowerConfig
 
@@ -96,3 +101,48 @@ def views_of(processor: LlavaNextProcessor) -> Views:
     side = image_processor.size["height"]
     canvases = tuple((height, width) for height, width in image_processor.image_grid_pinpoints)
     return Views(side, side // processor.patch_size, canvases)
+
+
+def learns_newline(config: LlavaConfig) -> bool:
+    """Whether a stage trains `image_newline`: the original does not in stage 1, and it is not in the sequence
+    of a first view alone."""
+    is_seen = config.framework == "llava_next" and config.views == "tiles"
+    return is_seen and (config.newline == "trained" or config.stage == 2)
+
+
+def check_framework(config: LlavaConfig, processor: ProcessorMixin, init: Path) -> None:
+    """Compare a stage with the model that it goes on from.
+
+    Raises:
+        ValueError: the model is of another framework, or of other tiles.
+    """
+    is_next = isinstance(processor, LlavaNextProcessor)
+    if is_next != (config.framework == "llava_next"):
+        found = "llava_next" if is_next else "llava_1_5"
+        raise ValueError(
+            f"{init} was aligned as {found}, not {config.framework}; run stage 1 for this framework"
+        )
+    if is_next:
+        views = views_of(processor)
+        wanted = Views.of(config.tiles, views.side, views.grid)
+        if views != wanted:
+            raise ValueError(
+                f"{init} was aligned with canvases {views.canvases}, not {wanted.canvases} (height, width; "
+                "their order counts); run stage 1 with these tiles"
+            )
+
+
+def use_square(model: PreTrainedModel, processor: ProcessorMixin) -> None:
+    """Let a model see every picture on the one canvas of 2 x 2 tiles, as Open-LLaVA-NeXT evaluates.
+
+    Source: xiaoachen98/Open-LLaVA-NeXT@a4dfe53, `--square_eval True`.
+
+    Raises:
+        ValueError: it is no LLaVA-NeXT.
+    """
+    if not isinstance(processor, LlavaNextProcessor):
+        raise ValueError("square_eval is of llava_next: this model has no tiles")
+    side = model.config.vision_config.image_size
+    model.config.image_grid_pinpoints = processor.image_processor.image_grid_pinpoints = [
+        [2 * side, 2 * side]
+    ]

@@ -109,6 +109,11 @@ class LiveViews(_Viewed):
         self.broken, self.embedded = pictures.broken, pictures.embedded
         self._sizes: dict[str, Size] = {}
 
+    @property
+    def identity(self) -> list[str]:
+        """Where the pictures are looked for, by which looks at them are remembered."""
+        return self.pictures.identity
+
     def __contains__(self, name: str) -> bool:
         return name in self.pictures
 

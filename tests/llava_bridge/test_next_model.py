@@ -1,6 +1,9 @@
 """LLaVA-NeXT around the frozen tower: a picture's sequence written out by hand, transformers' own model of
 the same weights, folders that reload exactly."""
 
+from collections import Counter
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +18,7 @@ from transformers import (
 
 import llava_bridge.model
 from llava_bridge.any_resolution.model import LlavaNextOverTokens, views_of
+from llava_bridge.lmms import LlavaLmms
 from llava_bridge.model import adopt, build, load, save
 from llava_bridge.prompt import question_prompt
 
@@ -154,3 +158,20 @@ def test_grid_that_is_not_square_is_refused(llm, monkeypatch):
     monkeypatch.setattr(llava_bridge.model, "load_encoder", flat)
     with pytest.raises(ValueError, match="grid of 'tiny' is 1 x 4, not square; use framework=llava_1_5"):
         build("tiny", None, llm, "eager", 0, tiles=TILES)
+
+
+def test_answers_do_not_depend_on_the_batch_and_count_the_tokens_seen(llava, pictures):
+    def answers(batch_size: int) -> tuple[list[str], dict]:
+        lm = LlavaLmms(*llava, batch_size=batch_size, max_new_tokens=5)
+        lm.task_dict = {"task": {"test": [{"image": picture} for picture in pictures]}}
+        requests = [
+            SimpleNamespace(args=(text, {}, lambda doc: [doc["image"]], i, "task", "test"))
+            for i, text in enumerate(["what is this", "two birds", "red cat", "a", "is it big"])
+        ]
+        return lm.generate_until(requests), dict(lm.pictures.num_tokens)
+
+    views = views_of(llava[1])
+    texts, seen = answers(5)
+    assert answers(1) == (texts, seen) and answers(2) == (texts, seen)
+    counted = Counter(views.num_tokens((picture.height, picture.width)) for picture in pictures)
+    assert seen == counted and len(counted) > 2
