@@ -146,12 +146,22 @@ class ScenesConfig:
     seed: int = 0
     shard_size: int = 1000  # pictures a shard; 10,000 at most (the keys give four digits to them)
     num_workers: int = 1
+    # Objects and signs at this part of their usual size: a large picture then shows small things
+    object_scale: float = 1.0
+    # px: drawn at this size and enlarged to image_size, which then shows nothing more; None: at image_size
+    rendered_at: int | None = None
     composition: Composition = "scene_centric"
     held_out: HeldOut = field(default_factory=HeldOut)
 
     def __post_init__(self):
         if not 64 <= self.image_size <= 512:
             raise ValueError(f"image_size must be from 64 to 512 pixels, got {self.image_size}")
+        if not 64 <= (self.rendered_at or 64) <= self.image_size:
+            raise ValueError(
+                f"rendered_at must be from 64 to image_size {self.image_size} pixels, got {self.rendered_at}"
+            )
+        if not 0.25 <= self.object_scale <= 1:
+            raise ValueError(f"object_scale must be from 0.25 to 1, got {self.object_scale}")
         if not 1 <= self.shard_size <= 10_000:
             raise ValueError(f"shard_size must be from 1 to 10000 pictures, got {self.shard_size}")
         if self.num_workers < 1:

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from encoder.data.scenes.drawing import Drawing
 from encoder.data.scenes.questions import pope_questions, seed_questions
-from encoder.data.scenes.render import render
 from encoder.data.scenes.scene import Scene
 from encoder.runtime.files import replacing
 
@@ -24,18 +24,20 @@ _ROWS_PER_GROUP = 256
 Mapper = Callable[[Callable[[Scene], bytes], Iterable[Scene]], Iterable[bytes]]  # `map`, or a pool's
 
 
-def png(scene: Scene, size: int) -> bytes:
+def png(scene: Scene, how: Drawing | int) -> bytes:
     """The picture of a scene as a PNG file."""
     buffer = io.BytesIO()
-    Image.fromarray(render(scene, size)).save(buffer, "PNG", compress_level=3)
+    Image.fromarray(Drawing.of(how)(scene)).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
 
 
-def write_seed(path: Path, seed: int, num_per_dimension: int, size: int, mapper: Mapper = map) -> int:
+def write_seed(
+    path: Path, seed: int, num_per_dimension: int, how: Drawing | int, mapper: Mapper = map
+) -> int:
     """Scenes-SEED (columns of lmms-lab/SEED-Bench, and `group`, the number of the twin group), its pictures
     drawn by `mapper`. Returns the rows."""
     rows, questions = [], list(seed_questions(seed, num_per_dimension))
-    pictures = mapper(partial(png, size=size), [question.scene for question in questions])
+    pictures = mapper(partial(png, how=how), [question.scene for question in questions])
     for number, (question, data) in enumerate(zip(questions, pictures, strict=True)):
         picture = {"bytes": data, "path": f"seed_{number:06d}.png"}
         choices = {
@@ -53,11 +55,11 @@ def write_seed(path: Path, seed: int, num_per_dimension: int, size: int, mapper:
     return len(rows)
 
 
-def write_pope(path: Path, seed: int, num_pairs: int, size: int, mapper: Mapper = map) -> int:
+def write_pope(path: Path, seed: int, num_pairs: int, how: Drawing | int, mapper: Mapper = map) -> int:
     """Scenes-POPE (columns of lmms-lab/POPE, and `group`), its pictures drawn by `mapper`. Returns the
     rows."""
     rows, questions = [], list(pope_questions(seed, num_pairs))
-    pictures = mapper(partial(png, size=size), [question.scene for question in questions])
+    pictures = mapper(partial(png, how=how), [question.scene for question in questions])
     for number, (question, data) in enumerate(zip(questions, pictures, strict=True)):
         name = f"pope_{number:06d}"
         rows.append(

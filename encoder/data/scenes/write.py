@@ -24,6 +24,7 @@ from PIL import Image
 from encoder.data.options import Composition, ScenesConfig
 from encoder.data.scenes.compose import SCENES_VERSION, make_scene
 from encoder.data.scenes.conversations import instruct_record, pretrain_record, text_record
+from encoder.data.scenes.drawing import Drawing
 from encoder.data.scenes.objects import KINDS
 from encoder.data.scenes.parquet import png, write_pope, write_seed
 from encoder.data.scenes.render import render
@@ -76,10 +77,10 @@ def run(config: ScenesConfig, out_dir: Path) -> dict[str, Any]:
             count(mapper(_write_shard, _shards(config, out_dir / split, split, number)))
         _write_llava(config, out_dir / "llava", mapper, count)
         _write_text(config, out_dir / "text.jsonl", mapper, count)
-        lmms, seed, size = out_dir / "lmms", config.seed, config.image_size
+        lmms, seed, how = out_dir / "lmms", config.seed, drawing(config)
         lmms.mkdir(exist_ok=True)
-        num_seed = write_seed(lmms / "scenes_seed.parquet", seed, config.num_seed_questions, size, mapper)
-        num_pope = write_pope(lmms / "scenes_pope.parquet", seed, config.num_pope_pairs, size, mapper)
+        num_seed = write_seed(lmms / "scenes_seed.parquet", seed, config.num_seed_questions, how, mapper)
+        num_pope = write_pope(lmms / "scenes_pope.parquet", seed, config.num_pope_pairs, how, mapper)
     contact_sheet(config.seed, composition=config.composition).save(out_dir / "contact_sheet.png")
     counts = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
     counts |= {"llava_images": config.num_llava_images, "text": config.num_text}
@@ -90,19 +91,25 @@ def run(config: ScenesConfig, out_dir: Path) -> dict[str, Any]:
     return {"counts": counts, "version": SCENES_VERSION, "sha256": card["sha256"]}
 
 
-def sample_record(scene: Scene, index: int, size: int) -> tuple[str, dict[str, Any], bytes]:
+def drawing(config: ScenesConfig) -> Drawing:
+    """How its pictures are drawn."""
+    return Drawing(size=config.image_size, object_scale=config.object_scale, rendered_at=config.rendered_at)
+
+
+def sample_record(scene: Scene, index: int, how: Drawing | int) -> tuple[str, dict[str, Any], bytes]:
     """One sample of a shard: alt text, JSON record, PNG."""
+    how = Drawing.of(how)
     record = {
         "key": f"{index:09d}",
-        "width": size,
-        "height": size,
+        "width": how.size,
+        "height": how.size,
         "org_caption": org_caption(scene),
         "re_caption": re_caption(scene),
         "label": scene.label,
         "class_name": KINDS[scene.label],
         "scene": scene.truth(),
     }
-    return record["org_caption"], record, png(scene, size)
+    return record["org_caption"], record, png(scene, how)
 
 
 def contact_sheet(
@@ -129,8 +136,9 @@ def _shards(config: ScenesConfig, folder: Path, split: Split, number: int) -> It
 def _write_shard(piece: Piece) -> int:
     """A shard and, as img2dataset does, its `_stats.json`, which says that the shard is complete."""
     stats_path = piece.path.with_name(f"{piece.path.stem}_stats.json")
-    size = piece.config.image_size
-    stats = {"version": SCENES_VERSION, "seed": piece.config.seed, "image_size": size, "first": piece.first}
+    how = drawing(piece.config)
+    stats = {"version": SCENES_VERSION, "seed": piece.config.seed, "image_size": how.size}
+    stats |= {"first": piece.first}
     stats |= {"count": piece.count, "successes": piece.count}
     if piece.path.is_file() and stats_path.is_file() and json.loads(stats_path.read_text()) == stats:
         return piece.count
@@ -139,7 +147,7 @@ def _write_shard(piece: Piece) -> int:
         tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
     ):
         for index in range(piece.first, piece.first + piece.count):
-            text, record, picture = sample_record(piece.scene(index), index, size)
+            text, record, picture = sample_record(piece.scene(index), index, how)
             add_member(tar, f"{record['key']}.json", json.dumps(record).encode())
             add_member(tar, f"{record['key']}.png", picture)
             add_member(tar, f"{record['key']}.txt", text.encode())
@@ -166,7 +174,7 @@ def _llava_records(piece: Piece) -> tuple[list[dict], list[dict]]:
     for index in range(piece.first, piece.first + piece.count):
         scene = piece.scene(index)
         name = f"{index:09d}"
-        (piece.path / f"{name}.png").write_bytes(png(scene, piece.config.image_size))
+        (piece.path / f"{name}.png").write_bytes(png(scene, drawing(piece.config)))
         image = f"images/{name}.png"
         pretrain.append(pretrain_record(scene, name, image))
         instruct.append(instruct_record(scene, name, image, piece.config.seed))
