@@ -1,9 +1,9 @@
-# make setup | demo | rehearse | test | lint | bench | weights     (PYTHON=python3.12 make setup for another interpreter)
+# make setup | demo | rehearse | rehearse-processes | test | lint | bench | weights     (PYTHON=python3.12 make setup for another interpreter)
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.stamp
 
-.PHONY: setup demo rehearse test lint bench weights clean
+.PHONY: setup demo rehearse rehearse-processes test lint bench weights clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -26,6 +26,17 @@ test: setup
 rehearse: setup
 	test -f data/replica/REPLICA.json || $(BIN)/python -m harness.replica data/replica
 	$(BIN)/python harness/run.py suite=all preset=paper data_root=data/replica overrides=configs/rehearsals/paper.yaml encoders=[ov3-b,clip-b,ov3-own]
+
+# LLaVA's stages of the rehearsal on two processes (gloo) under ZeRO-2, then ZeRO-3, set beside the table of one.
+TWO := launch=torchrun processes=2 jobs=1
+REHEARSE := $(BIN)/python harness/run.py suite=understanding preset=paper data_root=data/replica overrides=configs/rehearsals/paper.yaml
+rehearse-processes: setup
+	test -f data/replica/REPLICA.json || $(BIN)/python -m harness.replica data/replica
+	$(REHEARSE)
+	@for zero in zero2 zero3; do echo "== $$zero, two processes"; \
+	  $(REHEARSE) $(TWO) llava.align.deepspeed=configs/deepspeed/$$zero.json llava.instruct.deepspeed=configs/deepspeed/$$zero.json \
+	    runs_dir=runs/$$zero results_dir=results/rehearsal/$$zero || exit 1; \
+	  $(BIN)/python harness/run.py compare results/rehearsal/understanding results/rehearsal/$$zero/rehearsal/understanding || exit 1; done
 
 lint: setup
 	$(BIN)/ruff check .

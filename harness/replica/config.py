@@ -25,7 +25,7 @@ class ReplicaConfig:
     pretrain_records: int = 48
     mix_records: int = 48  # with a picture; one more in eight is text alone
     questions: int = 2  # of each kind: SEED-Bench dimension, MME category, POPE picture, ...
-    adm_pictures: int = 64
+    adm_pictures: int = 16
     num_shards: int = 4  # of Recap-DataComp-1B: the last is held out
     shard_samples: int = 24
     networks: bool = True  # Inception, AlexNet, VGG16, DINO at their true shapes, and ADM's statistics
