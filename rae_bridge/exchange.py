@@ -41,6 +41,7 @@ from rae_bridge.shapes import DecoderConfig, DiTConfig
 from rae_bridge.weights_folder import WEIGHTS, WeightsFolder, check_guide, check_tokens_alike, write_weights
 
 CONFIG, MODEL, STATISTICS, DECODER, GUIDE = "sample.yaml", "stage2_model.pt", "stat.pt", "decoder", "guide"
+TOKENS = "tokens"
 POINTS = 50  # in time; RAE's number of steps
 GUIDE_SCALE = 1.42  # RAE's at 256 px
 NUM_SAMPLES = 50_000
@@ -75,6 +76,7 @@ def export(
         config["guidance"] |= {"method": "autoguidance", "scale": GUIDE_SCALE}
         config["guidance"]["guidance_model"] = _write_model(other, out_dir / GUIDE)
     config = {"stage_1": {"target": "stage1.RAE", "params": stage_1}, **config}
+    config[TOKENS] = dict(about.tokens)  # a section that RAE's code passes over and `adopt` checks
     with replacing(out_dir / CONFIG) as temporary:
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
     return config
@@ -208,6 +210,8 @@ def adopt(config: Path, out_dir: Path, *, encoder: str, root: Path | None = None
     if (official.get("sampler", "mode"), method) != ("ODE", "euler"):
         raise ValueError(f"{config}: sampler {official.get('sampler', 'mode')}/{method} is not ODE/euler")
     frozen = load_for_generation(encoder)
+    if TOKENS in official.values:
+        check_tokens_alike(f"{config}", official.values[TOKENS], f"encoder {encoder}", origin_of(frozen))
     statistics = LatentStatistics.load(official.file("stage_1", "params", "normalization_stat_path"))
     shift = shift_factor(
         official.get("misc", "time_dist_shift_dim", default=196608),

@@ -1,9 +1,9 @@
 """Stage: the Frechet distance of samples against guidance scale and against number of steps, as a figure.
 
-`python -m rae_bridge.sweep <config.yaml> <out_dir>` writes out_dir/sweep.json and sweep.png. Every point
-draws the same classes from the same noise and is kept once it is known, so that an interrupted run goes on.
-out_dir/best.json is the guidance of the least distance at `default_steps`; `guidance_from` of
-`GenerateConfig` reads it.
+`python -m rae_bridge.sweep <config.yaml> <out_dir>` (several processes: `accelerate launch -m
+rae_bridge.sweep ...`) writes out_dir/sweep.json and sweep.png. Every point draws the same classes from the
+same noise and is kept once it is known, so that an interrupted run goes on. out_dir/best.json is the guidance
+of the least distance at `default_steps`; `guidance_from` of `GenerateConfig` reads it.
 """
 
 import dataclasses
@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from encoder.runtime.config import ROOT
-from encoder.runtime.device import require_device
 from encoder.runtime.ranks import Ranks
 from encoder.runtime.stage import main, progress, write_json
 from rae_bridge.codec import check_tokens, load_codec
@@ -109,34 +108,46 @@ def draw_figure(path: Path, config: SweepConfig, distances: dict[str, float]) ->
     pyplot.close(figure)
 
 
+def write_best(
+    path: Path, config: SweepConfig, wanted: dict[str, GenerateConfig], distances: dict[str, float]
+) -> None:
+    """The guidance of the least distance at `default_steps`, if any was tried."""
+    guided = [key for key in wanted if wanted[key].guidance and wanted[key].num_steps == config.default_steps]
+    if guided:
+        chosen = wanted[min(guided, key=distances.__getitem__)].guidance
+        write_json(path, dataclasses.asdict(chosen))
+
+
 def run(config: SweepConfig, out_dir: Path) -> dict:
     """Sample and judge each point; see the module's docstring."""
     torch.set_flush_denormal(True)
     along_scale, along_steps = points(config)
     every = (*along_scale, *along_steps, *more_points(config))
     wanted = {point.key: generate_config(config, point) for point in every}
-    ranks = Ranks(0, 1, str(require_device(config.device)))
+    ranks = Ranks.start(config.device)
     flow = TrainedFlow.load(config.model, ranks.device, config.weights)
     codec = load_codec(config.encoder, decoder=config.decoder, device=ranks.device)
     check_tokens(ROOT / config.model, codec.encoder)
     judge = FrechetJudge(config.judge, ranks.device)
     path = out_dir / RESULT
     distances: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+    ranks.wait()  # all have read it before it is written
     for key, settings in wanted.items():
         if key not in distances:
             fresh = judge.again()
             guidance = make_guidance(settings.guidance, flow, ranks.device)
             for _, images in stream_samples(flow, codec, settings, guidance, ranks):
                 fresh.see(images)
-            distances[key] = fresh.distance()
-            write_json(path, distances)
-        progress(out_dir, len(distances), len(wanted), "points")
-    draw_figure(out_dir / "sweep.png", config, distances)
+            distances[key] = fresh.merged(ranks).distance()
+            if ranks.is_main:
+                write_json(path, distances)
+        if ranks.is_main:
+            progress(out_dir, len(distances), len(wanted), "points")
     best = min(wanted, key=distances.__getitem__)
-    guided = [key for key in wanted if wanted[key].guidance and wanted[key].num_steps == config.default_steps]
-    if guided:
-        chosen = wanted[min(guided, key=distances.__getitem__)].guidance
-        write_json(out_dir / BEST, dataclasses.asdict(chosen))
+    if ranks.is_main:
+        draw_figure(out_dir / "sweep.png", config, distances)
+        write_best(out_dir / BEST, config, wanted, distances)
+    ranks.wait()
     return {
         "distances": {key: distances[key] for key in wanted},
         "best": best,

@@ -172,13 +172,13 @@ def train(config: TrainDiTConfig, out_dir: Path) -> dict:
 
     # ---- data
     ranks = Ranks.start(config.device)
-    journal = Journal(out_dir, config.trackers, config, is_main=ranks.is_main)
     set_tf32(ranks.device, config.tf32)
     part = ranks.part(config.batch_size)
     cache = open_tokens(config, ranks.device)
     check_classes(config, cache)
     held_out = open_held_out(config, cache)
     start = Start.open(config, shape_of(config, cache), cache.origin)
+    journal = Journal(out_dir, config.trackers, config, is_main=ranks.is_main)
     statistics = choose_statistics(config, cache, start)
     shift = training_shift(cache.width * cache.side**2) if config.shift is None else config.shift
     normalise = statistics.to(ranks.device).normalise

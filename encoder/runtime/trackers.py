@@ -105,7 +105,7 @@ class _Wandb:
         try:
             self._run = wandb.init(**about, id=run["id"], resume="allow")
         except wandb.Error as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0].rstrip(".")
             raise ValueError(f"tracker wandb cannot start: {reason}; or set WANDB_MODE=offline") from None
 
     def log(self, done: int, scalars: dict[str, float]) -> None:

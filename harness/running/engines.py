@@ -33,6 +33,7 @@ MULTI_PROCESS = (
     "rae_bridge.cache",
     "rae_bridge.generate",
     "rae_bridge.reconstruct",
+    "rae_bridge.sweep",
     "rae_bridge.train",
     "rae_bridge.train_decoder",
 )

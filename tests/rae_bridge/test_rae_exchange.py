@@ -62,7 +62,7 @@ def test_the_layout_is_raes(folders, tmp_path):
     out = tmp_path / "rae"
     exchange.main(["export", str(model), str(out), "--decoder", str(decoder), "--guide", str(guide)])
     config = yaml.safe_load((out / "sample.yaml").read_text())
-    assert set(config) == {"stage_1", "stage_2", "transport", "sampler", "guidance", "misc"}
+    assert set(config) == {"stage_1", "stage_2", "transport", "sampler", "guidance", "misc", "tokens"}
     assert config["stage_2"]["target"] == "stage2.models.DDT.DiTwDDTHead"
     params = config["stage_2"]["params"]
     assert set(params) == DIT_PARAMS
@@ -148,6 +148,7 @@ def released(tmp_path, folders) -> Path:
     }  # fmt: skip
     config["guidance"] = {"method": "cfg", "scale": 1.5, "t-min": 0.0, "t-max": 0.9}
     config["training"] = {"epochs": 1400}
+    del config["tokens"]  # ours alone
     (root / "released.yaml").write_text(yaml.safe_dump(config))
     return root / "released.yaml"
 
@@ -185,6 +186,7 @@ def test_what_does_not_fit_is_named(folders, tmp_path, blind_to_pixels):
     refused("key 'blocks.2", stage_2__params__depth=[2, 1])
     refused("no decoder config .*--root", FileNotFoundError, stage_1__params__decoder_config_path="nowhere")
     refused("gives 4 x 4 of 192", encoder="ov3-demo")
+    refused("knows tokens of other", tokens={"encoder": "other", "features": "last", "fingerprint": "f" * 64})
     with pytest.raises(SystemExit, match="error: config file not found"):
         exchange.main(["adopt", "nowhere.yaml", str(tmp_path / "no"), "--encoder", blind_to_pixels])
 

@@ -1,5 +1,6 @@
 """Two processes equal one: both models' training, the latent cache, sampling, reconstruction, the judge."""
 
+import json
 import os
 import runpy
 import socket
@@ -26,6 +27,7 @@ from rae_bridge.config import (
     LivePicturesConfig,
     OnlineConfig,
     ReconstructConfig,
+    SweepConfig,
     TrainDecoderConfig,
     TrainDiTConfig,
 )
@@ -38,7 +40,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from encoder.runtime.config import load
-from rae_bridge import cache, config, decoder_data, generate, reconstruct, train, train_decoder
+from rae_bridge import cache, config, decoder_data, generate, reconstruct, sweep, train, train_decoder
 decoder_data.CHUNK = 10
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 stages = {
@@ -48,6 +50,7 @@ stages = {
     "live": (config.TrainDecoderConfig, train_decoder.train),
     "generate": (config.GenerateConfig, generate.run),
     "reconstruct": (config.ReconstructConfig, reconstruct.run),
+    "sweep": (config.SweepConfig, sweep.run),
 }
 for name, (kind, run) in stages.items():
     (out / name).mkdir(parents=True, exist_ok=True)
@@ -115,6 +118,10 @@ def outputs(tmp_path, pictures, write_model, invertible, monkeypatch) -> dict[in
                 model=str(tmp_path / "model"), encoder=encoder, num_samples=8, num_steps=2, batch_size=3
             ),
             "reconstruct": ReconstructConfig(**data, split="train", limit=19, batch_size=4),
+            "sweep": SweepConfig(
+                model=str(tmp_path / "model"), encoder=encoder, judge=judge, scales=(1.0, 2.0), steps=(2,),
+                default_steps=2, num_samples=9, batch_size=2,
+            ),
         }  # fmt: skip
         for name, config in configs.items():
             dump(config, folder / f"{name}.yaml")
@@ -164,6 +171,10 @@ def test_two_processes_write_what_one_does(outputs):
         first, second = (np.load(out / "reconstruct" / f"{name}.npz") for out in (one, two))
         assert len(first["arr_0"]) == 19
         assert all(np.array_equal(first[key], second[key]) for key in ("arr_0", "labels"))
+    swept = [json.loads((out / "sweep" / "sweep.json").read_text()) for out in (one, two)]
+    assert swept[0] == pytest.approx(swept[1], rel=1e-6) and len(swept[0]) == 2
+    best = [json.loads((out / "sweep" / "best.json").read_text()) for out in (one, two)]
+    assert best[0] == best[1]
 
 
 def test_rows_are_shared_evenly_or_refused():
