@@ -230,6 +230,15 @@ def open_pictures(config: TokensConfig, ranks: Ranks) -> Pictures:
     return found
 
 
+def about_tokens(encoder: FrozenEncoder, dtype: str, flips: bool = False) -> dict[str, Any]:
+    """What index.json says of an encoder's tokens."""
+    return {
+        "encoder": encoder.name, "fingerprint": encoder.fingerprint, "features": encoder.features,
+        "grid": list(encoder.grid), "width": encoder.width, "can_decode": encoder.can_decode,
+        "dtype": dtype, "flips": flips,
+    }  # fmt: skip
+
+
 def write_tokens(config: TokensConfig, out_dir: Path, *, has_moments: bool = False) -> dict[str, Any]:
     """Encode and write what is missing; returns whose tokens they are, and counts.
 
@@ -258,11 +267,7 @@ def store(
     Raises: ValueError: too many are unreadable.
     """
     torch.set_flush_denormal(True)
-    about = {
-        "encoder": encoder.name, "fingerprint": encoder.fingerprint, "features": encoder.features,
-        "grid": list(encoder.grid), "width": encoder.width, "can_decode": encoder.can_decode,
-        "dtype": config.dtype, "flips": config.flips, **(more or {}),
-    }  # fmt: skip
+    about = {**about_tokens(encoder, config.dtype, config.flips), **(more or {})}
     num_bytes = encoder.num_tokens * encoder.width * DTYPES[config.dtype].itemsize * (1 + config.flips)
     size = config.shard_size or max(1, SHARD_BYTES // num_bytes)
     parts = [range(first, min(first + size, len(pictures))) for first in range(0, len(pictures), size)]

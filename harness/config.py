@@ -92,6 +92,20 @@ class RaeSections:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationSections:
+    """Which pictures suite=generation trains and judges generators on."""
+
+    # What differs from the preset's `scenes`, such as {composition: object_centric}; None: those themselves
+    scenes: dict[str, Any] | None = None
+    # With `scenes`: a second generator on the preset's own, `scene-centric/` before its numbers' names
+    also_scene_centric: bool = False
+
+    def __post_init__(self) -> None:
+        if self.also_scene_centric and self.scenes is None:
+            raise ValueError("also_scene_centric adds to generation.scenes: give those, or leave it out")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AblationSections:
     """What suite=ablation trains at this size, and which of its studies go through the bridges."""
 
@@ -189,7 +203,9 @@ class Preset:
     own_data: dict[str, Any] = dataclasses.field(default_factory=dict)
     tokens: dict[str, Any]  # encoder.options.TokensConfig
     llava: LlavaSections
+    probe: dict[str, Any] = dataclasses.field(default_factory=dict)  # harness.probe.config.ProbeConfig
     rae: RaeSections
+    generation: GenerationSections = dataclasses.field(default_factory=GenerationSections)
     reference: dict[str, Any]  # ReferenceConfig
     score: dict[str, Any]  # ScoreConfig
     baseline: str | None = None  # the encoder that the others are tested against, question by question

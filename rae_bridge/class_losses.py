@@ -3,6 +3,9 @@
 A model that ignores its class has the same loss with each; no Frechet distance would show that.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +38,21 @@ def class_losses(
             name: _mean_error(model, x_t, t, label, target, precision) for name, label in told.items()
         }
     return losses
+
+
+def as_metrics(losses: Mapping[str, Mapping[str, float]], num_samples: int) -> dict[str, dict[str, Any]]:
+    """Each loss as a number for the tables: `DiT loss/t=0.5/true`. Less is better of the true class alone: a
+    wrong one should cost something."""
+    return {
+        f"DiT loss/t={time}/{told}": {
+            "value": value,
+            "unit": "",
+            "higher_is_better": False if told == "true" else None,
+            "num_samples": num_samples,
+        }
+        for time, at in losses.items()
+        for told, value in at.items()
+    }
 
 
 def _mean_error(model: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, target: Tensor, precision: str) -> float:

@@ -327,6 +327,7 @@ class GenerateConfig:
     image_size: int | None = None  # px on a side to which pictures are brought; None: the decoder's own
     rounding: Literal["round", "truncate"] = "round"  # of x 255 to uint8; RAE truncates
     batch_size: int = 100
+    keeps_tokens: bool = False  # the samples' tokens too: out_dir/tokens, as `encoder.tokens` writes them
     output: Literal["npz", "shards"] = "npz"  # samples.npz of ADM's layout, or a PNG tar every shard_size
     shard_size: int = 1000
     precision: Precision = "fp32"
@@ -360,6 +361,25 @@ class ReconstructConfig:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit {self.limit} must be 1 or more, or null for all")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeConfig:
+    """Stage `rae_bridge.decode`: the pictures that kept tokens decode to."""
+
+    encoder: str
+    decoder: str | None = None  # over the encoder's own choice: "own" or a pixel decoder's folder
+    tokens: str  # folder by `encoder.tokens`, of the features that the encoder gives for generation
+    first: int = 0  # the first picture of those
+    limit: int | None = None  # so many from there on; None: all
+    image_size: int | None = None  # px on a side, to which the decoder's pictures are brought; None: its own
+    rounding: Literal["round", "truncate"] = "round"  # of x 255 to uint8; RAE truncates
+    batch_size: int = 100
+    device: Device = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.first < 0 or (self.limit is not None and self.limit < 1):
+            raise ValueError(f"first {self.first} must be 0 or more, limit {self.limit} 1 or more, or null")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

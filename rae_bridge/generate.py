@@ -27,6 +27,8 @@ from encoder.runtime import checkpoint
 from encoder.runtime.config import ROOT, load, resolve
 from encoder.runtime.ranks import Ranks
 from encoder.runtime.stage import main, progress
+from encoder.token_store import Encoded, TokenWriter
+from encoder.tokens import about_tokens
 from encoder.training.optim import autocast
 from rae_bridge.codec import Codec, check_tokens, load_codec, to_images
 from rae_bridge.config import GenerateConfig, GuidanceConfig, Weights
@@ -37,6 +39,7 @@ from rae_bridge.sample import Guidance, sample, sample_transitions, time_grid
 from rae_bridge.transition import STUDENTS, TransitionDiT, load_model
 from rae_bridge.weights_folder import WeightsFolder, check_guide
 
+TOKENS = "tokens"  # folder of the samples' tokens, and their name in the files of batches
 BEST = "best.json"  # in the folder of a sweep: the guidance that it found best
 
 
@@ -163,12 +166,29 @@ def pictures_from_noise(
     inner_noise: Tensor | None = None,
 ) -> Tensor:
     """uint8 images (B S S 3) for noise (B D h w), a student's inner noise and classes y (B,)."""
+    return decode_tokens(codec, tokens_from_noise(flow, noise, y, config, guidance, inner_noise), config)
+
+
+def tokens_from_noise(
+    flow: TrainedFlow,
+    noise: Tensor,
+    y: Tensor,
+    config: GenerateConfig,
+    guidance: Guidance | None,
+    inner_noise: Tensor | None = None,
+) -> Tensor:
+    """The encoder's tokens (B N D) that `pictures_from_noise` decodes."""
     device = str(next(flow.model.parameters()).device)  # of several processes, each has its own
     noise, y = noise.to(device), y.to(device)
     inner_noise = None if inner_noise is None else inner_noise.to(device)
     with autocast(config.precision, device.partition(":")[0]):
         latents = latents_from_noise(flow, noise, y, config, guidance, inner_noise)
-    pixels = codec.decode(to_tokens(flow.statistics.denormalise(latents)))
+    return to_tokens(flow.statistics.denormalise(latents))
+
+
+def decode_tokens(codec: Codec, tokens: Tensor, config: GenerateConfig) -> Tensor:
+    """uint8 images (B S S 3) of tokens (B N D)."""
+    pixels = codec.decode(tokens)
     return to_images(resize_square(pixels, config.image_size or codec.image_size), config.rounding)
 
 
@@ -184,10 +204,27 @@ def draw_samples(
     flow: TrainedFlow, codec: Codec, config: GenerateConfig, guidance: Guidance | None, indices: range
 ) -> Tensor:
     """uint8 images (B S S 3) of some samples."""
+    return decode_tokens(codec, draw_tokens(flow, config, guidance, indices), config)
+
+
+def draw_tokens(
+    flow: TrainedFlow, config: GenerateConfig, guidance: Guidance | None, indices: range
+) -> Tensor:
+    """Tokens (B N D) of some samples."""
     noise = noise_of_samples(config.seed, indices, flow.latent_shape)
     labels = torch.tensor(indices) % flow.model.num_classes
     inner = inner_noise_of_samples(flow, config.seed, indices, config.num_steps)
-    return pictures_from_noise(flow, codec, noise, labels, config, guidance, inner)
+    return tokens_from_noise(flow, noise, labels, config, guidance, inner)
+
+
+def write_samples_tokens(folder: Path, codec: Codec, parts: list[Path], labels: Tensor) -> None:
+    """The samples' tokens as a folder that `encoder.token_store` reads, in half precision."""
+    tokens = torch.cat([checkpoint.load_tensors(part)[TOKENS] for part in parts])
+    keys = [f"{i:08d}" for i in range(len(labels))]
+    folder.mkdir(exist_ok=True)
+    writer = TokenWriter(folder, about_tokens(codec.encoder, "fp16"), ["samples"])
+    writer.write(0, Encoded(keys=keys, tokens=tokens, flipped=None, labels=labels))
+    writer.finish(0.0)
 
 
 def write_shards(folder: Path, parts: list[Path], labels: Tensor, shard_size: int) -> int:
@@ -222,8 +259,11 @@ def run(config: GenerateConfig, out_dir: Path) -> dict:
     for indices in own(everyone, ranks):
         path = path_of(out_dir, indices)
         if not path.is_file():
-            images = draw_samples(flow, codec, config, guidance, indices)
-            checkpoint.save_tensors(path, {IMAGES: images})
+            tokens = draw_tokens(flow, config, guidance, indices)
+            made = {IMAGES: decode_tokens(codec, tokens, config)}
+            if config.keeps_tokens:
+                made[TOKENS] = tokens.half().cpu()
+            checkpoint.save_tensors(path, made)
         if ranks.is_main:
             progress(out_dir, indices.stop, config.num_samples, "samples")
     ranks.wait()
@@ -231,6 +271,8 @@ def run(config: GenerateConfig, out_dir: Path) -> dict:
     if ranks.is_main:
         paths = [path_of(out_dir, indices) for indices in everyone]
         labels = torch.arange(config.num_samples) % flow.model.num_classes
+        if config.keeps_tokens:
+            write_samples_tokens(out_dir / TOKENS, codec, paths, labels)
         if config.output == "npz":
             write_npz(out_dir / "samples.npz", paths, labels)
         else:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from encoder.runtime.config import ROOT
-from rae_bridge.class_losses import class_losses
+from rae_bridge.class_losses import as_metrics, class_losses
 from rae_bridge.config import TrainDiTConfig
 from rae_bridge.dit import DiT
 from rae_bridge.flow_batch import FlowBatch, batch_loss, draw_batch, noise_of_step
@@ -65,7 +65,8 @@ def losses_at_the_end(
     config: TrainDiTConfig,
     shift: float,
 ) -> dict:
-    """`loss` of the first training tokens, `held_out_loss` where there are others, and `class_losses`."""
+    """`loss` of the first training tokens, `held_out_loss` where there are others, `class_losses`, and these
+    as `metrics`."""
     of = {"statistics": statistics, "device": str(next(model.parameters()).device)}
     losses = {"loss": evaluate(model, *first_of(cache, NUM_EVALUATED, **of), config, shift)}
     if config.held_out is not None:
@@ -73,4 +74,5 @@ def losses_at_the_end(
     latents, y = first_of(held_out, NUM_TOLD, **of)
     noise = noise_of_step(config.seed, -1, range(len(y)), latents)
     told = {"has_null": model.config.has_null_class, "precision": config.precision}
-    return losses | {"class_losses": class_losses(model, latents, y, noise, **told)}
+    by_class = class_losses(model, latents, y, noise, **told)
+    return losses | {"class_losses": by_class, "metrics": as_metrics(by_class, len(y))}

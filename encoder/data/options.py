@@ -169,7 +169,7 @@ class ScenesConfig:
         for name in self.__slots__:
             if name.startswith("num_") and getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        asked = [name for name in _OF_SCENE_CENTRIC if getattr(self, name)]
+        asked = [name for name in OF_SCENE_CENTRIC if getattr(self, name)]
         if self.composition == "object_centric" and asked:
             raise ValueError(
                 f"{asked[0]} {getattr(self, asked[0])} must be 0 with composition object_centric: questions "
@@ -177,4 +177,5 @@ class ScenesConfig:
             )
 
 
-_OF_SCENE_CENTRIC = ("num_llava_images", "num_text", "num_seed_questions", "num_pope_pairs")
+# Counts that only scene-centric pictures can have
+OF_SCENE_CENTRIC = ("num_llava_images", "num_text", "num_seed_questions", "num_pope_pairs")

@@ -17,6 +17,7 @@ PICTURES, FEATURES = "pictures.npz", "features.npz"  # what the reference stage 
 JUDGE = "judge.json"  # who looked at them: fields of Judge
 MANIFOLD = "manifold.npz"  # features of the pictures that published statistics bring
 ENCODER = "encoder:"  # before what load_encoder takes: an encoder as judge
+TOKEN_DISTANCE = "gFD-tokens"  # between tokens: no judge looks at pictures
 Kind = Literal["reconstruction", "generation"]
 
 
@@ -32,6 +33,7 @@ class ReferenceConfig:
     extractor: str = LITE0  # lite0, inception, or encoder:<what load_encoder takes>
     weights: str | None = None  # inception's file; None: torch.hub's place; `download`
     statistics: str | None = None  # published npz of mu, sigma (mu_s, sigma_s, arr_0), as ADM's
+    prefix: str = ""  # of each key that is scored against these pictures, where a table has two sets of them
     device: Device = "cpu"
     batch_size: int = 16
 
@@ -52,6 +54,10 @@ class ScoreConfig:
     kind: Kind
     pictures: str  # npz file with arr_0: N H W 3 uint8; reconstructions in the reference's order
     reference: str  # folder of the reference stage
+    # The set's tokens (a folder of tokens, from this picture on), and the real ones that they should be like
+    tokens: str | None = None
+    tokens_first: int = 0
+    real_tokens: str | None = None
     kernel_subset_size: int = 1000
     lpips: str | None = None  # trunk weights of LPIPS: a path or `download`; None: no LPIPS
     lpips_net: Literal["alex", "vgg", "squeeze"] = "alex"  # its authors' choice for judging
@@ -115,22 +121,28 @@ def lpips_judge(config: ScoreConfig) -> Judge | None:
     return Judge(extractor=f"lpips {config.lpips_net}", label=label, sha256=digest)
 
 
-def keys_of(kind: Kind, config: ReferenceConfig, lpips: Judge | None = None) -> tuple[str, ...]:
-    """The keys that scoring a set of pictures gives, in order.
+def keys_of(
+    kind: Kind, config: ReferenceConfig, lpips: Judge | None = None, *, has_tokens: bool = False
+) -> tuple[str, ...]:
+    """The keys that scoring a set of pictures gives, in order; has_tokens: their tokens are kept too.
 
     Raises:
         ConfigError, FileNotFoundError: a file that the config names cannot be what it should.
     """
     judge = judge_of(config)
     if kind == "reconstruction":
-        return (judge.key("rFD"), "PSNR", "SSIM", *([lpips.key("LPIPS")] if lpips else []))
+        keys = [judge.key("rFD"), "PSNR", "SSIM", *([lpips.key("LPIPS")] if lpips else [])]
+        return tuple(config.prefix + key for key in keys)
     held = arrays_in(ROOT / config.statistics) if config.statistics else {"mu_s", "arr_0"}
     names = ["gFD"]
     names += ["sFD"] if judge.gives_maps and "mu_s" in held else []
     names += ["KID", "precision", "recall"] if "arr_0" in held else []
+    names += [] if config.statistics else ["class-accuracy"]
     names += ["IS"] if judge.gives_logits else []
     keys = [judge.key(name) for name in names]
-    return (*keys, f"{keys[-1]}/std") if judge.gives_logits else tuple(keys)
+    keys += [f"{keys[-1]}/std"] if judge.gives_logits else []
+    keys += [TOKEN_DISTANCE] if has_tokens else []
+    return tuple(config.prefix + key for key in keys)
 
 
 def arrays_in(path: Path) -> set[str]:

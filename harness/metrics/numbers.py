@@ -17,13 +17,15 @@ from torch import Tensor
 
 from encoder.metrics.lpips import Lpips
 from encoder.metrics.networks import LITE0
+from encoder.metrics.probes import linear_probe
 from harness.metrics import fid, psnr_ssim
-from harness.metrics.config import Judge, Metric
+from harness.metrics.config import TOKEN_DISTANCE, Judge, Metric
 from harness.metrics.features import Features
 from harness.metrics.inception_score import inception_score
 from harness.metrics.kid import kernel_distance
 from harness.metrics.picture_sets import check_sets
 from harness.metrics.precision_recall import precision_recall
+from harness.metrics.token_distance import relative_token_distance
 
 _BATCH_SIZE = 100  # pictures that PSNR and SSIM hold in float64 at a time
 _NUM_CHUNKS = 10  # of the Inception score
@@ -37,18 +39,25 @@ class Against:
     moments: fid.Moments | fid.Statistics
     spatial: fid.Moments | fid.Statistics | None = None
     pooled: Tensor | None = None  # N D, for KID, precision and recall
+    labels: Tensor | None = None  # N, the classes of these
     name: str | None = None  # of published statistics
 
     @classmethod
-    def of(cls, seen: Features) -> "Against":
-        """A set of pictures."""
-        return cls(fid.moments_of(seen.pooled), seen.spatial, seen.pooled)
+    def of(cls, seen: Features, labels: Tensor | None = None) -> "Against":
+        """A set of pictures with their classes (N; none where one has none)."""
+        has_labels = labels is not None and bool((labels >= 0).all())
+        return cls(fid.moments_of(seen.pooled), seen.spatial, seen.pooled, labels if has_labels else None)
 
 
 def generation_metrics(
-    seen: Features, against: Against, kernel_subset_size: int, judge: Judge = LITE0_JUDGE
+    seen: Features,
+    against: Against,
+    kernel_subset_size: int,
+    judge: Judge = LITE0_JUDGE,
+    labels: Tensor | None = None,
 ) -> dict[str, dict]:
-    """How generated pictures compare with real ones, as plain values by key."""
+    """How generated pictures, asked to be of classes `labels` (N), compare with real ones, as plain values by
+    key."""
     num = len(seen.pooled)
     down = {"unit": "", "higher_is_better": False, "num_samples": num}
     up = down | {"higher_is_better": True}
@@ -62,6 +71,8 @@ def generation_metrics(
         shares = precision_recall(seen.pooled, against.pooled)
         metrics["precision"] = _share(shares.precision, num)
         metrics["recall"] = _share(shares.recall, len(against.pooled))
+        if against.labels is not None and labels is not None:
+            metrics["class-accuracy"] = class_accuracy(seen.pooled, labels, against.pooled, against.labels)
     metrics = {judge.key(name): metric for name, metric in metrics.items()}
     if seen.logits is not None:
         score = inception_score(seen.logits, _NUM_CHUNKS)
@@ -70,6 +81,21 @@ def generation_metrics(
         metrics[key] = Metric(value=score.mean, stderr=stderr, **up)
         metrics[f"{key}/std"] = Metric(value=score.std, **down | {"higher_is_better": None})
     return _plain(metrics, judge, against.name)
+
+
+def class_accuracy(features: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor) -> Metric:
+    """% of pictures (features N D) that a linear probe on what the judge sees, fitted to real pictures (M D,
+    M), takes for the class that they were asked to be of (labels N)."""
+    value, num = linear_probe(real, real_labels, features, labels), len(labels)
+    stderr = math.sqrt(value * (100 - value) / num)
+    return Metric(value=value, stderr=stderr, unit="%", higher_is_better=True, num_samples=num)
+
+
+def token_metric(tokens: Tensor, real: Tensor) -> dict[str, dict]:
+    """How far tokens (M F) are from real ones (R F), as plain values by key."""
+    value = relative_token_distance(tokens, real)
+    metric = Metric(value=value, unit="", higher_is_better=False, num_samples=len(tokens))
+    return _plain({TOKEN_DISTANCE: metric})
 
 
 def reconstruction_metrics(

@@ -41,8 +41,8 @@ def read_pictures(path: Path) -> np.ndarray:
     return pictures
 
 
-def read_labels(path: Path) -> np.ndarray:
-    """The class (N) of each picture of a file."""
+def read_labels(path: Path) -> np.ndarray | None:
+    """The class (N) of each picture of a file; None where it names none."""
     return _array(path, "labels")
 
 

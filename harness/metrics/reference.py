@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from encoder.data.picture_set import load_pictures
 from encoder.runtime.config import ROOT, ConfigError, load, resolve
@@ -73,16 +74,18 @@ def run(config: ReferenceConfig, out_dir: Path) -> dict:
             extract(network, shown, batch_size=config.batch_size, device=device).save(out_dir / MANIFOLD)
         against = published(out_dir, config.statistics)
     seen = see(pictures[:num], 0)
-    labels = [record.get("label", -1) for record in records[:num]]
+    labels = [record.get("label", -1) for record in records]
     names = {record.get("label", -1): record.get("class_name", "") for record in records}
     named = {"class_labels": sorted(names), "class_names": [names[label] for label in sorted(names)]}
-    np.savez(out_dir / PICTURES, arr_0=pictures[:num], labels=labels, **named)
+    np.savez(out_dir / PICTURES, arr_0=pictures[:num], labels=labels[:num], **named)
     seen.save(out_dir / FEATURES)
     write_json(out_dir / JUDGE, {"config": resolve(config), "judge": dataclasses.asdict(judge)})
-    floor = seen
+    floor, classes = seen, torch.tensor(labels)
     if not config.statistics:
-        floor, against = see(pictures[num:], num), Against.of(seen)
-    return {"metrics": generation_metrics(floor, against, config.kernel_subset_size, judge)}
+        floor, against = see(pictures[num:], num), Against.of(seen, classes[:num])
+    subset = config.kernel_subset_size
+    metrics = generation_metrics(floor, against, subset, judge, classes[-num:])
+    return {"metrics": {config.prefix + key: metric for key, metric in metrics.items()}}
 
 
 def published(folder: Path, statistics: str) -> Against:

@@ -2,13 +2,14 @@
 
 scenes -> reference (two disjoint real sets; the floor)
 scenes -> reconstruct -> score                                        for each encoder
+scenes -> tokens of test pictures -> decode -> score                  for each encoder: its ceiling
 scenes -> tokens of the train pictures -> dit -> generate -> score    for each encoder
 On real sources ImageNet takes Scenes' place, and the DiT sees its tokens live. An encoder whose config says
 `decoder: train` gets a pixel decoder first, on the same pictures.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from encoder.metrics import weights
@@ -20,15 +21,23 @@ from harness.metrics.config import (
     FEATURES,
     INCEPTION,
     PICTURES,
+    Kind,
     ReferenceConfig,
-    ScoreConfig,
     keys_of,
-    lpips_judge,
 )
 from harness.running.stages import Stage
+from harness.suites.ceilings import CEILING, CEILING_REASON, RECONSTRUCTIONS, add_ceiling
 from harness.suites.released import describe
 from harness.suites.request import Request, SuitePlan
-from harness.suites.shared import Pictures, add_tokens, find_pictures, num_classes, trunk_to_train_with
+from harness.suites.scoring import Tokens, add_score, add_stage, if_present
+from harness.suites.shared import (
+    Pictures,
+    add_scenes,
+    add_tokens,
+    find_pictures,
+    num_classes,
+    trunk_to_train_with,
+)
 from harness.suites.sizes import add_count, check_sizes, says_how_small
 from harness.tables.result_files import Part, Row
 from rae_bridge.config import (
@@ -39,7 +48,9 @@ from rae_bridge.config import (
     TrainDiTConfig,
 )
 
-RECONSTRUCTIONS, SAMPLES = "reconstructions.npz", "samples.npz"
+SAMPLES = "samples.npz"
+TOKENS = "tokens"  # folder of the samples' tokens, below their stage's
+SCENE_CENTRIC = "scene-centric/"  # before the keys of the second set of pictures
 TRAIN = "train"  # as an encoder's decoder: a pixel decoder is trained for it
 FLOOR = "real vs real"
 GUIDED_REASON = "guidance changes nothing in what is reconstructed: see the row without"
@@ -50,62 +61,123 @@ BLIND_REASON = "this encoder sees nothing: there is nothing to decode"
 
 def plan(request: Request) -> SuitePlan:
     """Stages and rows of this suite."""
-    pictures = find_pictures(request)
-    reference = add_reference(request, pictures)
-    if pictures.made_by is not None:
-        add_count(request, pictures.made_by, reference.config)
-    rows, reconstructed, generated = [], {}, {}
+    yards = find_yards(request)
+    rows = []
     for encoder in request.encoders:
-        if encoder.is_blind:
-            keys = [*keys_of("reconstruction", reference.config), *keys_of("generation", reference.config)]
-            rows.append(
-                Row(
-                    encoder=encoder.name,
-                    kind="blind",
-                    source=encoder.source("generation"),
-                    parts=(),
-                    undefined=dict.fromkeys(keys, BLIND_REASON),
-                )
-            )
-            continue
-        name, encoder = encoder.name, _with_decoder(request, encoder, pictures)
-        reconstructed[name], rebuilt = add_reconstruction(request, encoder, pictures, reference)
-        trained = add_generator(request, encoder, pictures, reconstructed[name])
-        generated[name], sampled = add_samples(request, encoder, reference, trained)
-        rows.append(
-            Row(
-                encoder=name,
-                kind="measured",
-                source=encoder.source("generation"),
-                parts=(rebuilt, sampled),
-                undefined={},
-            )
-        )
-        if request.preset.rae.guided is not None:
-            sweep = add_sweep(request, encoder, reference, trained)
-            guided = f"{name}, guided"
-            generated[guided], sampled = add_samples(request, encoder, reference, trained, sweep)
-            undefined = dict.fromkeys(rebuilt.keys, GUIDED_REASON)
-            source = f"{encoder.source('generation')}, scale and interval of the least distance on a grid"
-            row = {"encoder": guided, "kind": "measured", "source": source}
-            rows.append(Row(**row, parts=(sampled,), undefined=undefined))
-    keys = keys_of("generation", reference.config)
-    floor = Part(stage=reference, keys=keys, data=(reference.folder / PICTURES,))
-    rows.append(
-        Row(
-            encoder=FLOOR,
-            kind="floor",
-            source=f"two disjoint sets of real test pictures{says_how_small(reference.config)}",
-            parts=(floor,),
-            undefined=dict.fromkeys(keys_of("reconstruction", reference.config), FLOOR_REASON),
-        )
-    )
+        rows += [_blind_row(encoder, yards)] if encoder.is_blind else _rows_of(request, encoder, yards)
+    rows.append(_floor_row(yards))
+    main = yards[0]
     return SuitePlan(
         suite=request.suite,
         rows=rows,
-        draw=lambda folder, board: _draw(folder, reference, reconstructed, generated),
-        check=lambda: check_sizes(request, pictures.made_by, reference.config),
+        draw=lambda folder, board: _draw(folder, main),
+        check=lambda: [check_sizes(request, yard.pictures.made_by, yard.reference.config) for yard in yards],
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Yard:
+    """Real pictures, what is measured by them, and what figures show of it: name -> (stage, its file)."""
+
+    pictures: Pictures
+    reference: Stage
+    reconstructed: dict[str, tuple[Stage, str]] = dataclasses.field(default_factory=dict)
+    generated: dict[str, tuple[Stage, str]] = dataclasses.field(default_factory=dict)
+
+    def keys(self, *kinds: Kind) -> list[str]:
+        """Of all numbers of these kinds."""
+        return [key for kind in kinds for key in keys_of(kind, self.reference.config)]
+
+
+def find_yards(request: Request) -> list[Yard]:
+    """The suite's pictures, and, where the preset asks for both, its scene-centric ones after them."""
+    yards = [_yard(request, find_pictures(request))]
+    if request.preset.generation.also_scene_centric:
+        scenes = add_scenes(request)
+        pictures = Pictures(folder=str(scenes.folder), made_by=scenes)
+        yards.append(_yard(request, pictures, prefix=SCENE_CENTRIC))
+    return yards
+
+
+def _yard(request: Request, pictures: Pictures, **prefix: str) -> Yard:
+    yard = Yard(pictures, add_reference(request, pictures, **prefix))
+    if pictures.made_by is not None:
+        add_count(request, pictures.made_by, yard.reference.config)
+    return yard
+
+
+def _blind_row(encoder: Encoder, yards: Sequence[Yard]) -> Row:
+    keys = [key for yard in yards for key in yard.keys("reconstruction", "generation")]
+    return Row(
+        encoder=encoder.name,
+        kind="blind",
+        source=encoder.source("generation"),
+        parts=(),
+        undefined=dict.fromkeys(keys, BLIND_REASON),
+    )
+
+
+def _floor_row(yards: Sequence[Yard]) -> Row:
+    """Real pictures against real pictures."""
+    parts = []
+    for yard in yards:
+        data = (yard.reference.folder / PICTURES,)
+        parts.append(Part(stage=yard.reference, keys=tuple(yard.keys("generation")), data=data))
+    keys = [key for yard in yards for key in yard.keys("reconstruction")]
+    return Row(
+        encoder=FLOOR,
+        kind="floor",
+        source=f"two disjoint sets of real test pictures{says_how_small(yards[0].reference.config)}",
+        parts=tuple(parts),
+        undefined=dict.fromkeys(keys, FLOOR_REASON),
+    )
+
+
+def _rows_of(request: Request, encoder: Encoder, yards: Sequence[Yard]) -> list[Row]:
+    """What an encoder's generator draws, with guidance where that is asked for, and what a perfect one
+    would."""
+    name, encoder = encoder.name, _with_decoder(request, encoder, yards[0].pictures)
+    plain, guided, ceiling, rebuilt = [], [], [], []
+    for yard in yards:
+        reference = yard.reference
+        reconstructed, part = add_reconstruction(request, encoder, yard.pictures, reference)
+        rebuilt += part.keys
+        trained = add_generator(request, encoder, yard.pictures, reconstructed)
+        losses = Part(stage=trained, keys=(), checkpoint=(trained.folder / "weights",))
+        generated, sampled = add_samples(request, encoder, reference, trained)
+        plain += [part, sampled, *([] if yard.reference.config.prefix else [losses])]
+        decoded, file, part = add_ceiling(request, encoder, yard.pictures, reference, reconstructed)
+        ceiling.append(part)
+        yard.reconstructed[name] = (reconstructed, RECONSTRUCTIONS)
+        yard.generated[name] = (generated, SAMPLES)
+        if request.preset.rae.guided is not None:
+            sweep = add_sweep(request, encoder, reference, trained)
+            generated, sampled = add_samples(request, encoder, reference, trained, sweep)
+            guided.append(sampled)
+            yard.generated[f"{name}, guided"] = (generated, SAMPLES)
+        yard.generated[f"{name}, {CEILING}"] = (decoded, file)
+    source = encoder.source("generation")
+    rows = [Row(encoder=name, kind="measured", source=source, parts=tuple(plain), undefined={})]
+    if guided:
+        rows.append(
+            Row(
+                encoder=f"{name}, guided",
+                kind="measured",
+                source=f"{source}, scale and interval of the least distance on a grid",
+                parts=tuple(guided),
+                undefined=dict.fromkeys(rebuilt, GUIDED_REASON),
+            )
+        )
+    rows.append(
+        Row(
+            encoder=f"{name}, {CEILING}",
+            kind="ceiling",
+            source=f"{source}: tokens of real pictures that nobody compares with, decoded",
+            parts=tuple(ceiling),
+            undefined=dict.fromkeys(rebuilt, CEILING_REASON),
+        )
+    )
+    return rows
 
 
 def _with_decoder(request: Request, encoder: Encoder, pictures: Pictures) -> Encoder:
@@ -126,27 +198,29 @@ def _with_decoder(request: Request, encoder: Encoder, pictures: Pictures) -> Enc
         data=pictures.folder,
         device=request.device,
     )
-    stage = _add(request, encoder, "train_decoder", config, "pixel decoder", pictures.inputs, pictures.places)
+    stage = add_stage(
+        request, encoder, "train_decoder", config, "pixel decoder", pictures.inputs, pictures.places
+    )
     decoded = dataclasses.replace(encoder.config, decoder=str(stage.folder / "weights"))
     described = describe(request.graph, decoded, made_by=[*encoder.stages, stage])
     return dataclasses.replace(described, files=encoder.files)
 
 
-def add_reference(request: Request, pictures: Pictures) -> Stage:
-    """The real pictures, and the judge with all the files that it is made of.
+def add_reference(request: Request, pictures: Pictures, prefix: str = "") -> Stage:
+    """The real pictures, and the judge with all the files that it is made of; `prefix` of every key.
 
     Raises:
         ConfigError: the judge is one of the encoders that are to be judged.
         FileNotFoundError: a file of it is not there.
     """
     section = request.preset.reference
-    filled = {"data": pictures.folder, "device": request.device}
+    filled = {"data": pictures.folder, "device": request.device, "prefix": prefix}
     if request.places is not None:
         filled |= {"weights": str(request.places["inception"]), "statistics": str(request.places["adm"])}
     config = stage_config(ReferenceConfig, section, "reference", **filled)
     files = [ROOT / config.statistics] if config.statistics else []
     if config.extractor == INCEPTION:
-        files += _present(weights.find(weights.INCEPTION, config.weights))
+        files += if_present(weights.find(weights.INCEPTION, config.weights))
     elif config.extractor.startswith(ENCODER):
         judge = resolve_encoder(config.extractor.removeprefix(ENCODER))
         if judge.name in [encoder.name for encoder in request.encoders]:
@@ -164,11 +238,6 @@ def add_reference(request: Request, pictures: Pictures) -> Stage:
     )
 
 
-def _present(path: Path) -> list[Path]:
-    """A file that is there; one that is yet to be downloaded is checked by its published hash instead."""
-    return [path] if path.is_file() else []
-
-
 def add_reconstruction(
     request: Request, encoder: Encoder, pictures: Pictures, reference: Stage
 ) -> tuple[Stage, Part]:
@@ -182,9 +251,11 @@ def add_reconstruction(
         limit=reference.config.num_samples,
         device=request.device,
     )
-    stage = _add(request, encoder, "reconstruct", config, "reconstruct", pictures.inputs, pictures.places)
+    stage = add_stage(
+        request, encoder, "reconstruct", config, "reconstruct", pictures.inputs, pictures.places
+    )
     checkpoint = encoder.checkpoint
-    part = _score(
+    part = add_score(
         request, encoder, reference, "reconstruction", stage, RECONSTRUCTIONS, checkpoint=checkpoint
     )
     return stage, part
@@ -204,7 +275,7 @@ def add_generator(request: Request, encoder: Encoder, pictures: Pictures, recons
         section["tokens"] = str(seen[0].folder)
     about = {"seed": request.seed, "device": request.device}
     config = stage_config(TrainDiTConfig, section, "rae.train", **about)
-    trained = _add(request, encoder, "train", config, "train the DiT", seen, pictures.places)
+    trained = add_stage(request, encoder, "train", config, "train the DiT", seen, pictures.places)
     if seen:
         request.graph.guard(seen[0], reconstructed)
     return trained
@@ -235,7 +306,7 @@ def add_sweep(request: Request, encoder: Encoder, reference: Stage, trained: Sta
         seed=request.seed + _SWEEP_SEED,
         device=request.device,
     )
-    return _add(request, encoder, "sweep", config, "find the guidance", [trained, reference])
+    return add_stage(request, encoder, "sweep", config, "find the guidance", [trained, reference])
 
 
 def add_samples(
@@ -244,6 +315,7 @@ def add_samples(
     """The stage that draws from a generator, with the guidance that a sweep found or without, and its
     scores."""
     guided = {} if sweep is None else {"guidance_from": str(sweep.folder)}
+    real = next((stage for stage in trained.inputs if stage.name == "tokens"), None)  # None: encoded live
     config = stage_config(
         GenerateConfig,
         request.preset.rae.generate,
@@ -253,82 +325,28 @@ def add_samples(
         num_samples=reference.config.num_samples,
         seed=request.seed,
         device=request.device,
+        keeps_tokens=real is not None,
         **guided,
     )
     label = "generate" if sweep is None else "generate, guided"
-    stage = _add(request, encoder, "generate", config, label, [trained, *([sweep] if sweep else [])])
+    stage = add_stage(request, encoder, "generate", config, label, [trained, *([sweep] if sweep else [])])
+    kept = None if real is None else Tokens(folder=stage.folder / TOKENS, made_by=stage, real=real)
     checkpoint = (trained.folder / "weights", *encoder.checkpoint)
-    return stage, _score(request, encoder, reference, "generation", stage, SAMPLES, checkpoint=checkpoint)
+    files = {"checkpoint": checkpoint, "tokens": kept}
+    files |= {} if sweep is None else {"what": "guided generation"}
+    return stage, add_score(request, encoder, reference, "generation", stage, SAMPLES, **files)
 
 
-def _add(
-    request: Request,
-    encoder: Encoder,
-    module: str,
-    config: object,
-    label: str,
-    inputs: list[Stage],
-    places: tuple[Path, ...] = (),
-) -> Stage:
-    return request.graph.add(
-        f"rae_{module}",
-        f"rae_bridge.{module}",
-        config,
-        label=f"{encoder.name}: {label}",
-        inputs=[*inputs, *encoder.stages],
-        files=encoder.files,
-        pictures=places,
-        seconds=request.seconds(f"rae_{module}"),
-    )
-
-
-def _score(
-    request: Request,
-    encoder: Encoder,
-    reference: Stage,
-    kind: str,
-    pictures: Stage,
-    file: str,
-    *,
-    checkpoint: tuple[Path, ...],
-) -> Part:
-    trunk_of_lpips = {} if request.places is None else {"lpips": str(request.places["lpips"])}
-    config = stage_config(
-        ScoreConfig,
-        {**trunk_of_lpips, **request.preset.score},
-        "score",
-        kind=kind,
-        pictures=str(pictures.folder / file),
-        reference=str(reference.folder),
-        device=request.device,
-    )
-    lpips = lpips_judge(config)
-    trunk = _present(weights.find(weights.TRUNKS[config.lpips_net], config.lpips)) if lpips else []
-    stage = request.graph.add(
-        "score",
-        "harness.metrics.score",
-        config,
-        label=f"{encoder.name}: score the {kind}",
-        inputs=[pictures, reference],
-        files=trunk,
-        seconds=request.seconds("score"),
-    )
-    keys = keys_of(kind, reference.config, lpips)
-    return Part(stage=stage, keys=keys, checkpoint=checkpoint, data=(reference.folder / PICTURES,))
-
-
-def _draw(
-    folder: Path, reference: Stage, reconstructed: Mapping[str, Stage], generated: Mapping[str, Stage]
-) -> list[Path]:
+def _draw(folder: Path, yard: Yard) -> list[Path]:
     """Figures of what is there: an encoder whose stage did not complete is left out."""
     from harness.metrics.picture_sets import read_class_names, read_labels, read_pictures
     from harness.tables import figures  # here: matplotlib and numpy would delay the command line
 
-    if reference.done() is None:
+    if yard.reference.done() is None:
         return []
-    real = reference.folder / PICTURES
-    rebuilt = {"original": real, **_complete(reconstructed, RECONSTRUCTIONS)}
-    sampled = {"real": real, **_complete(generated, SAMPLES)}
+    real = yard.reference.folder / PICTURES
+    rebuilt = {"original": real, **_complete(yard.reconstructed)}
+    sampled = {"real": real, **_complete(yard.generated)}
     return [
         figures.reconstructions(
             folder / "reconstructions.png", {name: read_pictures(path) for name, path in rebuilt.items()}
@@ -341,5 +359,5 @@ def _draw(
     ]
 
 
-def _complete(stages: Mapping[str, Stage], file: str) -> dict[str, Path]:
-    return {name: stage.folder / file for name, stage in stages.items() if stage.done() is not None}
+def _complete(made: Mapping[str, tuple[Stage, str]]) -> dict[str, Path]:
+    return {name: stage.folder / file for name, (stage, file) in made.items() if stage.done() is not None}

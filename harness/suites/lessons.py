@@ -5,7 +5,7 @@ LLaVA-1.5's data and the public benchmarks.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from encoder.runtime.config import ConfigError, choose
 from harness.running.stages import Stage
@@ -25,6 +25,9 @@ class Lessons:
     stages: dict[str, dict[str, Any]]  # align and instruct -> fields of LlavaConfig
     questions: dict[str, Any]  # fields of EvaluateConfig
     asked: tuple[Path, ...]  # files with the questions
+    truth: Literal["scenes", "captions"] | None = (
+        None  # what a probe can be fitted to, of the pictures taught
+    )
     data: Stage | None = None  # makes the pictures, which are then cached as tokens; None: live pictures
     files: tuple[Path, ...] = ()  # read by both training stages and made by none
     pictures: Mapping[str, Path] = field(default_factory=dict)  # align and instruct -> folder made by none
@@ -59,16 +62,18 @@ def find_lessons(request: Request) -> Lessons:
         return _real(request)
     if request.preset.own_data:
         tasks = {OWN_CAPTIONS: f"lmms/{OWN_CAPTIONS}.parquet"}
-        return _made(add_captions(request), tasks, ("Own-Captions",))
+        return _made(add_captions(request), tasks, ("Own-Captions",), "captions")
     return of_scenes(request, tuple(key for key in request.suite.keys if key.startswith("Scenes-")))
 
 
 def of_scenes(request: Request, keys: tuple[str, ...]) -> Lessons:
     """The embedded world's, of which `keys` are wanted."""
-    return _made(add_scenes(request), request.preset.llava.tasks, keys)
+    return _made(add_scenes(request), request.preset.llava.tasks, keys, "scenes")
 
 
-def _made(data: Stage, tasks: Mapping[str, str], keys: tuple[str, ...]) -> Lessons:
+def _made(
+    data: Stage, tasks: Mapping[str, str], keys: tuple[str, ...], truth: Literal["scenes", "captions"]
+) -> Lessons:
     """Records and questions in the folder of the stage that makes them, in the layout of Scenes."""
     asked = {name: str(data.folder / path) for name, path in tasks.items()}
     records = {"align": "pretrain", "instruct": "instruct"}
@@ -77,6 +82,7 @@ def _made(data: Stage, tasks: Mapping[str, str], keys: tuple[str, ...]) -> Lesso
         stages={name: {"data": [str(data.folder / "llava" / f"{records[name]}.json")]} for name in _STAGES},
         questions={"tasks": asked},
         asked=tuple(map(Path, asked.values())),
+        truth=truth,
         data=data,
     )
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from encoder.data.options import ScenesConfig
+from encoder.data.options import OF_SCENE_CENTRIC, ScenesConfig
 from encoder.options import TokensConfig
 from encoder.runtime.config import ROOT, ConfigError, check_keys
 from encoder.runtime.stage import sha256_json
@@ -48,17 +48,28 @@ def trunk_to_train_with(places: Mapping[str, Path]) -> str:
     return str(places["lpips"].with_name(VGG))
 
 
-def add_scenes(request: Request) -> Stage:
-    """Pictures, texts and questions of the embedded world."""
-    config = stage_config(ScenesConfig, request.preset.scenes, "scenes")
-    return request.graph.add("scenes", "encoder.data.scenes.write", config, seconds=request.seconds("scenes"))
+def add_scenes(request: Request, of_class: Mapping[str, Any] | None = None) -> Stage:
+    """Pictures, texts and questions of the embedded world; `of_class`: other pictures, for generation alone,
+    by what differs from the preset's `scenes`."""
+    if of_class is None:
+        config, label = stage_config(ScenesConfig, request.preset.scenes, "scenes"), ""
+    else:
+        pictures_alone = dict.fromkeys(OF_SCENE_CENTRIC, 0)
+        section = {**request.preset.scenes, **pictures_alone, **of_class}
+        config, label = stage_config(ScenesConfig, section, "generation.scenes"), "scenes for generation"
+    name = "scenes" if of_class is None else "scenes_generation"
+    return request.graph.add(
+        "scenes", "encoder.data.scenes.write", config, label=label, seconds=request.seconds(name)
+    )
 
 
 def find_pictures(request: Request) -> Pictures:
-    """ImageNet on real sources, else one's own pictures where the preset names some, else Scenes."""
+    """ImageNet on real sources, else one's own pictures where the preset names some, else those of
+    generation.scenes, else Scenes."""
     if request.places is not None:
         return Pictures(folder=str(request.places["imagenet"]), made_by=None)
-    stage = add_pictures(request)
+    of_class = request.preset.generation.scenes
+    stage = add_pictures(request) if of_class is None else add_scenes(request, of_class)
     return Pictures(folder=str(stage.folder), made_by=stage)
 
 
@@ -123,16 +134,21 @@ def num_classes(request: Request) -> dict[str, int]:
 
 
 def add_tokens(
-    request: Request, encoder: Encoder, pictures: Literal["llava", "train"], scenes: Stage
+    request: Request,
+    encoder: Encoder,
+    pictures: Literal["llava", "train", "val", "test"],
+    scenes: Stage,
+    limit: int | None = None,
 ) -> Stage:
-    """The frozen tokens of the LLaVA pictures (as the language model sees them) or of the train shards (as
-    the DiT does)."""
+    """The frozen tokens of the LLaVA pictures (as the language model sees them) or of the first `limit`
+    pictures of a split (as the DiT does)."""
     if pictures == "llava":
         records = [str(scenes.folder / "llava" / name) for name in ("pretrain.json", "instruct.json")]
         place = {"data": str(scenes.folder / "llava"), "records": records}
         features = encoder.config.features.understanding
     else:
-        place = {"data": str(scenes.folder), "split": "train"}
+        place = {"data": str(scenes.folder), "split": pictures}
+        place |= {} if limit is None else {"limit": limit}
         features = encoder.config.features.generation
     config = stage_config(
         TokensConfig,

@@ -1,6 +1,7 @@
 """Understanding: frozen tokens -> projector (stage 1) -> projector and language model (stage 2) -> lmms-eval.
 
 scenes -> tokens of the LLaVA pictures -> llava_align -> llava_instruct -> llava_evaluate     for each encoder
+                                       -> probe                         for each encoder that sees
 
 What is taught and asked is `lessons`: Scenes, captions of one's own (they are what the model learns to say,
 and of the held-out ones it is asked which caption is whose), or LLaVA-1.5's data and the public benchmarks,
@@ -14,6 +15,7 @@ from pathlib import Path
 from encoder.runtime.config import ROOT, choose
 from harness.config import stage_config
 from harness.encoders import Encoder
+from harness.probe.config import ProbeConfig
 from harness.running.stages import Stage
 from harness.suites.lessons import Lessons, find_lessons
 from harness.suites.request import Request, SuitePlan
@@ -28,7 +30,11 @@ DIMENSION = "Scenes-SEED/"
 def plan(request: Request) -> SuitePlan:
     """Stages and rows of this suite."""
     lessons = find_lessons(request)
-    rows = [_row(request, encoder, lessons) for encoder in request.encoders]
+    rows = []
+    for encoder in request.encoders:
+        rows.append(_row(request, encoder, lessons))
+        if lessons.truth is not None and not encoder.is_blind:
+            rows.append(_probe_row(request, encoder, lessons))
     return SuitePlan(suite=request.suite, rows=rows, draw=_draw)
 
 
@@ -38,6 +44,42 @@ def _row(request: Request, encoder: Encoder, lessons: Lessons) -> Row:
         kind="blind" if encoder.is_blind else "measured",
         source=_source(request, encoder, lessons),
         parts=(add_answers(request, encoder, lessons),),
+        undefined={},
+    )
+
+
+def _probe_row(request: Request, encoder: Encoder, lessons: Lessons) -> Row:
+    """What a probe reads from the same tokens: what the bridge could have read, too."""
+    tokens = add_tokens(request, encoder, "llava", lessons.data)
+    config = stage_config(
+        ProbeConfig,
+        request.preset.probe,
+        "probe",
+        encoder=encoder.word,
+        features=encoder.config.features.understanding,
+        tokens=str(tokens.folder),
+        truth=lessons.truth,
+        data=str(lessons.data.folder),
+        tasks=lessons.questions["tasks"],
+        task_dir=request.preset.llava.task_dir,
+        device=request.device,
+        seed=request.seed,
+    )
+    stage = request.graph.add(
+        "probe",
+        "harness.probe.understanding",
+        config,
+        label=f"{encoder.name}: what a probe reads",
+        inputs=[lessons.data, tokens, *encoder.stages],
+        files=[ROOT / config.task_dir, *encoder.files],
+        **request.estimates("probe", "probe"),
+    )
+    known = {"scenes": "the facts of scenes", "captions": "the words of captions"}[lessons.truth]
+    return Row(
+        encoder=f"{encoder.name}, probe",
+        kind="probe",
+        source=f"{encoder.source('understanding')}: {known}, linear or a small network",
+        parts=(Part(stage=stage, keys=lessons.keys, checkpoint=encoder.checkpoint, data=lessons.asked),),
         undefined={},
     )
 

@@ -20,7 +20,7 @@ from harness.running.hashes import hash_files
 from harness.running.launch import LAUNCH, Outcome
 from harness.running.stages import Stage
 
-Kind = Literal["measured", "blind", "floor", "published"]
+Kind = Literal["measured", "blind", "floor", "probe", "ceiling", "published"]
 
 
 @dataclass(frozen=True, kw_only=True)

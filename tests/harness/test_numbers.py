@@ -26,14 +26,23 @@ def pictures(seed, num=6):
 
 
 def test_each_kind_gives_its_keys_with_their_directions():
-    against = numbers.Against.of(features(1))
-    generated = numbers.generation_metrics(features(0), against, kernel_subset_size=20)
+    labels = torch.arange(40) % 3
+    against = numbers.Against.of(features(1), labels)
+    generated = numbers.generation_metrics(features(0), against, kernel_subset_size=20, labels=labels)
     rebuilt = numbers.reconstruction_metrics(pictures(0), pictures(1), features(0, 6), features(1, 6))
     config = ReferenceConfig(data="anywhere")
     assert tuple(rebuilt) == keys_of("reconstruction", config)
     assert tuple(generated) == keys_of("generation", config)
     up = {key for key, metric in {**generated, **rebuilt}.items() if metric["higher_is_better"]}
-    assert up == {"precision-lite0", "recall-lite0", "IS-lite0", "PSNR", "SSIM"}
+    assert up == {"precision-lite0", "recall-lite0", "class-accuracy-lite0", "IS-lite0", "PSNR", "SSIM"}
+
+
+def test_pictures_without_classes_have_no_class_accuracy():
+    known = torch.arange(40) % 3
+    for labels, real_labels in ((None, known), (known, None), (known, known - 1)):  # -1: one has none
+        against = numbers.Against.of(features(1), real_labels)
+        found = numbers.generation_metrics(features(0), against, kernel_subset_size=20, labels=labels)
+        assert "class-accuracy-lite0" not in found and "precision-lite0" in found
 
 
 def test_the_standard_error_of_a_mean_over_pictures():

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from encoder.runtime.config import ROOT
+from encoder.runtime.config import ROOT, ConfigError
 from harness.command_line import make_plans
 from harness.config import chosen_suites, parse
 from harness.metrics.config import ReferenceConfig, keys_of
@@ -37,14 +37,71 @@ def test_the_rows_are_the_encoders_their_control_and_the_floor(tmp_path):
     _, plans = planned(tmp_path)
     assert kinds(plans["understanding"]) == {
         "ov3-demo": "measured",
+        "ov3-demo, probe": "probe",
         "clip-demo": "measured",
+        "clip-demo, probe": "probe",
         "blind": "blind",
     }
     assert kinds(plans["generation"]) == {
         "ov3-demo": "measured",
+        "ov3-demo, decoded real tokens": "ceiling",
         "clip-demo": "measured",
+        "clip-demo, decoded real tokens": "ceiling",
         "real vs real": "floor",
     }
+
+
+def test_a_probe_reads_the_tokens_that_the_bridge_is_taught_with_and_no_trained_weights(tmp_path):
+    graph, plans = planned(tmp_path, "suite=understanding")
+    stage = labelled(graph, "clip-demo: what a probe reads")
+    (llava,) = [stage for stage in graph if stage.label == "clip-demo: tokens of llava pictures"]
+    assert stage.config.tokens == str(llava.folder) and ancestors(stage) == {"scenes", llava.label}
+    answered = labelled(graph, "clip-demo: answer and score")
+    assert stage.config.tasks == answered.config.tasks
+    rows = {row.encoder: row for row in plans["understanding"].rows}
+    assert rows["clip-demo, probe"].parts[0].keys == rows["clip-demo"].parts[0].keys
+    assert rows["clip-demo, probe"].parts[0].answers is None  # no test of the comparisons with the baseline
+
+
+def test_the_ceiling_decodes_tokens_of_pictures_that_the_reference_has_not(tmp_path):
+    graph, plans = planned(tmp_path, "suite=generation")
+    tokens = labelled(graph, "ov3-demo: tokens of test pictures").config
+    decode = labelled(graph, "ov3-demo: decode real tokens").config
+    reference = labelled(graph, "real pictures and the floor").config
+    assert (tokens.split, tokens.limit, tokens.features) == ("test", 2 * reference.num_samples, "last")
+    assert (decode.first, decode.limit) == (reference.num_samples, reference.num_samples)
+    what = ("score the generation", "score the decoded real tokens")
+    ours, ceiling = (labelled(graph, f"ov3-demo: {each}") for each in what)
+    assert ours.config.real_tokens == ceiling.config.real_tokens
+    assert ceiling.config.tokens_first == reference.num_samples
+    shown = {part.stage.label for row in plans["generation"].rows for part in row.parts}
+    assert shown >= {"ov3-demo: train the DiT", *(f"ov3-demo: {each}" for each in what)}
+    assert "ov3-demo: train the DiT" not in ancestors(ceiling)
+
+
+def test_object_centric_pictures_can_take_the_place_of_the_scenes_or_stand_beside_them(tmp_path):
+    of_class = "generation.scenes.composition=object_centric"
+    graph, plans = planned(tmp_path, "suite=all", of_class)
+    made = {stage.label: stage for stage in graph if stage.name == "scenes"}
+    assert made["scenes for generation"].config.composition == "object_centric"
+    assert made["scenes for generation"].config.num_llava_images == 0
+    assert made["scenes"].config.num_llava_images > 0  # for understanding
+    assert "scenes" not in ancestors(labelled(graph, "ov3-demo: train the DiT"))
+    assert not any(key.startswith("scene-centric/") for row in plans["generation"].rows
+                   for part in row.parts for key in part.keys)  # fmt: skip
+
+    graph, plans = planned(tmp_path, "suite=generation", of_class, "generation.also_scene_centric=true")
+    trained = [stage for stage in graph if stage.label == "ov3-demo: train the DiT"]
+    assert len(trained) == 2
+    for row in plans["generation"].rows:
+        keys = {key for part in row.parts for key in part.keys}
+        assert {"gFD-lite0", "scene-centric/gFD-lite0", "scene-centric/class-accuracy-lite0"} <= keys
+    old, _ = planned(tmp_path, "suite=generation")
+    assert {stage.folder for stage in old if stage.name == "rae_train"} < {
+        stage.folder for stage in graph if stage.name == "rae_train"
+    }  # the second generator is the one that there is without the option
+    with pytest.raises(ConfigError, match="also_scene_centric adds to"):
+        planned(tmp_path, "suite=generation", "generation.also_scene_centric=true")
 
 
 def test_stages_come_after_their_inputs_and_are_shared(tmp_path):
@@ -114,7 +171,8 @@ def test_a_fixed_number_of_tokens_reaches_the_first_stage_and_stands_in_every_so
     graph, plans = planned(tmp_path, "suite=understanding", "llava.align.num_image_tokens=4")
     assert labelled(graph, "ov3-demo: LLaVA stage 1").config.num_image_tokens == 4
     assert labelled(graph, "ov3-demo: LLaVA stage 2").config.num_image_tokens is None  # stage 1's
-    assert all(row.source.endswith(", resized to 4 tokens") for row in plans["understanding"].rows)
+    rows = [row for row in plans["understanding"].rows if row.kind != "probe"]  # which sees all of them
+    assert all(row.source.endswith(", resized to 4 tokens") for row in rows)
 
 
 def test_tables_show_exactly_what_the_tasks_and_stages_give():

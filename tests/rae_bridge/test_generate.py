@@ -15,6 +15,7 @@ from encoder.data.picture_set import load_pictures
 from encoder.data.shards import load_images
 from encoder.runtime import checkpoint
 from encoder.runtime.stage import write_json
+from encoder.token_store import TokenStore
 from rae_bridge import draw, reconstruct
 from rae_bridge import generate as stage
 from rae_bridge.codec import Codec, load_codec, load_for_generation, to_images
@@ -53,6 +54,18 @@ def test_samples_are_balanced_in_adms_layout_and_follow_the_plain_loop(config, t
         assert np.abs(images[i] - expected.numpy()).max() <= 1  # rounding
 
 
+def test_the_tokens_that_are_kept_are_those_that_were_decoded(config, tmp_path, invertible):
+    _, plain, _ = run(config, tmp_path / "plain")
+    _, images, labels = run(replace(config, keeps_tokens=True), tmp_path / "kept")
+    assert np.array_equal(images, plain)
+    store, encoder = TokenStore(tmp_path / "kept" / "tokens"), load_for_generation(invertible)
+    assert store.labels.tolist() == labels.tolist()
+    assert store.origin["fingerprint"] == encoder.fingerprint
+    again = to_images(encoder.decode(store.rows(torch.arange(8)).float()), "round").numpy()
+    assert np.abs(again.astype(int) - images).max() <= 1  # half precision
+    assert not (tmp_path / "plain" / "tokens").exists()
+
+
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_pictures_do_not_depend_on_the_batch_size(config, tmp_path, batch_size):
     _, images, _ = run(config, tmp_path / "three")
@@ -71,15 +84,15 @@ def test_more_samples_begin_with_the_same_ones_and_another_seed_gives_others(con
 
 def test_an_interrupted_run_goes_on_where_it_stopped(config, tmp_path, monkeypatch):
     _, whole, _ = run(config, tmp_path / "whole")
-    original, drawn = stage.pictures_from_noise, []
+    original, drawn = stage.tokens_from_noise, []
 
-    def counted(flow, codec, noise, y, config, guidance, inner_noise):
+    def counted(flow, noise, y, config, guidance, inner_noise):
         drawn.append(len(noise))
         if len(drawn) == 3:
             raise KeyboardInterrupt
-        return original(flow, codec, noise, y, config, guidance, inner_noise)
+        return original(flow, noise, y, config, guidance, inner_noise)
 
-    monkeypatch.setattr(stage, "pictures_from_noise", counted)
+    monkeypatch.setattr(stage, "tokens_from_noise", counted)
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path / "cut")
     stage.run(config, tmp_path / "cut")

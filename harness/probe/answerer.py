@@ -1,0 +1,126 @@
+"""A reader as lmms-eval's model object: it is asked and scored exactly as a language model is.
+
+It sees what the model sees, a question's words and the picture's frozen tokens. Letters: B pictures of a
+batch, D width of a picture's flattened tokens.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from einops import rearrange
+from lmms_eval.api.instance import GenerationResult, Instance
+from lmms_eval.api.model import lmms
+from torch import Tensor
+from torch.nn import functional
+
+from encoder.data.batch import to_pixels
+from encoder.frozen import FrozenEncoder
+from harness.probe.readers import Reader
+
+
+def flat_tokens(tokens: Tensor, grid: tuple[int, int], most: int) -> Tensor:
+    """Tokens (B N D) as one row a picture, of at most `most` x `most` places, those of a larger grid
+    averaged."""
+    h, w = grid
+    maps = rearrange(tokens.float(), "b (h w) d -> b d h w", h=h, w=w)
+    if max(h, w) > most:
+        maps = functional.adaptive_avg_pool2d(maps, (min(h, most), min(w, most)))
+    return rearrange(maps, "b d h w -> b (h w d)")
+
+
+class ProbeAnswerer(lmms):
+    """lmms-eval's "simple" interface over a frozen encoder and a reader of its tokens."""
+
+    def __init__(
+        self,
+        encoder: FrozenEncoder,
+        reader: Reader,
+        *,
+        grid: int,
+        batch_size: int = 64,
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ):
+        super().__init__()
+        self.encoder, self.reader, self.grid, self.batch_size = encoder, reader, grid, batch_size
+        self.report = report
+
+    def clean(self) -> None:
+        """Keep everything: lmms-eval would delete what it finds after an evaluation."""
+
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
+        """(minus the log of the continuation's probability, whether it is the likeliest), for each request;
+        the options of a question come one after the other."""
+        rows, features = self._see([(request.args[2], *request.args[3:6]) for request in requests])
+        scores: list = [None] * len(requests)
+        asked: dict[tuple[int, str], list[int]] = {}
+        for number, request in enumerate(requests):
+            asked.setdefault((rows[number], request.args[0]), []).append(number)
+        for done, ((row, context), numbers) in enumerate(asked.items(), start=1):
+            options = [self._target(requests[number]) for number in numbers]
+            losses = self.reader.losses(features[row], question_of(context), options)
+            for number, loss in zip(numbers, losses, strict=True):
+                scores[number] = GenerationResult(text=(loss, loss == min(losses)))
+            self.report(done, len(asked))
+        return scores
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Yes or no, whichever is likelier."""
+        rows, features = self._see([request.args[2:6] for request in requests])
+        answers = []
+        for row, request in zip(rows, requests, strict=True):
+            no, yes = self.reader.losses(features[row], question_of(request.args[0]), ("no", "yes"))
+            answers.append("yes" if yes < no else "no")
+            self.report(len(answers), len(requests))
+        return answers
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Not offered.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("a probe answers single questions")
+
+    def _target(self, request: Instance) -> str:
+        target, (doc_id, task, split) = request.args[1], request.args[3:6]
+        text = target if isinstance(target, str) else target(self.task_dict[task][split][doc_id])
+        return text.strip()  # lmms-eval puts a space before it
+
+    def _see(self, places: Sequence[tuple]) -> tuple[list[int], Tensor]:
+        """Each request's row in the features (M D) of the different pictures."""
+        first: dict[bytes, int] = {}
+        by_question: dict[tuple, int] = {}
+        pictures, rows = [], []
+        for doc_to_visual, doc_id, task, split in places:
+            if (task, split, doc_id) not in by_question:
+                (picture,) = doc_to_visual(self.task_dict[task][split][doc_id])
+                image = np.asarray(picture)
+                key = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+                if key not in first:
+                    first[key] = len(pictures)
+                    pictures.append(image)
+                by_question[task, split, doc_id] = first[key]
+            rows.append(by_question[task, split, doc_id])
+        return rows, self._encode(pictures)
+
+    def _encode(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        features: list[Tensor] = [torch.empty(0)] * len(pictures)
+        by_shape: dict[tuple, list[int]] = {}
+        for number, picture in enumerate(pictures):
+            by_shape.setdefault(picture.shape, []).append(number)
+        for numbers in by_shape.values():
+            for start in range(0, len(numbers), self.batch_size):
+                part = numbers[start : start + self.batch_size]
+                images = torch.from_numpy(np.stack([pictures[number] for number in part]))
+                tokens = self.encoder.encode(to_pixels(images.to(self.encoder.device)))
+                flat = flat_tokens(tokens, self.encoder.grid, self.grid).cpu()
+                for number, row in zip(part, flat, strict=True):
+                    features[number] = row
+        return torch.stack(features)
+
+
+def question_of(context: str) -> str:
+    """The question in a prompt: what comes before the instruction on how to answer."""
+    return context.rsplit("\n", 1)[0]
