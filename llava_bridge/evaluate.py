@@ -5,7 +5,8 @@ standard error and count) and out_dir/samples.jsonl (every answer, so that two m
 question by question). One process for each evaluation: lmms-eval keeps totals in module globals. The
 evaluator runs inside out_dir, where it writes what it likes.
 
-What was scored is kept in out_dir/scored, a file for each benchmark. One that could not run does not stop the
+What was scored is kept in out_dir/scored, a file for each benchmark, and until all is done each answer in
+out_dir/answers (`kept_answers`). One that could not run does not stop the
 others: its keys stand with the reason in results.json, the stage does not count as done, and the same
 command asks only what is missing.
 
@@ -25,6 +26,7 @@ from encoder.runtime.device import require_device
 from encoder.runtime.files import replacing
 from encoder.runtime.stage import main, progress, read_data_sets, sha256_json, write_json
 from llava_bridge.config import EvaluateConfig
+from llava_bridge.kept_answers import ANSWERS
 
 if TYPE_CHECKING:
     from llava_bridge.lmms import LlavaLmms
@@ -223,6 +225,8 @@ def evaluate(config: EvaluateConfig, out_dir: Path) -> dict:
     metrics = scores.join([_OWN_TASKS, *benchmark_names(config)], out_dir / "samples.jsonl")
     summary = {"metrics": metrics, "not_run": not_run, **describe(config, answerer)}
     write_json(out_dir / RESULTS, summary)
+    if not not_run:
+        shutil.rmtree(out_dir / ANSWERS, ignore_errors=True)
     return summary
 
 
@@ -269,6 +273,7 @@ def load_answerer(config: EvaluateConfig, out_dir: Path) -> "LlavaLmms":
         batch_size=config.batch_size,
         max_new_tokens=config.max_new_tokens,
         template=read_template(model_dir),
+        answers=out_dir / ANSWERS,
         report=lambda done, total: progress(out_dir, done, total, "questions"),
     )
 

@@ -5,9 +5,9 @@ Each distinct picture is encoded and projected once and handed over as `mm_encod
 benchmarks ask several questions of one picture.
 """
 
-import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from encoder.data.pictures import as_rgb
 from llava_bridge.config import Template
+from llava_bridge.kept_answers import KeptAnswers, digest
 from llava_bridge.prompt import (
     IGNORE,
     Encoded,
@@ -51,9 +52,7 @@ class PictureCache:
     @torch.inference_mode()
     def lookup(self, pictures: Sequence[Image]) -> list[Tensor]:
         """Image features (N D_llm) of each picture; those not seen before are encoded in one batch."""
-        keys = [
-            hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).digest() for picture in pictures
-        ]
+        keys = [digest(picture) for picture in pictures]
         new = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self.features}
         if new:
             seen = self.image_processor(list(new.values()), return_tensors="pt").to(self.model.device)
@@ -74,7 +73,10 @@ class PictureCache:
 
 
 class LlavaLmms(lmms):
-    """lmms-eval's "simple" interface over a LLaVA model and its processor."""
+    """lmms-eval's "simple" interface over a LLaVA model and its processor.
+
+    answers: a folder that keeps the answers so far, and from which they are taken; None: none is kept.
+    """
 
     def __init__(
         self,
@@ -85,6 +87,7 @@ class LlavaLmms(lmms):
         max_new_tokens: int = 128,
         template: Template = "vicuna_v1",
         cache_bytes: int = 2 << 30,
+        answers: Path | None = None,
         report: Callable[[int, int], None] = lambda done, total: None,
     ):
         super().__init__()
@@ -96,6 +99,8 @@ class LlavaLmms(lmms):
         self.template = template
         self.stop_ids = stop_ids(template, processor.tokenizer)
         self.report = report
+        about = [model.config.name_or_path, str(model.dtype), model.config._attn_implementation]
+        self.kept = answers and KeptAnswers(answers, about, self.pictures.num_tokens)
 
     def clean(self) -> None:
         """Keep the model: lmms-eval deletes it after each evaluation, which would forbid a second one."""
@@ -199,8 +204,17 @@ class LlavaLmms(lmms):
         flat = self.pictures.lookup([picture for row in visuals for picture in row])
         return [[flat.pop(0) for _ in row] for row in visuals]
 
-    @torch.inference_mode()
     def _generate(
+        self, prompts: Sequence[str], visuals: Sequence[Sequence[Image]], max_new_tokens: int
+    ) -> list[str]:
+        asked = ["generate", list(prompts), max_new_tokens]
+        return self._ask(asked, visuals, lambda: self._write(prompts, visuals, max_new_tokens))
+
+    def _ask(self, asked: list, visuals: Sequence[Sequence[Image]], answer: Callable[[], list]) -> list:
+        return self.kept.ask(asked, visuals, answer) if self.kept is not None else answer()
+
+    @torch.inference_mode()
+    def _write(
         self, prompts: Sequence[str], visuals: Sequence[Sequence[Image]], max_new_tokens: int
     ) -> list[str]:
         features = self._features(visuals)
@@ -217,8 +231,13 @@ class LlavaLmms(lmms):
         new_ids = output[:, inputs["input_ids"].shape[1] :]
         return self.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
 
-    @torch.inference_mode()
     def _score(self, batch: Sequence[tuple[list[Segment], list[Image]]]) -> list[tuple[float, bool]]:
+        asked = ["score", [[[each.text, each.is_answer] for each in segments] for segments, _ in batch]]
+        visuals = [seen for _, seen in batch]
+        return [tuple(each) for each in self._ask(asked, visuals, lambda: self._losses(batch))]
+
+    @torch.inference_mode()
+    def _losses(self, batch: Sequence[tuple[list[Segment], list[Image]]]) -> list[tuple[float, bool]]:
         features = self._features([visuals for _, visuals in batch])
         samples = self._tokenise([segments for segments, _ in batch], features)
         starts = [int(np.argmax(sample.labels != IGNORE)) for sample in samples]

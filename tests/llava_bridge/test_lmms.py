@@ -153,6 +153,66 @@ def test_evaluation_is_the_same_at_batch_1_and_4_and_equals_a_count_by_hand(
     assert len([key for key in summaries[0] if key.startswith("Scenes-POPE/")]) == 31
 
 
+def test_a_killed_evaluation_asks_only_what_it_had_not_asked(llava, parquet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(*llava, tmp_path / "model")
+    names = ("scenes_seed", "scenes_pope")
+    config = EvaluateConfig(
+        model=str(tmp_path / "model"), task_dir="harness/tasks", attention="eager", batch_size=16,
+        tasks={name: str(parquet / f"{name}.parquet") for name in names},
+    )  # fmt: skip
+    asked, killed_at = [], None
+
+    def counted(original):
+        def ask(answerer, *batch):
+            asked.append(original.__name__)
+            if len(asked) == killed_at:
+                raise KeyboardInterrupt
+            return original(answerer, *batch)
+
+        return ask
+
+    for name in ("_write", "_losses"):
+        monkeypatch.setattr(LlavaLmms, name, counted(getattr(LlavaLmms, name)))
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    whole = evaluate(config, tmp_path / "whole")
+    num_asked = len(asked)
+    assert num_asked == 36 * 4 // 16 + 24 // 16 + 1  # 36 questions of four options, 24 of one answer
+
+    killed_at = num_asked + num_asked - 1  # the last but one of the second run
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config, tmp_path / "cut")
+    (kept,) = (tmp_path / "cut" / "answers").iterdir()
+    kept.write_text(kept.read_text() + '\n{"asked": "cut o')  # as a kill in the middle of a write leaves it
+    asked.clear()
+    killed_at = None
+    assert evaluate(config, tmp_path / "cut")["metrics"] == whole["metrics"]
+    assert asked == ["_write"] * 2
+    ours, theirs = ((tmp_path / name / "samples.jsonl").read_bytes() for name in ("cut", "whole"))
+    assert ours == theirs
+    assert not (tmp_path / "cut" / "answers").exists()
+
+
+def test_a_kept_answer_is_that_to_the_same_picture_and_words(answerer, llava, tmp_path):
+    def another() -> LlavaLmms:
+        lm = LlavaLmms(*llava, batch_size=4, max_new_tokens=5, answers=tmp_path / "answers")
+        lm.task_dict = answerer.task_dict
+        return lm
+
+    first = [request(i, text, {}) for i, text in enumerate(QUESTIONS[:4])]
+    other_pictures = [request(i + 1, text, {}) for i, text in enumerate(QUESTIONS[:4])]
+    lm = another()
+    assert lm.generate_until(first) == answerer.generate_until(first)
+    lm = another()
+    assert lm.generate_until(first) == answerer.generate_until(first)
+    assert lm.pictures.num_encoded == 0 and lm.pictures.num_tokens.total() == 4
+    lm.generate_until(other_pictures)
+    assert lm.pictures.num_encoded == 3
+    lm.generate_until([request(i, text, {"max_new_tokens": 2}) for i, text in enumerate(QUESTIONS[:4])])
+    assert lm.pictures.num_tokens.total() == 12
+
+
 def test_unknown_task_and_missing_data_are_named(llava, parquet, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(*llava, tmp_path / "model")
