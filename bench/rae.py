@@ -8,12 +8,12 @@ as sample.py has it. Without RAE_REPO there is no baseline.
 """
 
 import copy
+import dataclasses
 import itertools
 import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from _table import Row, Work, make_row, peak_bytes, publish, seconds
@@ -25,17 +25,19 @@ from encoder.training.optim import average_weights
 from rae_bridge.config import DiTOptimConfig, TrainDiTConfig
 from rae_bridge.dit import build_dit
 from rae_bridge.flow import flow_loss, interpolate, velocity_target
-from rae_bridge.sample import Guidance, sample, time_grid
-from rae_bridge.shapes import DiTConfig, DiTSize
+from rae_bridge.sample import Guidance, sample, sample_transitions, time_grid
+from rae_bridge.shapes import DiTConfig, DiTSize, TransitionShape
 from rae_bridge.train import FlowBatch, build_optimiser, train_step
+from rae_bridge.transition import TransitionDiT, start_from
 
 SIZE = {"hidden_size": (384, 512), "depth": (6, 2), "num_heads": (6, 8)}
 SHAPE = DiTConfig(**SIZE, input_size=16, in_channels=768)
 BATCH, STEPS, SHIFT, SCALE, REPEATS = 4, 2, 6.9282, 1.42, 3
+FEW, MANY = ((4, 1), (4, 2), (2, 2), (1, 4)), 25  # steps x calls of the head; the teacher's Euler steps
 ABSENT = "RAE_REPO is not set: no official code to run beside"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Inputs:
     """One batch of random latents, noise, times and labels."""
 
@@ -121,6 +123,27 @@ def our_sampling(model: nn.Module, inputs: Inputs, guidance: Guidance | None) ->
     return lambda: sample(model, inputs.noise, inputs.y, **settings)
 
 
+def few_steps() -> list[Row]:
+    """Pictures' latents a second of a student beside its teacher's many steps: `few_step/<M>x<N>`."""
+    torch.manual_seed(0)
+    inputs, teacher = Inputs.draw(), build_dit(SHAPE).eval()
+    student = TransitionDiT(TransitionShape(**dataclasses.asdict(SHAPE))).eval()
+    start_from(student, teacher.state_dict())
+    settings = {"shift": SHIFT, "end": "zero", "num_steps": MANY}
+    sides = {"many": lambda: sample(teacher, inputs.noise, inputs.y, **settings)}
+    for steps, inner in FEW:
+        noise, times = torch.randn(steps, *inputs.noise.shape), time_grid(inner, SHIFT, "zero")
+        few = {"num_steps": steps, "shift": SHIFT, "inner_noise": noise, "inner_times": times}
+        sides[f"{steps}x{inner}"] = lambda few=few: sample_transitions(student, inputs.noise, inputs.y, **few)
+    measured = seconds(sides, repeats=REPEATS, clock=time.process_time)
+    note = f"a student of TMD, untrained; baseline: its teacher's {MANY} Euler steps; pixel decoder left out"
+    return [
+        make_row(f"few_step/{name}", "samples/s", BATCH / value, BATCH / measured["many"], note)
+        for name, value in measured.items()
+        if name != "many"
+    ]
+
+
 def works() -> dict[str, tuple[Work, Work | None]]:
     """Ours and theirs of every row."""
     torch.manual_seed(0)
@@ -185,6 +208,7 @@ def main() -> None:
                     f"memory/{name}", "MiB", peaks["ours"], peaks.get("theirs"), note, higher_is_better=False
                 )
             )
+    rows += few_steps()
     widths = " + ".join(f"{width}x{depth}" for width, depth in zip(*list(SIZE.values())[:2], strict=True))
     setting = f"processor time of 1 thread, fp32, {widths}, 768 channels, 256 tokens, batch {BATCH}"
     publish("rae", rows, setting=setting)

@@ -14,6 +14,7 @@ from harness import report, subcommands
 from harness.config import (
     ABLATION,
     ALL,
+    DISTILLATION,
     REHEARSAL,
     Options,
     Preset,
@@ -50,6 +51,7 @@ python harness/run.py check encoders=[...]         do they keep the contract? li
 
   suite=understanding|generation|all   what to measure (all: both)
   suite=ablation                       train variants of OpenVision 3, measure each: branches, omega, tau, ...
+  suite=distillation                   a generator in few steps: teacher, MeanFlow, DMD2, TMD
   preset=demo                          sizes of everything: configs/presets (demo: a laptop CPU, no download)
   encoders=[ov3-demo,clip-demo]        which frozen encoders: names of configs/encoders, a folder, or
                                        module:my_module:MyEncoder, timm:<model>, ... (the preset's)
@@ -141,7 +143,8 @@ def make_plans(graph: Graph, options: Options, preset: Preset) -> list[SuitePlan
     for seed in options.all_seeds:
         graph.note = f", seed {seed}" if seed != options.all_seeds[0] else ""
         plans += [plan_suite(request(suite, graph, seed)) for suite in chosen]
-    every = chosen_suites(ALL) + (chosen_suites(ABLATION) if preset.ablation else [])
+    own = {ABLATION: preset.ablation, DISTILLATION: preset.distillation}  # suites that a preset need not have
+    every = chosen_suites(ALL) + [suite for name in own if own[name] for suite in chosen_suites(name)]
     for suite in every:
         if suite not in chosen and places is None:  # who has LLaVA's data need not have ImageNet
             plan_suite(request(suite, Graph(graph.runs_dir), options.seed))

@@ -17,7 +17,7 @@ from harness.paper.sources import SourcesConfig, locate
 from harness.replica.mark import is_in_replica
 
 CONFIGS = ROOT / "configs"
-ABLATION = "ablation"  # the suite that a preset need not have
+ABLATION, DISTILLATION = "ablation", "distillation"  # the suites that a preset need not have
 ALL = "all"  # suite=all: every suite that does not train encoders
 # Keys of encoder.training.options.TrainConfig that say which samples are seen, in which order
 _SAMPLES = ("num_steps", "batch_size", "image_size", "train_limit", "seed", "contrastive_texts", "init")
@@ -120,6 +120,37 @@ class AblationSections:
     reconstruct: dict[str, Any] = dataclasses.field(default_factory=dict)  # over the preset's rae.reconstruct
 
 
+STUDENTS = ("meanflow", "dmd2", "tmd_1", "tmd_2")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DistillationSections:
+    """What suite=distillation trains at this size."""
+
+    rae: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # over the preset's: the teacher
+    # meanflow, dmd2, and tmd's two stages -> rae_bridge.distillation.config.DistillConfig
+    students: dict[str, dict[str, Any]]
+    steps: list[int] = dataclasses.field(default_factory=lambda: [4, 2])  # M of the rows
+    inner_steps: int = 2  # N of tmd
+    teacher_steps: int = 50  # the teacher's many
+    ablations: bool = False  # also the variants of tmd that the suite names
+    cost: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # rae_bridge.distillation.config.CostConfig
+
+    def __post_init__(self) -> None:
+        most = max(self.steps, default=0)
+        if not self.steps or min(self.steps) < 1 or any(most % steps for steps in self.steps):
+            raise ValueError(
+                f"steps {self.steps} must divide the largest of them: a student learns that one's grid, "
+                "which holds the others"
+            )
+        if self.inner_steps < 1 or self.teacher_steps < 1:
+            raise ValueError("inner_steps and teacher_steps must be 1 or more")
+        if sorted(self.students) != sorted(STUDENTS):
+            raise ValueError(f"students {sorted(self.students)} must be {', '.join(STUDENTS)}")
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseSection:
     """One resolution of the encoders' training. Each phase starts from the towers of the one before."""
@@ -213,6 +244,7 @@ class Preset:
     # null: no such row
     controls: dict[str, str | None] = dataclasses.field(default_factory=dict)
     ablation: AblationSections | None = None
+    distillation: DistillationSections | None = None
     foundation: FoundationSections | None = None
     # submitit's: slurm_partition, mem_gb, ...
     slurm: dict[str, Any] = dataclasses.field(default_factory=dict)

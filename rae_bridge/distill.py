@@ -3,7 +3,8 @@
 `python -m rae_bridge.distill <config.yaml> <out_dir>` (several processes: `accelerate launch -m
 rae_bridge.distill ...`) writes out_dir/weights as `rae_bridge.train` does: the averaged student, the
 teacher's latent_stats.pt and tokens.json, and flow.json, which also says whose student it is, its grids, and
-the guidance that it was taught. `rae_bridge.generate`, `draw` and `sweep` take it as a model.
+the guidance that it was taught. `rae_bridge.generate`, `draw` and `sweep` take it as a model. With `--plan`
+instead of a folder it prints what it would take.
 
 Methods: `tmd` (Transition Matching Distillation, arXiv:2601.09881, stages 1 and 2), and in the same code its
 baselines `meanflow` (arXiv:2511.13019, stage 1) and `dmd2` (arXiv:2405.14867, stage 2) of the whole network.
@@ -13,6 +14,7 @@ import copy
 import dataclasses
 import functools
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +35,7 @@ from encoder.training.optim import average_weights, rate_factor
 from rae_bridge.codec import TOKENS_FILE
 from rae_bridge.distillation.config import DistillConfig
 from rae_bridge.distillation.learner import StopRule
+from rae_bridge.distillation.plan import main as print_plan
 from rae_bridge.distillation.stages import STAGES
 from rae_bridge.distillation.states import Grids
 from rae_bridge.distillation.teacher import Teacher
@@ -199,4 +202,7 @@ def distill(config: DistillConfig, out_dir: Path) -> dict:
 
 
 if __name__ == "__main__":
-    main(DistillConfig, distill)
+    if "--plan" in sys.argv:
+        print_plan([word for word in sys.argv[1:] if word != "--plan"])
+    else:
+        main(DistillConfig, distill)

@@ -25,6 +25,7 @@ from harness.config import CONFIGS
 from harness.running.stages import Stage
 from llava_bridge.config import LlamaShape
 from rae_bridge.config import TrainDiTConfig
+from rae_bridge.flops import part_flops
 from rae_bridge.shapes import DecoderSize, DiTSize
 
 FP32 = 4.0  # of bf16's time: assumed
@@ -50,17 +51,8 @@ def stage_flops(stage: Stage) -> float | None:
 
 
 def dit_flops(size: DiTSize, num_tokens: int, in_channels: int) -> float:
-    """Forward FLOPs of a DiT on one picture's latents. A head's adaLN works token by token."""
-    total = 0.0
-    for part, (width, depth) in enumerate(zip(size.hidden_size, size.depth, strict=True)):
-        mlp_width = round(1.5 * int(2 / 3 * int(width * size.mlp_ratio)))  # SwiGLU: three matrices, not two
-        conditions = 1 if part == 0 else num_tokens
-        total += transformer_flops(num_tokens, width, depth, mlp_width) + 12.0 * depth * conditions * width**2
-        total += 2.0 * num_tokens * in_channels * width  # each part embeds x_t
-    first, last = size.hidden_size[0], size.hidden_size[-1]
-    between = 2.0 * num_tokens * first * last if len(size.hidden_size) == 2 and first != last else 0.0
-    final = 4.0 * last**2 * (num_tokens if len(size.hidden_size) == 2 else 1)
-    return total + between + final + 2.0 * num_tokens * last * in_channels
+    """Forward FLOPs of a DiT on one picture's latents."""
+    return sum(part_flops(size, num_tokens, in_channels))
 
 
 def llama_flops(shape: LlamaShape, num_tokens: int) -> float:

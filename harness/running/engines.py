@@ -31,6 +31,7 @@ MULTI_PROCESS = (
     "encoder.train",
     "llava_bridge.train",
     "rae_bridge.cache",
+    "rae_bridge.distill",
     "rae_bridge.generate",
     "rae_bridge.reconstruct",
     "rae_bridge.sweep",

@@ -5,10 +5,15 @@ Imports everything below the command line; nothing imports a suite but the comma
 import dataclasses
 
 from encoder.runtime.config import choose
-from harness.suites import ablation, generation, understanding
+from harness.suites import ablation, distillation, generation, understanding
 from harness.suites.request import Request, SuitePlan
 
-BUILDERS = {"understanding": understanding.plan, "generation": generation.plan, "ablation": ablation.plan}
+BUILDERS = {
+    "understanding": understanding.plan,
+    "generation": generation.plan,
+    "ablation": ablation.plan,
+    "distillation": distillation.plan,
+}
 
 
 def plan_suite(request: Request) -> SuitePlan:

@@ -73,6 +73,32 @@ def cosines(path: Path, tables: Mapping[str, Path]) -> Path:
     return save(figure, path)
 
 
+def quality_against_cost(path: Path, rows: Sequence[Mapping], keys: Sequence[str], cost: str) -> Path:
+    """A panel per key over a cost (log), a line per method: rows named <teacher>/<method>/<steps> that have
+    both; the floor as a dashed line."""
+    figure = Figure(figsize=(4.6 * len(keys) + 1, 3.8), dpi=DPI, layout="constrained")
+    panels = figure.subplots(1, len(keys), squeeze=False)[0]
+    measured = [row for row in rows if row["kind"] == "measured"]
+    methods = list(dict.fromkeys(row["encoder"].split("/")[1] for row in measured))
+    for panel, key in zip(panels, keys, strict=True):
+        for i, method in enumerate(methods):
+            metrics = [row["metrics"] for row in measured if row["encoder"].split("/")[1] == method]
+            found = sorted(
+                (each[cost]["value"], each[key]["value"]) for each in metrics if {cost, key} <= each.keys()
+            )
+            colour, marker = PALETTE[i % len(PALETTE)], "ovs^D*"[i // len(PALETTE) % 6]
+            panel.plot(*zip(*found, strict=True), f"{marker}-", color=colour, label=method) if found else None
+        for row in rows:
+            if row["kind"] == "floor" and key in row["metrics"]:
+                panel.axhline(row["metrics"][key]["value"], color="#888888", linestyle="--", linewidth=1)
+        panel.set(xscale="log", xlabel="network evaluations by FLOPs", title=key)
+        panel.grid(color="#e5e5e5")
+        panel.set_axisbelow(True)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    return save(figure, path)
+
+
 def _cosines(point: Mapping) -> dict[str, float]:
     """Layer -> cosine (nan where a branch has no gradient) of one entry of synergy.json's points."""
     return {row["layer"]: math.nan if row["cosine"] is None else row["cosine"] for row in point["rows"]}

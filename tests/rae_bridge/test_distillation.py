@@ -2,12 +2,16 @@
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from torch.func import jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from encoder.runtime.config import ROOT, load
+from rae_bridge.distillation import plan
 from rae_bridge.distillation.config import DistillConfig, DistributionConfig, MatchingConfig
 from rae_bridge.distillation.critic import (
     Discriminator,
@@ -24,11 +28,13 @@ from rae_bridge.distillation.matching import (
     head_target,
     velocity_target,
 )
+from rae_bridge.distillation.plan import step_flops
 from rae_bridge.distillation.states import Grids, below, draw_states
 from rae_bridge.distillation.teacher import Teacher, lesson
 from rae_bridge.dit import build_dit
+from rae_bridge.flops import part_flops
 from rae_bridge.sample import Guidance, guided_velocity, sample
-from rae_bridge.shapes import DiTConfig, TransitionShape
+from rae_bridge.shapes import DIT_SIZES, DiTConfig, TransitionShape
 from rae_bridge.transition import MeanFlowDiT, TransitionDiT, mean_velocity, start_from
 
 SHAPE = {
@@ -433,3 +439,55 @@ def test_grids_are_the_teachers_unless_others_are_given():
     usual = Grids.of(config_of(steps=2, inner_steps=2), 6.9282)
     assert usual.times == usual.inner_times and usual.times[1] == pytest.approx(0.874, abs=1e-3)
     assert all(t > r for t, r in itertools.pairwise(usual.times))
+
+
+# ---- the plan and the recipes
+
+
+def counted(work):
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_plan_counts_the_flops_of_stage_1(share):
+    """Against torch's counter on a step; embeddings of time, fusion and bias of batch are small beside it."""
+    shape = DiTConfig(**{**SHAPE, "hidden_size": (64, 64), "depth": (3, 2), "input_size": 4})
+    config = config_of(inner_steps=2, matching=MatchingConfig(same_time_share=share), fusion="concat")
+    torch.manual_seed(0)
+    student = TransitionDiT(TransitionShape(**asdict(shape), fusion="concat"))
+    latents, grids = torch.randn(NUM, 6, 4, 4), Grids.of(config, 1.0)
+    y = torch.arange(NUM) % 3
+    states = draw_states(latents, y, config, grids, 0, slice(None), null=3)
+    found = counted(lambda: Matching(student, config)(states, states.velocity, False)[0].backward())
+    assert step_flops(config, shape) * NUM == pytest.approx(found, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["tmd_1", "tmd_2", "tmd_meanflow", "tmd_dmd2"])
+def test_recipes_load_and_have_a_plan(name, capsys):
+    config = load(DistillConfig, ROOT / f"configs/recipes/{name}.yaml")
+    assert config.teacher == "runs/rae/dit_xl/weights" and config.steps == 4
+    plan.main([str(ROOT / f"configs/recipes/{name}.yaml"), "plan.num_gpus=8"])
+    out = capsys.readouterr().out
+    assert "head 26% of" in out and "GPU-hours" in out and f"{config.num_steps:,} steps x 256" in out
+    backbone, head = part_flops(DIT_SIZES["DiTDH-XL"], 256, 768)
+    assert head / (backbone + head) == pytest.approx(0.26, abs=0.01)  # 42 of 161.6 GMAC
+    assert backbone + head == pytest.approx(2 * 161.6e9, rel=0.01)
+
+
+def test_tmds_recipe_is_the_papers_where_it_says_so():
+    first, second = (load(DistillConfig, ROOT / f"configs/recipes/tmd_{i}.yaml") for i in (1, 2))
+    assert (first.optim.lr, first.matching.same_time_share, first.matching.delta) == (3e-5, 0.75, 5e-3)
+    about = second.distribution
+    assert (about.critic_steps, about.gan_weight, about.critic_optim.lr) == (5, 0.03, 1e-5)
+    assert (second.num_steps, second.optim.lr, about.normaliser) == (4000, 1e-5, "difference")
+    assert second.student == "runs/tmd/stage_1/weights" and first.inner_steps == second.inner_steps
+
+
+@pytest.mark.parametrize("words", [["plan.size=DiTDH-XX"], ["plan.gpu=H1000"], ["stage=3"], ["plan.gpus=1"]])
+def test_a_plan_of_what_is_not_is_one_line(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        plan.main([str(ROOT / "configs/recipes/tmd_1.yaml"), *words])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from encoder.runtime.stage import write_json
 from rae_bridge import draw, generate
 from rae_bridge.config import GenerateConfig, GuidanceConfig
+from rae_bridge.distillation import cost
+from rae_bridge.distillation.config import CostConfig
 from rae_bridge.dit import DiT, DiTDH, build_dit
 from rae_bridge.sample import sample, sample_transitions, time_grid
 from rae_bridge.shapes import DiTConfig, TransitionShape
@@ -293,3 +297,30 @@ def test_ways_of_sampling_that_a_model_does_not_know_are_refused(folders, tmp_pa
     weaker = GuidanceConfig(kind="autoguidance", scale=2.0, model=student)
     with pytest.raises(ValueError, match="is a student"):
         samples(tmp_path, "weaker", model=teacher, encoder=invertible, guidance=weaker)
+
+
+def test_what_a_picture_costs_by_count_and_by_flops(folders, tmp_path, invertible):
+    """The teacher has one block in each part: N calls of the head cost M (1 + (N - 1) / 2) by count. By FLOPs
+    a student's step is a forward pass, N - 1 more heads, and what is new in it."""
+    teacher, student = folders
+    found = {}
+    for name, model, num_inner in (("teacher", teacher, None), ("one", student, 1), ("three", student, 3)):
+        about = {"teacher": teacher, "encoder": invertible, "repeats": 1, "batch_size": 2, "teacher_steps": 8}
+        config = CostConfig(model=model, num_steps=4, inner_steps=num_inner, **about)
+        found[name] = cost.run(config, tmp_path)
+    value = lambda name, key: found[name]["metrics"][key]["value"]  # noqa: E731
+    assert [value(name, "steps") for name in found] == [4, 4, 4]
+    assert [value(name, "nfe") for name in found] == [4, 4, 8]
+    assert value("teacher", "nfe/flops") == pytest.approx(4)
+    share = found["teacher"]["head_share"]
+    assert 0.4 < share < 0.7
+    more = value("three", "gflops") / value("one", "gflops")
+    assert 1 + 2 * share * 0.8 < more < 1 + 2 * share * 1.5
+    assert value("one", "nfe/flops") > 4 and value("teacher", "gflops/decoder") > 0
+    forward = value("teacher", "gflops") / 4
+    model = DiT.from_pretrained(teacher)
+    x, y = torch.randn(1, 48, 2, 2), torch.tensor([0])
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x, torch.ones(1), y)
+    assert forward == pytest.approx(counter.get_total_flops() / 1e9)
+    assert value("teacher", "seconds") > 0 and value("teacher", "times faster") > 0
