@@ -1,8 +1,8 @@
 """`run.py check encoders=[...]`: is each a frozen encoder as the bridges need it? What do cheap proxies say?
 
 Every rule of the contract (`encoder.frozen`) is tried on a handful of pictures, so that a violation is found
-before hours of training. The proxies are seconds of work: a linear probe of the class, zero-shot retrieval
-where the encoder has a text tower, PSNR where it decodes.
+before hours of training. The proxies are seconds of work: a linear probe of the class, one of the facts that
+questions ask for, zero-shot retrieval where the encoder has a text tower, PSNR where it decodes.
 """
 
 import dataclasses
@@ -14,19 +14,27 @@ from einops import rearrange
 from torch import Tensor
 
 from encoder.data.scenes.render import make_scene, render
+from encoder.data.scenes.scene import Scene
 from encoder.data.scenes.text import org_caption
+from encoder.data.scenes.wording import DIMENSIONS
 from encoder.frozen import FrozenEncoder
 from encoder.load import load_encoder
 from encoder.metrics.probes import linear_probe, recall_at_1
+from encoder.metrics.readout import ReadoutConfig, fit_readout
 from harness.encoders import Encoder
 from harness.metrics.psnr_ssim import psnr
+from harness.probe.readers import flat_tokens, percent_right
+from harness.probe.scene_facts import NUM_VALUES, facts_of
 from harness.retrieval import NoTextTowerError, find_embed_pairs
 
 NUM_TRAIN, NUM_TEST = 600, 300  # pictures of the probes
 LEGEND = (
     f"proxies on Scenes: class of {NUM_TEST} pictures by ridge regression on the mean token of {NUM_TRAIN} "
-    "others (chance 6 %); texts of 50 pictures at a time (chance 2 %)"
+    "others (chance 6 %); questions about them, mean of Scenes-SEED's nine dimensions, all answers open, by "
+    "a linear probe of the facts in their tokens; texts of 50 pictures at a time (chance 2 %)"
 )
+_GRID = 8  # tokens on a side that the probe of facts sees at most
+_READOUT = ReadoutConfig(batch_size=50)
 _BATCH_SIZE = 50
 _HALF_MAX = 65504.0  # tokens are cached as fp16
 _TOLERANCE = 1e-3  # of a token between batches, relative to the tokens' size: float32 sums in other orders
@@ -39,6 +47,7 @@ class Probes:
     pixels: Tensor  # M 3 H W in [0, 1]
     labels: Tensor  # M
     texts: list[str]
+    scenes: list[Scene]
 
     @classmethod
     def scenes(cls, image_size: int = 64) -> "Probes":
@@ -49,6 +58,7 @@ class Probes:
             pixels=rearrange(images, "m h w c -> m c h w").float() / 255,
             labels=torch.tensor([scene.label for scene in scenes]),
             texts=[org_caption(scene) for scene in scenes],
+            scenes=scenes,
         )
 
 
@@ -61,6 +71,7 @@ class Report:
     num_tokens: int | None = None
     width: int | None = None
     probe_percent: float | None = None  # linear probe's accuracy on the mean token
+    questions_percent: float | None = None  # answered right from the facts that a linear probe reads
     retrieval_percent: float | None = None  # recall@1, mean of both directions
     psnr_db: float | None = None
     not_run: tuple[str, ...] = ()  # each proxy that it cannot give, and why
@@ -163,10 +174,15 @@ def _proxies(
         parts = [slice(start, start + _BATCH_SIZE) for start in range(first, len(probes.texts), _BATCH_SIZE)]
         return torch.cat([act(probes.pixels[part].to(device), probes.texts[part]).cpu() for part in parts])
 
-    mean = map_batches(lambda pixels, _texts: encoder.encode(pixels).mean(dim=1))
+    def see(pixels: Tensor, _texts: list[str]) -> Tensor:  # the mean token, then all of them
+        tokens = encoder.encode(pixels)
+        return torch.cat([tokens.mean(dim=1), flat_tokens(tokens, encoder.grid, _GRID)], dim=1)
+
+    mean, flat = map_batches(see).tensor_split([encoder.width], dim=1)
     seen, unseen = slice(None, NUM_TRAIN), slice(NUM_TRAIN, None)
     accuracy = linear_probe(mean[seen], probes.labels[seen], mean[unseen], probes.labels[unseen])
     given: dict[str, float] = {"probe_percent": accuracy}
+    given["questions_percent"] = _questions(flat, probes.scenes)
     not_run = []
     try:
         embed_pairs = find_embed_pairs(encoder, row.config.source, device)
@@ -181,6 +197,14 @@ def _proxies(
     else:
         not_run.append("PSNR: no decoder, neither its own nor one that its config names")
     return given | {"not_run": tuple(not_run)}
+
+
+def _questions(features: Tensor, scenes: list[Scene]) -> float:
+    """% of the questions about the last scenes that a probe of the first ones' facts answers right, mean of
+    Scenes-SEED's dimensions; features M D."""
+    readout = fit_readout(features[:NUM_TRAIN], facts_of(scenes[:NUM_TRAIN]), NUM_VALUES, _READOUT)
+    right = percent_right(readout, features[NUM_TRAIN:], scenes[NUM_TRAIN:])
+    return float(np.mean([right[dimension] for dimension in DIMENSIONS.values()]))
 
 
 def _decoder(encoder: FrozenEncoder, word: str, device: str) -> Callable[[Tensor], Tensor] | None:

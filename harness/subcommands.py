@@ -130,7 +130,7 @@ def _check_encoders(found: Sequence[tuple[str, Encoder]], device: str, console: 
     from harness import check  # here: torch would delay the other subcommands
 
     table = Table("encoder", "tokens", "contract", title="check", title_justify="left")
-    for heading in ("linear probe %", "retrieval R@1 %", "PSNR dB"):
+    for heading in ("linear probe %", "questions %", "retrieval R@1 %", "PSNR dB"):
         table.add_column(heading, justify="right")
     probes, reports = check.Probes.scenes(), []
     for word, encoder in found:
@@ -138,7 +138,7 @@ def _check_encoders(found: Sequence[tuple[str, Encoder]], device: str, console: 
         reports.append(report)
         tokens = "" if report.width is None else f"{report.num_tokens} x {report.width}"
         contract = f"{len(report.faults)} broken" if report.faults else "holds"
-        values = (report.probe_percent, report.retrieval_percent, report.psnr_db)
+        values = (report.probe_percent, report.questions_percent, report.retrieval_percent, report.psnr_db)
         missing = "" if report.faults else "not run"
         shown = [missing if value is None else f"{value:.1f}" for value in values]
         table.add_row(escape(report.name), tokens, contract, *shown)

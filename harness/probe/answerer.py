@@ -9,25 +9,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from einops import rearrange
 from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from torch import Tensor
-from torch.nn import functional
 
 from encoder.data.batch import to_pixels
 from encoder.frozen import FrozenEncoder
-from harness.probe.readers import Reader
-
-
-def flat_tokens(tokens: Tensor, grid: tuple[int, int], most: int) -> Tensor:
-    """Tokens (B N D) as one row a picture, of at most `most` x `most` places, those of a larger grid
-    averaged."""
-    h, w = grid
-    maps = rearrange(tokens.float(), "b (h w) d -> b d h w", h=h, w=w)
-    if max(h, w) > most:
-        maps = functional.adaptive_avg_pool2d(maps, (min(h, most), min(w, most)))
-    return rearrange(maps, "b d h w -> b (h w d)")
+from harness.probe.readers import Reader, flat_tokens
 
 
 class ProbeAnswerer(lmms):

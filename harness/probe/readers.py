@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.nn import functional
 
 from encoder.data.scenes import wording
 from encoder.data.scenes.objects import KINDS, article
@@ -36,6 +38,16 @@ class Reader(Protocol):
 
     def losses(self, features: Tensor, question: str, options: Sequence[str]) -> list[float]:
         """Minus the log of each option's probability; features D."""
+
+
+def flat_tokens(tokens: Tensor, grid: tuple[int, int], most: int) -> Tensor:
+    """Tokens (B N D) as one row a picture, of at most `most` x `most` places, those of a larger grid
+    averaged."""
+    h, w = grid
+    maps = rearrange(tokens.float(), "b (h w) d -> b d h w", h=h, w=w)
+    if max(h, w) > most:
+        maps = functional.adaptive_avg_pool2d(maps, (min(h, most), min(w, most)))
+    return rearrange(maps, "b d h w -> b (h w d)")
 
 
 def dimension_of(topic: str) -> str:

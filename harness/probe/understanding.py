@@ -26,6 +26,7 @@ from encoder.runtime.files import replacing
 from encoder.runtime.stage import main, progress
 from encoder.token_store import TokenStore
 from harness.probe.config import ProbeConfig
+from harness.probe.readers import READERS, configs_of, flat_tokens
 from llava_bridge.config import EvaluateConfig
 from llava_bridge.evaluate import go_offline, load_tasks, read_metrics, read_samples, scorer
 
@@ -72,8 +73,6 @@ def known_features(config: ProbeConfig) -> tuple[list[str], Tensor]:
     Raises:
         FileNotFoundError, ValueError: no tokens, those of another encoder, or too few.
     """
-    from harness.probe.answerer import flat_tokens
-
     store = TokenStore(ROOT / config.tokens)
     if store.origin["features"] != config.features:
         raise ValueError(f"{config.tokens} holds features {store.origin['features']}, not {config.features}")
@@ -91,7 +90,6 @@ def run(config: ProbeConfig, out_dir: Path) -> dict:
     out_dir = out_dir.resolve()
     go_offline(out_dir / _CACHE)
     from harness.probe.answerer import ProbeAnswerer
-    from harness.probe.readers import READERS, configs_of
 
     torch.set_flush_denormal(True)
     encoder = load_encoder(

@@ -149,8 +149,10 @@ def test_proxies_are_given_where_they_can_be(probes, monkeypatch):
     assert report.probe_percent > 10  # of 16 classes; its colours tell the place at least
     assert report.psnr_db > 15
     monkeypatch.undo()
+    sees = report.questions_percent
     blind = check.check(resolve_encoder("blind"), "blind", probes)
     assert (blind.psnr_db, blind.retrieval_percent) == (None, None)
+    assert blind.questions_percent < 40 < sees  # the commonest answer, against colours of patches
     assert [reason.partition(": ")[0] for reason in blind.not_run] == ["retrieval", "PSNR"]
     assert report.not_run == ()
 
