@@ -97,8 +97,11 @@ class GenerationSections:
 
     # What differs from the preset's `scenes`, such as {composition: object_centric}; None: those themselves
     scenes: dict[str, Any] | None = None
-    # With `scenes`: a second generator on the preset's own, `scene-centric/` before its numbers' names
+    # With `scenes`: a second generator on the preset's own, without guidance, `scene-centric/` before its
+    # numbers' names
     also_scene_centric: bool = False
+    # Pictures of the val split by which `rae.guided` chooses; None: those of the test split that judge
+    num_validation: int | None = None
 
     def __post_init__(self) -> None:
         if self.also_scene_centric and self.scenes is None:
@@ -222,6 +225,7 @@ class Preset:
     description: str
     encoders: list[str]
     device: Literal["cpu", "cuda"] = "cpu"
+    seeds: list[int] | None = None  # what `seeds=` is where the command line says neither that nor `seed=`
     jobs: int = 1  # stages that run at the same time
     threads: int = 1  # of each stage; part of what makes a run repeatable
     # With `released`, the paper's own data in place of Scenes: places beside `data_root`
@@ -331,6 +335,8 @@ def parse(words: Sequence[str]) -> tuple[Options, Preset]:
     if options.overrides is not None:
         values = merged(values, read_yaml(options.overrides))
     preset = load(Preset, values, overrides, name=f"preset {options.preset}")
+    if not any(word.startswith(("seed=", "seeds=")) for word in option_words):
+        options = dataclasses.replace(options, seeds=preset.seeds)
     return options, preset
 
 
@@ -396,7 +402,7 @@ def results_folder(options: Options, preset: Preset) -> Path:
         {key: value for key, value in resolve(each).items() if key not in _WITHOUT_EFFECT}
         for each in (preset, written_preset(options.preset))
     )
-    usual = Options()
+    usual = Options(seeds=written_preset(options.preset).seeds)
     own = {name: getattr(options, name) for name in ("encoders", "all_seeds", "device", "tasks")}
     is_usual = values == written and all(getattr(usual, name) == value for name, value in own.items())
     if is_usual or results != usual.results_dir.resolve():

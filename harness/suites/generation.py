@@ -11,6 +11,7 @@ On real sources ImageNet takes Scenes' place, and the DiT sees its tokens live. 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from encoder.metrics import weights
 from encoder.runtime.config import ROOT, ConfigError
@@ -81,6 +82,8 @@ class Yard:
 
     pictures: Pictures
     reference: Stage
+    note: str  # after the labels of what is measured by them
+    validation: Stage  # whose pictures choose the guidance
     reconstructed: dict[str, tuple[Stage, str]] = dataclasses.field(default_factory=dict)
     generated: dict[str, tuple[Stage, str]] = dataclasses.field(default_factory=dict)
 
@@ -99,11 +102,32 @@ def find_yards(request: Request) -> list[Yard]:
     return yards
 
 
-def _yard(request: Request, pictures: Pictures, **prefix: str) -> Yard:
-    yard = Yard(pictures, add_reference(request, pictures, **prefix))
+def _yard(request: Request, pictures: Pictures, prefix: str = "") -> Yard:
+    note = f", {prefix.removesuffix('/')}" if prefix else ""
+    reference = add_reference(request, pictures, f"real pictures and the floor{note}", prefix=prefix)
+    validation = None if prefix else _add_validation(request, pictures)
+    yard = Yard(pictures, reference, note, validation or reference)
     if pictures.made_by is not None:
-        add_count(request, pictures.made_by, yard.reference.config)
+        add_count(request, pictures.made_by, reference.config)
     return yard
+
+
+def _add_validation(request: Request, pictures: Pictures) -> Stage | None:
+    """Pictures of the val split, by which guidance is chosen where the preset wants that.
+
+    Raises:
+        ConfigError: there are none, or too few.
+    """
+    num = request.preset.generation.num_validation
+    if num is None or request.preset.rae.guided is None:
+        return None
+    held = getattr(getattr(pictures.made_by, "config", None), "num_val", 0)
+    if held < 2 * num:
+        raise ConfigError(
+            f"generation.num_validation={num} takes two sets of val pictures, {2 * num}; there are {held}"
+        )
+    sizes = {"num_samples": num, "kernel_subset_size": max(2, num // 2)}
+    return add_reference(request, pictures, "validation pictures", split="val", **sizes)
 
 
 def _blind_row(encoder: Encoder, yards: Sequence[Yard]) -> Row:
@@ -138,24 +162,26 @@ def _rows_of(request: Request, encoder: Encoder, yards: Sequence[Yard]) -> list[
     would."""
     name, encoder = encoder.name, _with_decoder(request, encoder, yards[0].pictures)
     plain, guided, ceiling, rebuilt = [], [], [], []
+    note = request.graph.note
     for yard in yards:
-        reference = yard.reference
+        reference, request.graph.note = yard.reference, note + yard.note
         reconstructed, part = add_reconstruction(request, encoder, yard.pictures, reference)
         rebuilt += part.keys
         trained = add_generator(request, encoder, yard.pictures, reconstructed)
         losses = Part(stage=trained, keys=(), checkpoint=(trained.folder / "weights",))
         generated, sampled = add_samples(request, encoder, reference, trained)
-        plain += [part, sampled, *([] if yard.reference.config.prefix else [losses])]
+        plain += [part, sampled, *([] if reference.config.prefix else [losses])]
         decoded, file, part = add_ceiling(request, encoder, yard.pictures, reference, reconstructed)
         ceiling.append(part)
         yard.reconstructed[name] = (reconstructed, RECONSTRUCTIONS)
         yard.generated[name] = (generated, SAMPLES)
-        if request.preset.rae.guided is not None:
-            sweep = add_sweep(request, encoder, reference, trained)
+        if request.preset.rae.guided is not None and not reference.config.prefix:
+            sweep = add_sweep(request, encoder, yard.validation, trained)
             generated, sampled = add_samples(request, encoder, reference, trained, sweep)
             guided.append(sampled)
             yard.generated[f"{name}, guided"] = (generated, SAMPLES)
         yard.generated[f"{name}, {CEILING}"] = (decoded, file)
+    request.graph.note = note
     source = encoder.source("generation")
     rows = [Row(encoder=name, kind="measured", source=source, parts=tuple(plain), undefined={})]
     if guided:
@@ -206,15 +232,18 @@ def _with_decoder(request: Request, encoder: Encoder, pictures: Pictures) -> Enc
     return dataclasses.replace(described, files=encoder.files)
 
 
-def add_reference(request: Request, pictures: Pictures, prefix: str = "") -> Stage:
-    """The real pictures, and the judge with all the files that it is made of; `prefix` of every key.
+def add_reference(
+    request: Request, pictures: Pictures, label: str = "real pictures and the floor", **changes: Any
+) -> Stage:
+    """The real pictures, and the judge with all the files that it is made of; `changes` to the preset's
+    section.
 
     Raises:
         ConfigError: the judge is one of the encoders that are to be judged.
         FileNotFoundError: a file of it is not there.
     """
-    section = request.preset.reference
-    filled = {"data": pictures.folder, "device": request.device, "prefix": prefix}
+    section = {**request.preset.reference, **changes}
+    filled = {"data": pictures.folder, "device": request.device}
     if request.places is not None:
         filled |= {"weights": str(request.places["inception"]), "statistics": str(request.places["adm"])}
     config = stage_config(ReferenceConfig, section, "reference", **filled)
@@ -230,7 +259,7 @@ def add_reference(request: Request, pictures: Pictures, prefix: str = "") -> Sta
         "reference",
         "harness.metrics.reference",
         config,
-        label="real pictures and the floor",
+        label=label,
         inputs=pictures.inputs,
         files=files,
         pictures=pictures.places,
