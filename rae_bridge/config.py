@@ -7,7 +7,6 @@ Relative paths are relative to the repository root.
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from encoder.metrics.networks import LITE0, check_weights
 from encoder.options import Features
 from encoder.runtime.device import Device, Precision
 from encoder.runtime.trackers import Tracker
@@ -22,6 +21,7 @@ from rae_bridge.shapes import (
     decoder_config,
     dit_config,
 )
+from rae_bridge.watch_config import GridConfig, JudgeConfig, OnlineConfig
 
 Weights = Literal["ema", "online"]  # of a training: the averaged ones, or those that were trained
 
@@ -55,47 +55,6 @@ class DiTOptimConfig:
             raise ValueError(f"decay_steps {self.decay_steps} must be (first, last) with first < last")
         if self.muon_lr is not None and self.weight_decay:
             raise ValueError(f"weight_decay {self.weight_decay} must be 0 with muon_lr, which has none")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JudgeConfig:
-    """A Frechet distance to real pictures, in the features of one network."""
-
-    # npz of the real pictures' features (`pooled` N D), as harness.metrics.reference writes, or of a Gaussian
-    reference: str  # (`mu`, `sigma`), as ADM publishes; of the same network
-    network: str = LITE0  # lite0, inception, or module:Class; uint8 N 3 H W -> an object with `pooled`
-    weights: str | None = None  # inception's file; None: torch.hub's place; `download`
-
-    def __post_init__(self) -> None:
-        check_weights(self.network, self.weights)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OnlineConfig:
-    """Samples of the averaged weights on the way, drawn and judged every few steps."""
-
-    judge: JudgeConfig
-    every_steps: int
-    num_samples: int = 500
-    num_steps: int = 25  # model calls
-    encoder: str | None = None  # None: the one whose name the tokens bear
-    decoder: str | None = None  # as in `rae_bridge.generate`
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GridConfig:
-    """A grid of samples of the averaged weights: a row a class, the same noise every time."""
-
-    classes: tuple[int, ...] | None = None  # None: the first four
-    columns: int = 8
-    num_steps: int = 25  # model calls
-    scale: float = 1.0  # of class-free guidance; 1: none
-    encoder: str | None = None  # None: the one whose name the tokens bear
-    decoder: str | None = None  # as in `rae_bridge.generate`
-
-    def classes_of(self, num_classes: int) -> tuple[int, ...]:
-        """The rows' classes for a model of `num_classes`."""
-        return self.classes if self.classes is not None else tuple(range(min(4, num_classes)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,7 +225,7 @@ class TrainDecoderConfig:
     noise: Literal["uniform", "half_normal"] = "uniform"
     perceptual: Literal["lite1", "lpips"] = "lite1"
     lpips_trunk: str | None = None  # VGG16's file; None: where torch's hub keeps it
-    perceptual_weight: float = 0.5  # OpenVision 3's; RAE's is 1
+    perceptual_weight: float = 0.5  # OpenVision 3's; RAE's 1 is 2 here, where l1 is measured in [-1, 1]
     perceptual_from: float = 0.0  # fraction of the steps after which the perceptual term joins
     perceptual_fraction: float = 1.0  # part of each batch that the term is computed on; its mean is the same
     adversarial: AdversarialConfig | None = None  # RAE's third term

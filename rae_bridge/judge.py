@@ -13,7 +13,7 @@ from encoder.metrics.networks import load_network
 from encoder.metrics.statistics import Statistics, distance
 from encoder.runtime.config import ROOT
 from encoder.runtime.ranks import Ranks
-from rae_bridge.config import JudgeConfig
+from rae_bridge.watch_config import JudgeConfig
 
 
 class FrechetJudge:

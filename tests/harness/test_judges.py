@@ -25,8 +25,8 @@ from harness.config import parse
 from harness.metrics import fid, numbers, reference, score
 from harness.metrics.config import PICTURES, Judge, ReferenceConfig, ScoreConfig, judge_of, keys_of
 from harness.running.stages import Graph
-from rae_bridge.config import JudgeConfig
 from rae_bridge.judge import FrechetJudge
+from rae_bridge.watch_config import JudgeConfig
 
 
 def noise(num, size=64, seed=0):

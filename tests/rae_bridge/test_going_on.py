@@ -19,13 +19,13 @@ from rae_bridge.config import (
     DiTOptimConfig,
     DiTSize,
     GenerateConfig,
-    GridConfig,
     GuidanceConfig,
     TrainDiTConfig,
 )
 from rae_bridge.held_out import evaluate
 from rae_bridge.latents import LatentStatistics, open_latents
 from rae_bridge.sample import sample
+from rae_bridge.watch_config import GridConfig
 from rae_bridge.weights_folder import WeightsFolder, alike, check_guide
 
 CLASSES = 3

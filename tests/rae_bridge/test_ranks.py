@@ -23,15 +23,14 @@ from rae_bridge.config import (
     DiTOptimConfig,
     DiTSize,
     GenerateConfig,
-    JudgeConfig,
     LivePicturesConfig,
-    OnlineConfig,
     ReconstructConfig,
     SweepConfig,
     TrainDecoderConfig,
     TrainDiTConfig,
 )
 from rae_bridge.latents import open_latents
+from rae_bridge.watch_config import JudgeConfig, OnlineConfig
 
 # All stages in one start of torch, which costs more than they do.
 PROGRAM = """

@@ -12,8 +12,9 @@ from encoder.runtime.ranks import Ranks
 from harness.metrics import fid
 from rae_bridge import generate
 from rae_bridge import sweep as stage
-from rae_bridge.config import GenerateConfig, GuidanceConfig, JudgeConfig, SweepConfig
+from rae_bridge.config import GenerateConfig, GuidanceConfig, SweepConfig
 from rae_bridge.judge import FrechetJudge
+from rae_bridge.watch_config import JudgeConfig
 
 
 class Network(torch.nn.Module):
