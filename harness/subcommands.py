@@ -73,8 +73,11 @@ def _check(words: Sequence[str], console: Console) -> int:
     if preset.released:
         look_at_sources(options, preset, console)
     names = list(dict.fromkeys(options.encoders or preset.encoders))
+    if later := [name for name in names if name in preset.trained]:
+        console.print(f"not tried out: {', '.join(later)}: a run trains it first", highlight=False)
     with tempfile.TemporaryDirectory() as folder:
-        found = [each for name in names for each in _encoders(name, options, preset, Path(folder))]
+        there = [name for name in names if name not in later]
+        found = [each for name in there for each in _encoders(name, options, preset, Path(folder))]
         return _check_encoders(found, options.device or preset.device, console)
 
 
@@ -111,8 +114,6 @@ def _are_some_there(options: Options, preset: Preset, seen: Sequence["Seen"]) ->
 
 def _encoders(name: str, options: Options, preset: Preset, folder: Path) -> list[tuple[str, Encoder]]:
     """What `load_encoder` takes, and the encoder, of a name; a released one of each suite that was chosen."""
-    if name in preset.trained:  # there is nothing to try out before a run has trained it
-        return []
     if name not in preset.released:
         return [(name, resolve_encoder(name))]
     places, found = find_places(options, preset), []
