@@ -16,6 +16,7 @@ from encoder.models.pretrained import CLIP_MEAN, CLIP_STD, read_config
 from encoder.models.shapes import VAE_DOWNSAMPLE
 from encoder.models.vit import ViTDecoder, ViTEncoder
 from encoder.release import RELEASE_CONFIG, RELEASE_WEIGHTS, load_release, read_normalisation
+from encoder.runtime import hub
 from encoder.runtime.config import choose
 
 if TYPE_CHECKING:
@@ -214,15 +215,23 @@ def _from_release(folder: Path, vae: str | Path | None, features: str | None, na
     return FrozenOpenVision3(vit, None, codec, name, features)
 
 
-def download_release(repository: str) -> Path:
+def download_release(source: str) -> Path:
     """The folder of a hub repository in the release format (from the cache, if it is there)."""
+    wanted = (RELEASE_CONFIG, RELEASE_WEIGHTS)
+    if (folder := hub.whole(source, *wanted)) is not None:
+        return folder
     from huggingface_hub import snapshot_download
 
+    repository, revision = hub.split(source)
     try:
-        return Path(snapshot_download(repository, allow_patterns=[RELEASE_CONFIG, RELEASE_WEIGHTS]))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(wanted)))
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise FileNotFoundError(f"no folder {repository}, and not to be had from the hub: {reason}") from None
+        raise FileNotFoundError(f"no folder {source}, and {_not_to_be_had(source, error)}") from None
+
+
+def _not_to_be_had(source: str, error: Exception) -> str:
+    remedy = f"; where there is a network: {hub.download_command(source)}" if hub.is_hub_id(source) else ""
+    return f"not to be had from the hub: {str(error).splitlines()[0]}{remedy}"
 
 
 def _transformers(source: str, features: str | None, image_size: int | None) -> FrozenEncoder:
@@ -237,13 +246,16 @@ def _transformers(source: str, features: str | None, image_size: int | None) -> 
         "dinov2_with_registers": AutoModel,
         "dinov3_vit": AutoModel,
     }
+    wanted = ("config.json", "preprocessor_config.json", "*.safetensors|*.bin")
+    folder = hub.whole(source, *wanted)
+    repository, revision = (folder, None) if folder is not None else hub.split(source)
     try:
-        kind = AutoConfig.from_pretrained(source).model_type
+        kind = AutoConfig.from_pretrained(repository, revision=revision).model_type
         cls = choose(classes, kind, f"model type of {source}")
-        model = cls.from_pretrained(source, dtype=torch.float32)
-        processor = AutoImageProcessor.from_pretrained(source)
+        model = cls.from_pretrained(repository, revision=revision, dtype=torch.float32)
+        processor = AutoImageProcessor.from_pretrained(repository, revision=revision)
     except OSError as error:
-        raise FileNotFoundError(f"clip:{source} is not to be had: {str(error).splitlines()[0]}") from None
+        raise FileNotFoundError(f"clip:{source} is {_not_to_be_had(source, error)}") from None
     crop = getattr(processor, "crop_size", None) or processor.size
     size = image_size or crop.get("height") or crop["shortest_edge"]
     name = f"clip:{Path(source).name}"
@@ -256,6 +268,9 @@ def _timm(source: str, features: str | None, image_size: int | None) -> FrozenEn
     name = f"timm:{Path(source).name}"
     if Path(source).is_dir():  # config.json and weights, as timm's save_for_hf writes them
         source = f"local-dir:{source}"
+    elif hub.is_hub_id(source):
+        folder = hub.whole(source, "config.json", "*.safetensors|*.bin")
+        source = f"hf-hub:{source}" if folder is None else f"local-dir:{folder}"
     try:
         model = timm.create_model(source, pretrained=True, num_classes=0)
     except RuntimeError as error:

@@ -10,6 +10,7 @@ import torch
 from encoder import adapters
 from encoder.frozen import FrozenEncoder
 from encoder.options import EncoderConfig
+from encoder.runtime import hub
 from encoder.runtime.config import ROOT, choose, load, nearest
 from encoder.runtime.device import require_device
 
@@ -39,9 +40,10 @@ def load_encoder(
     """Load a frozen encoder.
 
     source: a name under configs/encoders, or a YAML file of that kind; a folder written by `save_pretrained`
-    or in the release format; a hub id of a release; `clip:<hub id or folder>` (CLIP, SigLIP 2, DINOv2 and
-    v3), `timm:<model or folder>`, `vae:<hub id or folder>`, `module:<module>:<Class>`. `vae` names OpenVision
-    3's VAE (without one, only `encode_latents` works); `features` defaults to `last`, `dtype` to float32.
+    or in the release format; a hub id of a release (`owner/name`, with `@revision` after it or without);
+    `clip:<hub id or folder>` (CLIP, SigLIP 2, DINOv2 and v3), `timm:<model, hub id or folder>`,
+    `vae:<hub id or folder>`, `module:<module>:<Class>`. `vae` names OpenVision 3's VAE (without one, only
+    `encode_latents` works); `features` defaults to `last`, `dtype` to float32.
 
     Raises: FileNotFoundError, ValueError: no such source, one that does not fit, or no such device, in one
         line.
@@ -66,7 +68,7 @@ def _build(
     folder = next((path for path in (Path(source), ROOT / source) if path.is_dir()), None)
     if folder is not None:
         return adapters.from_folder(folder, vae, features)
-    if source.count("/") == 1 and not source.startswith((".", "/")):
+    if hub.is_hub_id(source):
         return adapters.from_folder(adapters.download_release(source), vae, features, name=source)
     names = sorted(path.stem for path in (ROOT / "configs" / "encoders").glob("*.yaml"))
     known = f"neither a folder nor one of {', '.join(names)}"

@@ -8,6 +8,7 @@ from typing import Literal
 from encoder.blind import BLIND
 from encoder.models.shapes import SHIFTED
 from encoder.options import EncoderConfig
+from encoder.runtime import hub
 from encoder.runtime.config import ROOT, ConfigError, choose, load, nearest
 from harness.running.sources import own_files
 from harness.running.stages import Stage
@@ -61,24 +62,29 @@ def resolve_encoder(word: str) -> Encoder:
     if word.endswith(".yaml") and Path(word).is_file():
         config, path = load(EncoderConfig, word), Path(word).resolve()
         return Encoder(name=config.name, word=str(path), config=config, files=(path, *files_of(config)))
-    config = EncoderConfig(name=word, source=word)
+    given, word = word, _pinned(word)
+    config = EncoderConfig(name=given, source=word)
     scheme, colon, _ = word.partition(":")
     if colon and not Path(word).exists():
         choose(dict.fromkeys(SCHEMES), scheme, "kind of encoder")
     elif (folder := _folder(word)) and not any((folder / name).is_file() for name in _FOLDER_CONFIGS):
         raise ConfigError(f"{word} is no encoder's folder: it holds neither {' nor '.join(_FOLDER_CONFIGS)}")
-    elif not folder and not _is_hub_id(word):
+    elif not folder and not hub.is_hub_id(word):
         kinds = ", ".join(f"{kind}:..." for kind in SCHEMES)
         raise ConfigError(
             f"unknown encoder '{word}'{nearest(word, names)}; names: {', '.join(names)}; "
             f"or a folder, a YAML file like theirs, a hub id, {kinds}"
         )
-    return Encoder(name=word, word=word, config=config, files=files_of(config))
+    return Encoder(name=given, word=word, config=config, files=files_of(config))
 
 
 def files_of(config: EncoderConfig) -> tuple[Path, ...]:
-    """Weights folders and module files that an encoder is made of; hub ids and timm's names stand for
-    themselves."""
+    """Weights folders, those of hub ids in the hub's cache too, and module files that an encoder is made of;
+    timm's names stand for themselves.
+
+    Raises:
+        FileNotFoundError: a folder is not there, or a repository not in the cache.
+    """
     scheme, _, rest = config.source.partition(":")
     if scheme == "module":
         return tuple(dict.fromkeys([_module_path(rest), *own_files(rest.partition(":")[0])]))
@@ -87,7 +93,9 @@ def files_of(config: EncoderConfig) -> tuple[Path, ...]:
     for place in (each.removesuffix(SHIFTED) for each in filter(None, places)):
         if folder := _folder(place):
             files.append(folder)
-        elif place not in ("own", "pixels", "train") and scheme not in SCHEMES and not _is_hub_id(place):
+        elif hub.is_hub_id(place):
+            files.append(hub.find(place))
+        elif place not in ("own", "pixels", "train") and scheme not in SCHEMES:
             raise FileNotFoundError(f"encoder {config.name}: weights folder not found: {place}")
     return tuple(dict.fromkeys(files))
 
@@ -96,8 +104,13 @@ def _folder(place: str) -> Path | None:
     return next((path for path in (Path(place).resolve(), ROOT / place) if path.is_dir()), None)
 
 
-def _is_hub_id(place: str) -> bool:
-    return place.count("/") == 1 and not place.startswith((".", "/"))
+def _pinned(word: str) -> str:
+    """The word with the commit that its hub id, if it is one, means today: so that every stage loads this one
+    and its fingerprint says so."""
+    scheme, colon, rest = word.partition(":")
+    if colon and scheme in ("clip", "timm", "vae"):
+        return f"{scheme}:{hub.pinned(rest.removesuffix(SHIFTED))}{SHIFTED if rest.endswith(SHIFTED) else ''}"
+    return word if colon else hub.pinned(word)
 
 
 def _module_path(source: str) -> Path:

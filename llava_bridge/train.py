@@ -13,7 +13,6 @@ Source: LLaVA c121f04, scripts/v1_5/{pretrain,finetune}.sh and llava/train/train
 
 import json
 import os
-import re
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import torch
 import torch.distributed
 from transformers import PrinterCallback, TrainingArguments
 
+from encoder.runtime import hub
 from encoder.runtime.config import ROOT
 from encoder.runtime.stage import is_first_process, main, write_json
 from encoder.runtime.trackers import Journal
@@ -69,14 +69,7 @@ from llava_bridge.trainer import (
     show_tower,
 )
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
 RESULT = "result.json"  # the stage's result, written before its checkpoints are removed
-
-
-def language_model_of(config: LlavaConfig) -> Path | str:
-    """Where stage 1's language model lies: a folder, or else a hub id."""
-    is_hub_id = HUB_ID.fullmatch(config.init) is not None and not (ROOT / config.init).exists()
-    return config.init if is_hub_id else ROOT / config.init
 
 
 def open_start(config: LlavaConfig) -> tuple[FrozenTowerConfig, Processor]:
@@ -86,7 +79,7 @@ def open_start(config: LlavaConfig) -> tuple[FrozenTowerConfig, Processor]:
         FileNotFoundError, ValueError: as `describe_start`; stage 1's model is of another encoder.
     """
     if config.stage == 1:
-        llm = language_model_of(config)
+        llm = hub.place(config.init)
         tiles = config.tiles if config.framework == "llava_next" else None
         tower, processor = describe_start(
             config.encoder, config.features, llm, config.num_image_tokens, tiles
@@ -118,7 +111,7 @@ def load_model(config: LlavaConfig, tower: FrozenTowerConfig, processor: Process
     """
     settings = read_deepspeed(config.deepspeed)
     dtype = torch.bfloat16 if settings and config.precision == "bf16" else torch.float32
-    llm = language_model_of(config) if config.stage == 1 else None
+    llm = hub.place(config.init) if config.stage == 1 else None
     if not is_first_process():
         if config.stage == 1:
             model = outline_new(tower, processor, llm, config.attention)
@@ -216,7 +209,8 @@ def describe_recipe(config: LlavaConfig, trained: list[str]) -> dict:
     """What the result says of how it was trained."""
     names = ("stage", "loss_average", "grouping", "pack_length", "precision", "compile")
     chosen = {name: getattr(config, name) for name in names}
-    return {**chosen, "template": config.chosen_template, "trained": trained}
+    start = {"source": config.init, "revision": hub.commit_of(hub.place(config.init))}
+    return {**chosen, "template": config.chosen_template, "trained": trained, "init": start}
 
 
 def train(config: LlavaConfig, out_dir: Path) -> dict:

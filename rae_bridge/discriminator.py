@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from encoder.models.pretrained import IMAGENET_MEAN, IMAGENET_STD
-from encoder.runtime import checkpoint
-from encoder.runtime.config import ROOT
+from encoder.runtime import checkpoint, hub
 from encoder.runtime.ranks import Ranks, unwrapped
 from encoder.training.optim import autocast
 from rae_bridge.config import AdversarialConfig
@@ -40,7 +39,8 @@ class FrozenFeatures(nn.Module):
         super().__init__()
         self.vit = timm.create_model(config.backbone, pretrained=config.checkpoint is None, num_classes=0)
         if config.checkpoint not in (None, RANDOM):
-            path = ROOT / config.checkpoint
+            path = hub.place(config.checkpoint)
+            path = path / "model.safetensors" if path.is_dir() else path
             read = checkpoint.load_tensors if path.suffix == ".safetensors" else checkpoint.load
             try:
                 self.vit.load_state_dict(read(Path(path)))

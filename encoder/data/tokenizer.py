@@ -14,6 +14,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor
 
 from encoder.data.scenes.text import VOCABULARY, split_words
+from encoder.runtime import hub
 from encoder.runtime.config import ROOT
 
 VOCAB_FILE = "vocab.txt"
@@ -41,10 +42,13 @@ def _read_vocab(source: str) -> list[str]:
 
 def _download(repository: str) -> Path:
     """The vocab.txt of a hub repository such as google-bert/bert-base-uncased, from the cache if there."""
+    if (folder := hub.whole(repository, VOCAB_FILE)) is not None:
+        return folder / VOCAB_FILE
     from huggingface_hub import hf_hub_download
 
+    name, revision = hub.split(repository)
     try:
-        return Path(hf_hub_download(repository, VOCAB_FILE))
+        return Path(hf_hub_download(name, VOCAB_FILE, revision=revision))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         ways = "give 'scenes', a BERT vocab.txt, the folder it lies in, or a hub id"

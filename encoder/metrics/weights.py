@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from encoder.runtime.config import ROOT
+from encoder.runtime import hub
 from encoder.runtime.stage import sha256_file
 
 if TYPE_CHECKING:
@@ -55,12 +55,14 @@ TRUNKS = {
 
 
 def find(published: Published, given: str | None) -> Path:
-    """The file that `given` means: a path (relative to the repository); None, `download`: torch.hub's place.
+    """The file that `given` means: a path (relative to the repository), its folder, or the hub id of a
+    repository that holds it; None, `download`: torch.hub's place.
 
     Raises:
         FileNotFoundError: it is not there and may not be fetched.
     """
-    path = published.place if given in (None, DOWNLOAD) else (ROOT / given).resolve()
+    path = published.place if given in (None, DOWNLOAD) else hub.place(given)
+    path = path / published.file if path.is_dir() else path
     if not path.is_file() and given != DOWNLOAD:
         raise FileNotFoundError(
             f"{published.what} weights not found: {path}; name {published.file} (or safetensors of it) by "

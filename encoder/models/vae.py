@@ -19,6 +19,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 
 from encoder.models.shapes import SHIFTED, VaeShape
+from encoder.runtime import hub
 from encoder.runtime.config import ROOT
 
 # shift_factor x scaling_factor of FLUX.1's VAE. taef1 speaks normalised latents, (mean - shift) x scale,
@@ -130,6 +131,7 @@ def shape_of(vae: FrozenVAE) -> VaeShape | None:
     return VaeShape(**values | {"block_out_channels": tuple(values["block_out_channels"])})
 
 
+_WEIGHTS = "diffusion_pytorch_model*.safetensors"
 CODECS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
@@ -143,12 +145,16 @@ def _read_config(source: str, folder: Path | None) -> tuple[dict, str | None]:
         raise FileNotFoundError(
             f"no config.json in {folder} or {folder / 'vae'}: not a VAE in diffusers' layout"
         )
+    repository, revision = hub.split(source)
     for subfolder in (None, "vae"):
         try:
-            return AutoencoderKL.load_config(source, subfolder=subfolder), subfolder
+            return AutoencoderKL.load_config(repository, revision=revision, subfolder=subfolder), subfolder
         except OSError as error:
             reason = str(error).splitlines()[0]
-    raise FileNotFoundError(f"VAE {source!r} is no folder here and cannot be had from the hub: {reason}")
+    remedy = f"; where there is a network: {hub.download_command(source)}" if hub.is_hub_id(source) else ""
+    raise FileNotFoundError(
+        f"VAE {source!r} is no folder here and cannot be had from the hub: {reason}{remedy}"
+    )
 
 
 def load_vae(
@@ -169,7 +175,9 @@ def load_vae(
     source = str(source).removesuffix(SHIFTED)
     if source == PIXELS:
         return PixelSpace()
-    folder = next((path for path in (Path(source), ROOT / source) if path.is_dir()), None)
+    own = next((path for path in (Path(source), ROOT / source) if path.is_dir()), None)
+    wanted = ("config.json|vae/config.json", f"{_WEIGHTS}|vae/{_WEIGHTS}")
+    folder = own or hub.whole(source, *wanted)
     config, subfolder = _read_config(source, folder)
     if config.get("_class_name") not in CODECS:
         raise ValueError(
@@ -177,11 +185,12 @@ def load_vae(
         )
     diffusers_logging.disable_progress_bar()
     codec = CODECS[config["_class_name"]].from_pretrained(
-        folder or source,
+        folder or hub.split(source)[0],
+        revision=None if folder else hub.split(source)[1],
         subfolder=subfolder,
         torch_dtype=dtype,
         use_safetensors=True,
         low_cpu_mem_usage=False,
     )
-    name = folder.name if folder else source
+    name = own.name if own else source
     return FrozenVAE(codec, subtract_shift=subtract_shift, name=name).to(device)

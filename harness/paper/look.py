@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from harness.paper import data_sets, networks
-from harness.paper.sources import LARGE, SOURCES, TO_TRAIN, SourcesConfig, places
+from harness.paper.sources import LARGE, SOURCES, TO_TRAIN, SourcesConfig, how_to_get, places
 from harness.replica.mark import is_in_replica
 
 Counts = Mapping[str, int]
@@ -79,7 +79,8 @@ def look(
         path = next((place for place in looked if place.exists()), None)
         counts, faults = _check(name, path) if path is not None else ({}, [])
         replica = path is not None and is_in_replica(path)
-        seen.append(Seen(name, source.what, path, looked, source.how, counts, tuple(faults), replica))
+        how = how_to_get(name, source, config)
+        seen.append(Seen(name, source.what, path, looked, how, counts, tuple(faults), replica))
     return seen
 
 

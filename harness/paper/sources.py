@@ -5,12 +5,14 @@ is got. The layout: docs/paper.md.
 import dataclasses
 from pathlib import Path
 
+from encoder.runtime import hub
 from encoder.runtime.config import ROOT, ConfigError
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SourcesConfig:
-    """A place of its own for a source; None: its place under `data_root`."""
+    """A place of its own for a source; None: its place under `data_root`. Of weights also the hub id of a
+    repository in the hub's cache, `owner/name` or `owner/name@revision`."""
 
     imagenet: str | None = None  # folders of synsets, the hub's parquet, or shards
     llava_pretrain: str | None = None
@@ -77,6 +79,8 @@ TO_TRAIN = {  # read only where a row's encoder is trained first
         "BERT's vocabulary", ("bert-base-uncased",), "hub google-bert/bert-base-uncased, vocab.txt"
     ),
 }
+DATA = ("imagenet", "llava_pretrain", "llava_mix", "benchmarks", "recap_datacomp")
+WEIGHTS = tuple(name for name in SOURCES | TO_TRAIN if name not in DATA)
 LARGE = {"clip": Source("CLIP L/14", ("clip-vit-large-patch14",), "hub openai/clip-vit-large-patch14")}
 
 
@@ -97,7 +101,8 @@ def locate(
                 f"no place for {name} ({source.what}): give data_root=<folder>, laid out as docs/paper.md "
                 f"says, or sources.{name}=<path>"
             )
-        found[name] = next((place for place in looked if place.exists()), looked[0]).resolve()
+        place = next((place for place in looked if place.exists()), looked[0])
+        found[name] = place.parent.resolve() / place.name  # the hub's cache links files to bare hashes
     return found
 
 
@@ -106,6 +111,14 @@ def places(name: str, source: Source, config: SourcesConfig, data_root: Path | N
     own = getattr(config, name)
     if own is None:
         return [ROOT / data_root / place for place in source.places] if data_root is not None else []
-    path = ROOT / own
-    file = Path(source.places[0]).name
-    return [path / file, path] if Path(file).suffix in (".pth", ".npz", ".safetensors") else [path]
+    path = hub.snapshot(own) if name in WEIGHTS and hub.is_hub_id(own) else ROOT / own
+    part = Path(source.places[0]).name  # a file, or the part of a pipeline
+    is_part = part == "vae" or Path(part).suffix in (".pth", ".npz", ".safetensors")
+    return [path / part, path] if is_part else [path]
+
+
+def how_to_get(name: str, source: Source, config: SourcesConfig) -> str:
+    """Where a source is published; of one that is given as a hub id, the command that downloads it."""
+    own = getattr(config, name)
+    is_id = own is not None and name in WEIGHTS and hub.is_hub_id(own)
+    return hub.download_command(own) if is_id else source.how

@@ -14,6 +14,8 @@ from harness.described import ENCODER_FILE
 from harness.encoders import Encoder, files_of
 from harness.running.stages import Graph, Stage
 
+_RELEASE = "open_clip_config.json"  # in a release's own folder
+
 
 def add_released(
     graph: Graph, name: str, released: ReleasedEncoder, suite: str, places: Mapping[str, Path]
@@ -40,18 +42,24 @@ def released_config(
 
 
 def filled(section: Mapping[str, Any], places: Mapping[str, Path]) -> dict[str, Any]:
-    """`section` with `{name}` in its texts replaced by that source's path.
+    """`section` with `{name}` in its texts replaced by that source's path; where `{openvision3}` is one
+    release itself, and no folder of several, it stands for the release that is named.
 
     Raises:
         ConfigError: a text names a source that there is not.
     """
     try:
-        return {
+        texts = {
             key: value.format_map(places) if isinstance(value, str) else value
             for key, value in section.items()
         }
     except KeyError as error:
         raise ConfigError(f"no source {error} for {dict(section)}; there are {', '.join(places)}") from None
+    release = places.get("openvision3")
+    is_one = release is not None and (release / _RELEASE).is_file()
+    if is_one and str(texts.get("source")).startswith(f"{release}/"):
+        texts["source"] = str(release)
+    return texts
 
 
 def describe(graph: Graph, config: EncoderConfig, made_by: Sequence[Stage] = ()) -> Encoder:

@@ -3,8 +3,10 @@
 import pytest
 
 import harness.encoders as encoders
+from encoder.options import TokensConfig
 from encoder.runtime.config import ROOT, ConfigError
 from harness.encoders import resolve_encoder
+from harness.running.stages import Graph
 
 
 def test_a_name_brings_its_config_and_all_its_weights():
@@ -42,11 +44,37 @@ def test_a_class_of_ones_own_is_found_without_running_it(tmp_path, monkeypatch):
     assert encoder.name == encoder.config.source == "module:my_encoder_module:Mine"
 
 
-@pytest.mark.parametrize(
-    "word", ["timm:resnet18", "UCSC-VLAA/openvision3-vit-base-patch2-32", "vae:some/vae"]
-)
-def test_what_the_hub_or_a_library_holds_names_itself(word):
-    assert resolve_encoder(word).files == ()
+def test_what_a_library_holds_names_itself():
+    assert resolve_encoder("timm:resnet18").files == ()
+
+
+@pytest.mark.parametrize("scheme", ["", "clip:", "vae:", "timm:"])
+def test_a_hub_id_is_pinned_to_its_commit_and_its_files_are_fingerprinted(tmp_path, monkeypatch, scheme):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    with pytest.raises(FileNotFoundError, match=r"owner/name is no folder here .*: hf download owner/name$"):
+        resolve_encoder(f"{scheme}owner/name")
+    place = tmp_path / "hub" / "models--owner--name"
+    (place / "refs").mkdir(parents=True)
+    prints = set()
+    for commit in ("1" * 40, "2" * 40):
+        (place / "snapshots" / commit).mkdir(parents=True)
+        (place / "snapshots" / commit / "config.json").write_text("{}")
+        (place / "refs" / "main").write_text(commit)
+        encoder = resolve_encoder(f"{scheme}owner/name")
+        assert encoder.name == f"{scheme}owner/name"
+        assert encoder.word == encoder.config.source == f"{scheme}owner/name@{commit}"
+        assert encoder.files == (place / "snapshots" / commit,)
+        assert encoder.source("generation").startswith(f"{scheme}owner/name@{commit}")
+        stage = Graph(tmp_path / "runs").add(
+            "tokens",
+            "encoder.tokens",
+            TokensConfig(encoder=encoder.word, data="weights/demo"),
+            files=encoder.files,
+        )
+        prints.add(stage.fingerprint)
+    assert len(prints) == 2
+    assert resolve_encoder(f"{scheme}owner/name@{'1' * 40}").word == f"{scheme}owner/name@{'1' * 40}"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Both stages under ZeRO-2: losses of the plain Trainer, exact resume, and only the stage's parts change."""
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -207,6 +208,24 @@ def test_a_record_that_cannot_be_used_is_named_and_stops_the_stage_before_the_mo
     assert [row["name"].rpartition("/")[2] for row in named] == ["dirty.json row 5", "sample sample-6"]
     report = stage.train(replace(dirty, max_bad_fraction=0.1), tmp_path / "out")["data"]
     assert (report["num_read"], report["num_samples"], report["num_skipped"]) == (32, 30, 2)
+
+
+def test_a_language_model_by_hub_id_comes_from_the_cache_and_its_commit_stands_in_the_result(
+    align, tmp_path, llm, monkeypatch
+):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    by_id = replace(align, init="owner/llm@v1", num_epochs=0.2, deepspeed=None)
+    with pytest.raises(FileNotFoundError, match=r"owner/llm@v1 is no folder .*: hf download owner/llm --rev"):
+        stage.train(by_id, tmp_path / "out")
+    place = tmp_path / "hub" / "models--owner--llm"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "v1").write_text("4" * 40)
+    shutil.copytree(llm, place / "snapshots" / ("4" * 40))
+    result = stage.train(by_id, tmp_path / "out")
+    assert result["init"] == {"source": "owner/llm@v1", "revision": "4" * 40}
+    folder = stage.train(replace(by_id, init=str(llm)), tmp_path / "folder")
+    assert folder["init"]["revision"] is None and folder["training_loss"] == result["training_loss"]
 
 
 @pytest.mark.parametrize(
