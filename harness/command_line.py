@@ -40,6 +40,7 @@ from harness.suites.trained import add_trained
 from harness.tables import against_baseline, grids, leaderboard
 from harness.tables.result_files import Identity, collect, merge_seeds
 from harness.tables.results_folder import RUN_CONFIG
+from llava_bridge.benchmark_table import BENCHMARKS
 
 FAILED = 1
 USAGE = """\
@@ -58,7 +59,8 @@ python harness/run.py check encoders=[...]         do they keep the contract? li
   seeds=[0,1]                          what depends on the seed runs for each: mean, deviation, n
   launch=local|torchrun|slurm          how stages start; processes=8: of those that several can share
   data_root=<folder>                   where preset=paper's sources lie (docs/paper.md)
-  tasks=[pope,gqa]                     these benchmarks of preset=paper alone
+  tasks=[pope,gqa,my.yaml]             these benchmarks of preset=paper alone; on any preset, lmms-eval
+                                       tasks of your own
   overrides=<file.yaml>                values over the preset's, as on the command line
   seed=0  device=cpu|cuda  runs_dir=runs  results_dir=results
   a.b=value                            a value of the preset, e.g. rae.train.num_steps=100; the tables of
@@ -116,8 +118,9 @@ def make_plans(graph: Graph, options: Options, preset: Preset) -> list[SuitePlan
     made = foundation.encoders if foundation else {}
     written = written_preset(options.preset)
     places = find_places(options, preset)
-    if options.tasks and places is None:
-        raise ConfigError(f"tasks={options.tasks} are benchmarks of presets on real sources, as preset=paper")
+    asked = [task for task in options.tasks or () if task in BENCHMARKS]
+    if asked and places is None:
+        raise ConfigError(f"tasks={asked} are benchmarks of presets on real sources, as preset=paper")
 
     def request(suite: SuiteConfig, into: Graph, seed: int) -> Request:
         controls = [preset.controls.get(name, name) for name in suite.controls]

@@ -42,7 +42,9 @@ class Options:
     processes: int = 1  # of one machine, for the stages that several can share; torchrun and slurm
     overrides: Path | None = None  # YAML of values over the preset's, under those of the command line
     data_root: Path | None = None  # the folder of a preset's real sources: `harness.paper.sources`
-    tasks: list[str] | None = None  # benchmarks of suite=understanding on real sources; None: the preset's
+    # Of suite=understanding: benchmarks on real sources (None: the preset's), and on any preset tasks of
+    # one's own, by the path of their lmms-eval YAML or by name in llava.include_path
+    tasks: list[str] | None = None
     runs_dir: Path = ROOT / "runs"
     results_dir: Path = ROOT / "results"
 
@@ -75,6 +77,8 @@ class LlavaSections:
     tasks: dict[str, str] = dataclasses.field(default_factory=dict)
     # Names in llava_bridge.benchmarks, asked on real sources
     benchmarks: list[str] = dataclasses.field(default_factory=list)
+    # Folder of lmms-eval's YAML files of one's own, whose tasks `tasks=` may name
+    include_path: str | None = None
     align: dict[str, Any]  # LLaVA-1.5 stage 1: llava_bridge.config.LlavaConfig
     instruct: dict[str, Any]  # LLaVA-1.5 stage 2: llava_bridge.config.LlavaConfig
     evaluate: dict[str, Any]  # llava_bridge.config.EvaluateConfig

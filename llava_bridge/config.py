@@ -146,7 +146,8 @@ class LlavaConfig:
     tokens: str | None = (
         None  # folder written by `encoder.tokens` for these pictures; None: the tower runs at every step
     )
-    # stage 1: a causal language model with its tokenizer, folder or hub id; stage 2: what stage 1 wrote
+    # stage 1: a causal language model with its tokenizer, a folder or a hub id (`owner/name[@revision]`) that
+    # is in the hub's cache; stage 2: what stage 1 wrote
     init: str
     # None: the stage's own (plain, vicuna_v1); `chat`: the language model's own chat template in stage 2
     template: Template | None = None
@@ -239,6 +240,9 @@ class EvaluateConfig:
     task_set: Literal["none", "paper", "extended"] = "none"
     benchmarks: list[str] = field(default_factory=list)  # these instead, by their names in `benchmarks`
     data_root: str | None = None  # folder of their parquet files; None: from the hub
+    # lmms-eval tasks of one's own: paths of their YAML files, or their names in `include_path`
+    custom: list[str] = field(default_factory=list)
+    include_path: str | None = None  # folder of such YAML files
     batch_size: int = 64
     max_new_tokens: int = 16
     precision: Precision = "fp32"
@@ -248,5 +252,5 @@ class EvaluateConfig:
     seed: int = 0  # of the bootstrap behind the standard errors
 
     def __post_init__(self):
-        if not self.tasks and not self.benchmarks and self.task_set == "none":
-            raise ValueError("nothing to evaluate: give tasks, benchmarks or task_set")
+        if not (self.tasks or self.benchmarks or self.custom) and self.task_set == "none":
+            raise ValueError("nothing to evaluate: give tasks, benchmarks or task_set, or custom tasks")

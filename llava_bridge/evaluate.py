@@ -3,7 +3,7 @@
 `python -m llava_bridge.evaluate <config.yaml> <out_dir>` writes out_dir/results.json (each metric's value,
 standard error and count) and out_dir/samples.jsonl (every answer, so that two models can be compared
 question by question). One process for each evaluation: lmms-eval keeps totals in module globals. The
-evaluator runs inside out_dir, where it writes what it likes.
+evaluator runs inside out_dir, where it writes what it likes. Processes of one launch share the questions.
 
 What was scored is kept in out_dir/scored, a file for each benchmark, and until all is done each answer in
 out_dir/answers (`kept_answers`). One that could not run does not stop the
@@ -13,27 +13,28 @@ command asks only what is missing.
 Heavy imports are inside the functions: huggingface_hub reads its offline switches when it is first imported.
 """
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from encoder.runtime.config import ROOT, resolve
-from encoder.runtime.device import require_device
-from encoder.runtime.files import replacing
-from encoder.runtime.stage import main, progress, read_data_sets, sha256_json, write_json
+from encoder.runtime.config import ROOT
+from encoder.runtime.stage import main, progress, write_json
 from llava_bridge.config import EvaluateConfig
+from llava_bridge.custom_tasks import CustomTask
+from llava_bridge.jobs import OWN_TASKS, benchmark_names, custom_tasks, jobs, run_jobs
 from llava_bridge.kept_answers import ANSWERS
+from llava_bridge.scores import Scores
 
 if TYPE_CHECKING:
+    from encoder.runtime.ranks import Ranks
     from llava_bridge.lmms import LlavaLmms
 
 RESULTS = "results.json"
-_SCORED = "scored"  # folder: a benchmark's metrics (.json) and answers (.jsonl)
-_OWN_TASKS = "tasks"  # its name there of what `tasks` asks for
 _CACHE = "datasets"  # lmms-eval's copy of the parquet files, removed at the end
 
 
@@ -133,73 +134,46 @@ def read_samples(tasks: Sequence, results: Mapping) -> list[dict[str, Any]]:
     return rows
 
 
-class Scores:
-    """What has been scored in a stage's folder, by these very settings and on these very data, where whoever
-    started it noted their hashes: {name: metrics}, answers beside."""
-
-    def __init__(self, config: EvaluateConfig, out_dir: Path):
-        self.settings, self.folder = sha256_json(resolve(config)), out_dir / _SCORED
-        self.data = read_data_sets(out_dir)
-        self.metrics: dict[str, dict[str, dict]] = {}
-        for path in sorted(self.folder.glob("*.json")):
-            held = json.loads(path.read_text())
-            if (held["settings"], held.get("data")) == (self.settings, self.data.get(path.stem)):
-                self.metrics[path.stem] = held["metrics"]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.metrics
-
-    def add(self, name: str, metrics: dict[str, dict], rows: Sequence[Mapping]) -> None:
-        """Keep a benchmark's metrics and answers, the metrics last."""
-        self.folder.mkdir(exist_ok=True)
-        lines = "".join(json.dumps(row, default=str) + "\n" for row in rows)
-        with replacing(self.folder / f"{name}.jsonl") as temporary:
-            temporary.write_text(lines)
-        about = {"settings": self.settings, "data": self.data.get(name)}
-        write_json(self.folder / f"{name}.json", {**about, "metrics": metrics})
-        self.metrics[name] = metrics
-
-    def join(self, names: Sequence[str], samples: Path) -> dict[str, dict]:
-        """All metrics, and all answers in one file, in the order of `names`."""
-        kept = [name for name in names if name in self]
-        with replacing(samples) as temporary, temporary.open("w") as file:
-            file.writelines((self.folder / f"{name}.jsonl").read_text() for name in kept)
-        return {key: metric for name in kept for key, metric in self.metrics[name].items()}
-
-
-def run_benchmarks(
-    config: EvaluateConfig, out_dir: Path, score: Callable[[list], dict], scores: Scores
-) -> dict[str, str]:
-    """Run those of the asked benchmarks that have no scores yet, one by one; returns {metric key: reason} of
-    those that could not run."""
-    names = benchmark_names(config)
-    if not names:
-        return {}
-    from llava_bridge.benchmark_table import BENCHMARKS
-    from llava_bridge.benchmarks import reason, run_task
-
-    data_root = ROOT / config.data_root if config.data_root is not None else None
-    not_run: dict[str, str] = {}
-    for task in names:
-        if task in scores:
-            continue
-        try:
-            metrics, rows = run_task(task, data_root, out_dir / "tasks", score)
-        except Exception as error:  # of any kind: the reason stands in the result, the others go on
-            not_run |= dict.fromkeys(BENCHMARKS[task].keys, reason(error))
-            continue
-        scores.add(task, metrics, rows)
-    return not_run
+@contextmanager
+def as_one_process(num_processes: int) -> Iterator[None]:
+    """Let lmms-eval take this process, one of several, for the only one: it would share the questions out by
+    itself, and give the scores to the first process alone. Here the model object shares (`LlavaLmms`)."""
+    if num_processes == 1:
+        yield
+        return
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    before = {name: os.environ.get(name) for name in alone}
+    os.environ.update(alone)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def evaluate(config: EvaluateConfig, out_dir: Path) -> dict:
+    """Score what has no scores yet. Every process of a launch calls and gets all; the first one writes."""
     # ---- setup
     out_dir = out_dir.resolve()
-    has_public = bool(config.benchmarks) or config.task_set != "none"
-    is_local = not has_public or config.data_root is not None
+    customs = custom_tasks(config)
+    is_local = not benchmark_names(config) or config.data_root is not None
+    is_local = is_local and all(task.is_local for task in customs)
     if is_local and all(parquet is not None for parquet in config.tasks.values()):
         go_offline(out_dir / _CACHE)
-    os.chdir(out_dir)
+    from encoder.runtime.ranks import Ranks  # after it: Accelerate imports the hub's client
+
+    ranks = Ranks.start(config.device)
+    with as_one_process(ranks.world), TemporaryDirectory() as elsewhere:
+        work = out_dir if ranks.is_main else Path(elsewhere)  # what lmms-eval writes is wanted once
+        os.chdir(work)
+        summary = _score(config, customs, ranks, out_dir, work)
+        os.chdir(out_dir)
+    return summary
+
+
+def _score(
+    config: EvaluateConfig, customs: Sequence[CustomTask], ranks: "Ranks", out_dir: Path, work: Path
+) -> dict:
     import lmms_eval.evaluator  # noqa: F401 - before its log is taken away
     import torch
     from loguru import logger
@@ -208,33 +182,33 @@ def evaluate(config: EvaluateConfig, out_dir: Path) -> dict:
     torch.set_flush_denormal(True)
 
     # ---- model, tasks
-    answerer = load_answerer(config, out_dir)
+    answerer = load_answerer(config, ranks, out_dir)
     tasks = load_tasks(config)
     score = scorer(config, answerer)
 
     # ---- evaluate
-    (out_dir / RESULTS).unlink(missing_ok=True)  # of an attempt before
-    scores = Scores(config, out_dir)
-    if tasks and _OWN_TASKS not in scores:
+    scores = Scores(config, out_dir, is_writer=ranks.is_main)
+    ranks.wait()  # all have read what there is
+    if ranks.is_main:
+        (out_dir / RESULTS).unlink(missing_ok=True)  # of an attempt before
+    if tasks and OWN_TASKS not in scores:
         results = score(tasks)
-        scores.add(_OWN_TASKS, read_metrics(tasks, results, config.seed), read_samples(tasks, results))
-    not_run = run_benchmarks(config, out_dir, score, scores)
+        scores.add(OWN_TASKS, read_metrics(tasks, results, config.seed), read_samples(tasks, results))
+    wanted = jobs(config, customs, work / "tasks", score)
+    not_run = run_jobs(wanted, scores)
 
     # ---- write
-    shutil.rmtree(out_dir / _CACHE, ignore_errors=True)
-    metrics = scores.join([_OWN_TASKS, *benchmark_names(config)], out_dir / "samples.jsonl")
-    summary = {"metrics": metrics, "not_run": not_run, **describe(config, answerer)}
-    write_json(out_dir / RESULTS, summary)
-    if not not_run:
-        shutil.rmtree(out_dir / ANSWERS, ignore_errors=True)
+    metrics = scores.join([OWN_TASKS, *(job.name for job in wanted)], out_dir / "samples.jsonl")
+    num_encoded = sum(ranks.gather(answerer.pictures.num_encoded))
+    described = describe(config, answerer) | {"num_pictures_encoded": num_encoded, "processes": ranks.world}
+    summary = {"metrics": metrics, "not_run": not_run, **described}
+    if ranks.is_main:
+        shutil.rmtree(out_dir / _CACHE, ignore_errors=True)
+        write_json(out_dir / RESULTS, summary)
+        if not not_run:
+            shutil.rmtree(out_dir / ANSWERS, ignore_errors=True)
+    ranks.wait()  # no process says it is done before the files are there
     return summary
-
-
-def benchmark_names(config: EvaluateConfig) -> Sequence[str]:
-    """The public benchmarks that are asked for, in order."""
-    from llava_bridge.benchmark_table import TASK_SETS
-
-    return config.benchmarks or (TASK_SETS[config.task_set] if config.task_set != "none" else ())
 
 
 def evaluate_all(config: EvaluateConfig, out_dir: Path) -> dict:
@@ -256,8 +230,8 @@ def evaluate_all(config: EvaluateConfig, out_dir: Path) -> dict:
     return summary
 
 
-def load_answerer(config: EvaluateConfig, out_dir: Path) -> "LlavaLmms":
-    """The model as lmms-eval asks it; it reports to out_dir how many questions it has answered."""
+def load_answerer(config: EvaluateConfig, ranks: "Ranks", out_dir: Path) -> "LlavaLmms":
+    """The model as lmms-eval asks it; the first process reports to out_dir how many answers there are."""
     import torch
 
     import llava_bridge.hf  # noqa: F401 - registers our tower
@@ -268,13 +242,13 @@ def load_answerer(config: EvaluateConfig, out_dir: Path) -> "LlavaLmms":
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.precision]
     model, processor = load(model_dir, config.attention, dtype)
     return LlavaLmms(
-        model.to(require_device(config.device)),
+        model.to(ranks.device),
         processor,
         batch_size=config.batch_size,
         max_new_tokens=config.max_new_tokens,
         template=read_template(model_dir),
         answers=out_dir / ANSWERS,
-        report=lambda done, total: progress(out_dir, done, total, "questions"),
+        report=lambda done, total: progress(out_dir, done, total, "questions") if ranks.is_main else None,
     )
 
 
@@ -285,14 +259,14 @@ def scorer(config: EvaluateConfig, answerer: "LlavaLmms") -> Callable[[list], di
 
     none_packaged = TaskManager("ERROR", include_path=str(ROOT / config.task_dir), include_defaults=False)
 
-    def score(task_objects: list) -> dict:
+    def score(task_objects: list, bootstrap_iters: int = 0) -> dict:
         return simple_evaluate(
             model=answerer,
             tasks=task_objects,
             task_manager=none_packaged,  # else lmms-eval reads all of its 2,000 tasks' files first
             batch_size=config.batch_size,
             limit=config.limit,
-            bootstrap_iters=0,
+            bootstrap_iters=bootstrap_iters,
             log_samples=True,
             verbosity="ERROR",
             process_docs_parallel=1,
@@ -312,7 +286,6 @@ def describe(config: EvaluateConfig, answerer: "LlavaLmms") -> dict[str, Any]:
         "num_image_tokens": model.config.image_seq_length,
         "num_encoder_tokens": getattr(vision, "num_encoder_tokens", 0) or model.config.image_seq_length,
         "image_size": vision.image_size,
-        "num_pictures_encoded": answerer.pictures.num_encoded,
         "encoder": getattr(vision, "source", vision.model_type),
         "features": getattr(vision, "features", None),
         "lmms_eval": version("lmms_eval"),

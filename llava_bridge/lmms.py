@@ -8,6 +8,7 @@ benchmarks ask several questions of one picture.
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from encoder.data.pictures import as_rgb
+from encoder.runtime.distributed import num_processes, share_out
 from llava_bridge.config import Template
 from llava_bridge.kept_answers import KeptAnswers, digest
 from llava_bridge.prompt import (
@@ -75,6 +77,9 @@ class PictureCache:
 class LlavaLmms(lmms):
     """lmms-eval's "simple" interface over a LLaVA model and its processor.
 
+    Processes of one launch share a call's batches in turns and all get all answers, so each of them scores
+    the whole benchmark as one alone does; batches are the same whatever their number.
+
     answers: a folder that keeps the answers so far, and from which they are taken; None: none is kept.
     """
 
@@ -107,22 +112,17 @@ class LlavaLmms(lmms):
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Greedy answers, in the order of the requests."""
-        answers = [""] * len(requests)
-        done = 0
-        for rows, options in self._batches(
-            requests, [_generation_options(r.args[1], self.max_new_tokens) for r in requests]
-        ):
+
+        def answer(rows: Sequence[int], options: tuple[int, tuple[str, ...]]) -> list[str]:
             visuals = [self._visuals(*requests[row].args[2:6]) for row in rows]
             prompts = [
                 self._prompt(requests[row].args[0], len(seen))
                 for row, seen in zip(rows, visuals, strict=True)
             ]
-            texts = self._generate(prompts, visuals, options[0])
-            for row, text in zip(rows, texts, strict=True):
-                answers[row] = _cut(text, options[1])
-            done += len(rows)
-            self.report(done, len(requests))
-        return answers
+            return [_cut(text, options[1]) for text in self._generate(prompts, visuals, options[0])]
+
+        options = [_generation_options(each.args[1], self.max_new_tokens) for each in requests]
+        return self._share(requests, options, answer)
 
     def answer(self, question: str, pictures: Sequence[Image]) -> str:
         """The greedy answer to one question about pictures (or none)."""
@@ -137,9 +137,8 @@ class LlavaLmms(lmms):
         lmms-eval 0.7.3 takes the smallest value as the choice, so a loss, and turns bare tuples into
         strings, so wrapped.
         """
-        scores: list = [None] * len(requests)
-        done = 0
-        for rows, _ in self._batches(requests, [None] * len(requests)):
+
+        def score(rows: Sequence[int], _: None) -> list[tuple[float, bool]]:
             encoded, visuals = [], []
             for row in rows:
                 context, target, doc_to_visual, doc_id, task, split = requests[row].args
@@ -148,11 +147,10 @@ class LlavaLmms(lmms):
                 prompt = self._prompt(context, len(visuals[-1]))
                 answer = answer_text(str(target), self.template)
                 encoded.append(([Segment(prompt, False), Segment(answer, True)], visuals[-1]))
-            for row, score in zip(rows, self._score(encoded), strict=True):
-                scores[row] = GenerationResult(text=score)
-            done += len(rows)
-            self.report(done, len(requests))
-        return scores
+            return self._score(encoded)
+
+        scores = self._share(requests, [None] * len(requests), score)
+        return [GenerationResult(text=each) for each in scores]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not offered: each question here stands alone.
@@ -163,6 +161,28 @@ class LlavaLmms(lmms):
         raise ValueError(
             f"task {requests[0].args[5]} asks in several rounds, which this model object does not do"
         )
+
+    def _share(
+        self, requests: Sequence[Instance], options: Sequence, answer: Callable[[list[int], Any], list]
+    ) -> list:
+        """Every request's answer in order: `answer(rows, options)` of each batch, by one of the processes.
+
+        Raises:
+            Exception: whatever `answer` raises; of a batch of several processes, a RuntimeError in all.
+        """
+        batches, done = list(self._batches(requests, options)), 0
+
+        def run(number: int) -> list:
+            nonlocal done
+            given = answer(*batches[number])
+            done = min(done + len(given) * num_processes(), len(requests))
+            self.report(done, len(requests))
+            return given
+
+        parts = share_out(run, len(batches))
+        found = {row: each for (rows, _), part in zip(batches, parts, strict=True)
+                 for row, each in zip(rows, part, strict=True)}  # fmt: skip
+        return [found[row] for row in range(len(requests))]
 
     def _batches(self, requests: Sequence[Instance], options: Sequence) -> Iterator[tuple[list[int], object]]:
         """Rows of requests with equal options, the longest first (a batch too large for memory fails at

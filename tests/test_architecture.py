@@ -87,6 +87,7 @@ BELOW = {
         "encoder",
         "llava_bridge.benchmark_table",
         "llava_bridge.config",
+        "llava_bridge.custom_tasks",
         "rae_bridge.config",
         "rae_bridge.distillation.config",
     ),

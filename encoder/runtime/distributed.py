@@ -24,13 +24,25 @@ def share_out(do: Callable[[int], Any], number: int) -> list[Any]:
     """[do(0), ..., do(number - 1)] in every process, each computed by one of them, in turns.
 
     The values travel pickled: small tensors on the CPU, numbers.
+
+    Raises:
+        Exception: what `do` raises; of several processes a RuntimeError in all, so that none waits for one
+            that failed.
     """
     world, own = num_processes(), process_number()
-    done = {index: do(index) for index in range(own, number, world)}
-    if world > 1:
-        parts: list[Any] = [None] * world
-        dist.all_gather_object(parts, done)
-        done = {index: value for part in parts for index, value in part.items()}
+    if world == 1:
+        return [do(index) for index in range(number)]
+    done, fault = {}, None
+    try:
+        for index in range(own, number, world):
+            done[index] = do(index)
+    except Exception as error:  # of any kind: it is raised below, everywhere
+        fault = f"process {own}: {type(error).__name__}: {error}"
+    parts: list[Any] = [None] * world
+    dist.all_gather_object(parts, (done, fault))
+    if faults := [fault for _, fault in parts if fault is not None]:
+        raise RuntimeError(faults[0])
+    done = {index: value for part, _ in parts for index, value in part.items()}
     return [done[index] for index in range(number)]
 
 

@@ -3,15 +3,17 @@ LLaVA-1.5's data and the public benchmarks.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from encoder.runtime.config import ConfigError, choose
+from encoder.runtime import hub
+from encoder.runtime.config import ROOT, ConfigError, choose
 from harness.running.stages import Stage
 from harness.suites.request import Request
 from harness.suites.shared import OWN_CAPTIONS, add_captions, add_scenes
 from llava_bridge.benchmark_table import BENCHMARKS
+from llava_bridge.custom_tasks import CustomTask, find_task
 
 PRETRAIN, MIX = "blip_laion_cc_sbu_558k.json", "llava_v1_5_mix665k.json"
 _STAGES = ("align", "instruct")  # LLaVA-1.5's first and second
@@ -28,6 +30,7 @@ class Lessons:
     truth: Literal["scenes", "captions"] | None = (
         None  # what a probe can be fitted to, of the pictures taught
     )
+    custom: tuple[Path, ...] = ()  # all that tasks of one's own are made of, their questions too
     data: Stage | None = None  # makes the pictures, which are then cached as tokens; None: live pictures
     files: tuple[Path, ...] = ()  # read by both training stages and made by none
     pictures: Mapping[str, Path] = field(default_factory=dict)  # align and instruct -> folder made by none
@@ -48,16 +51,47 @@ class Lessons:
     @property
     def asked_files(self) -> tuple[Path, ...]:
         """Files with questions that no stage makes, and without which nothing can be asked."""
-        return self.asked if self.data is None and not self.data_sets else ()
+        needed = self.asked if self.data is None and not self.data_sets else ()
+        return (*needed, *self.custom)
 
 
 def find_lessons(request: Request) -> Lessons:
-    """Those that the preset means.
+    """Those that the preset means, and the tasks of one's own.
 
     Raises:
         ConfigError: an unknown task.
-        FileNotFoundError: a file of the real sources is not there.
+        FileNotFoundError: a file of the real sources, or of a task, is not there.
     """
+    lessons, tasks = _of_preset(request), custom_tasks(request)
+    if not tasks:
+        return lessons
+    words = [word for word in request.tasks or () if word not in BENCHMARKS]
+    questions = {"custom": words, "include_path": request.preset.llava.include_path}
+    return replace(
+        lessons,
+        keys=(*lessons.keys, *(key for task in tasks for key in task.keys)),
+        questions=lessons.questions | questions,
+        custom=tuple(dict.fromkeys(file for task in tasks for file in task.files)),
+    )
+
+
+def custom_tasks(request: Request) -> list[CustomTask]:
+    """Those of `tasks=` that are no benchmarks.
+
+    Raises:
+        ConfigError: a word is neither a benchmark, nor the path of a YAML file, nor in llava.include_path.
+    """
+    folder, found = request.preset.llava.include_path, []
+    for word in request.tasks or ():
+        if word in BENCHMARKS:
+            continue
+        if folder is None and not word.endswith((".yaml", ".yml")):
+            choose(BENCHMARKS, word, "task")
+        found.append(find_task(word, None if folder is None else ROOT / folder, ROOT))
+    return found
+
+
+def _of_preset(request: Request) -> Lessons:
     if request.places is not None:
         return _real(request)
     if request.preset.own_data:
@@ -90,9 +124,10 @@ def _made(
 def _real(request: Request) -> Lessons:
     """LLaVA-1.5's own records on live pictures, and the benchmarks' parquet files."""
     places = request.places
-    wanted = request.tasks or request.preset.llava.benchmarks
+    given = request.tasks or request.preset.llava.benchmarks
+    wanted = [name for name in given if name in BENCHMARKS or not request.tasks]
     chosen = [choose(BENCHMARKS, name, "task") for name in wanted]
-    if not chosen:
+    if not given:
         raise ConfigError("no benchmarks: give tasks=[...] or llava.benchmarks")
     pretrain, mix = places["llava_pretrain"], places["llava_mix"]
     stages = {
@@ -104,12 +139,12 @@ def _real(request: Request) -> Lessons:
         keys=tuple(keys),
         stages=stages,
         questions={"benchmarks": list(wanted), "data_root": str(places["benchmarks"])},
-        asked=(places["benchmarks"],),
+        asked=(places["benchmarks"],) if wanted else (),
         files=(pretrain / PRETRAIN, mix / MIX, places["language_model"]),
         pictures={"align": pretrain, "instruct": mix},
         data_sets={name: _folder(places["benchmarks"], name) for name in wanted},
         language_model=str(places["language_model"]),
-        places={"language model": places["language_model"].name},
+        places={"language model": hub.name_of(places["language_model"])},
     )
 
 

@@ -122,7 +122,7 @@ def add_answers(request: Request, encoder: Encoder, lessons: Lessons) -> Part:
         stage=evaluated,
         keys=lessons.keys,
         checkpoint=(trained.folder / "weights",),
-        data=lessons.asked,
+        data=(*lessons.asked, *lessons.custom),
         answers=evaluated.folder / "samples.jsonl" if lessons.has_pairs else None,
     )
 

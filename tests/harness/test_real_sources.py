@@ -17,7 +17,7 @@ from encoder.runtime.config import ROOT, ConfigError
 from harness import subcommands
 from harness.command_line import main, make_plans
 from harness.config import parse, results_folder
-from harness.paper.look import Seen
+from harness.paper.look import Seen, look, render
 from harness.paper.sources import LARGE, SOURCES, SourcesConfig, locate
 from harness.replica.mark import MARK
 from harness.running.cost_released import released_disk_mb, released_flops, tower
@@ -110,6 +110,76 @@ def test_a_list_of_tasks_replaces_the_presets(data_root):
     options, preset = parse(["preset=demo", "tasks=[pope]"])
     with pytest.raises(ConfigError, match="presets on real sources"):
         make_plans(Graph(Path("runs")), options, preset)
+
+
+def test_sources_of_weights_may_be_hub_ids_in_the_cache(data_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    commit, ids = "3" * 40, {name: f"owner/{name}" for name in ("language_model", "clip", "inception", "vae")}
+    config = SourcesConfig(**{name: f"{each}@v1" for name, each in ids.items()})
+    missing = {each.name: each for each in look(config, data_root, ids)}
+    assert all(each.path is None for each in missing.values())
+    assert missing["clip"].how == "hf download owner/clip --revision v1"
+    assert "get it from hf download owner/vae --revision v1" in render(list(missing.values()))
+    snapshots = {}
+    for name in ids:
+        folder = tmp_path / "home" / "hub" / f"models--owner--{name}"
+        snapshots[name] = folder / "snapshots" / commit
+        (folder / "refs").mkdir(parents=True)
+        (folder / "refs" / "v1").write_text(commit)
+        snapshots[name].mkdir(parents=True)
+    file = Path(LAYOUT["inception"]).name
+    (snapshots["vae"] / "vae").mkdir()
+    (tmp_path / "blob").write_bytes(b"inception")
+    (snapshots["inception"] / file).symlink_to(tmp_path / "blob")
+    found = locate(config, data_root)
+    assert found["clip"] == snapshots["clip"] and found["vae"] == snapshots["vae"] / "vae"
+    assert found["inception"] == snapshots["inception"] / file  # not the blob, whose name says nothing
+    assert found["dino"] == data_root / LAYOUT["dino"]
+    words = [f"sources.{name}={each}@v1" for name, each in ids.items() if name in ("language_model", "clip")]
+    graph = plan(data_root, "suite=understanding", *words)
+    row = next(row for row in graph.plans[0].rows if row.encoder == "clip-b")
+    assert f"language model: owner/language_model@{commit[:12]}" in row.source and commit in row.source
+    first, _ = stages(graph, "llava_bridge.train", "clip-b")
+    assert first.config.init == str(snapshots["language_model"])
+
+
+def test_one_release_stands_for_the_folder_of_releases(data_root, tmp_path):
+    release = tmp_path / "release"
+    release.mkdir()
+    (release / "open_clip_config.json").write_text("{}")
+    graph = plan(data_root, "suite=understanding", f"sources.openvision3={release}")
+    places = {stage.config.name: stage.config for stage in graph if stage.module == "harness.described"}
+    assert places["ov3-b"].source == str(release)
+
+
+OWN_TASK = """\
+task: colours
+dataset_path: parquet
+dataset_kwargs: {data_files: {test: colours.parquet}}
+metric_list: [{metric: accuracy, aggregation: mean, higher_is_better: true}]
+"""
+
+
+def test_tasks_of_ones_own_are_asked_beside_the_others_and_anew_when_their_data_change(data_root, tmp_path):
+    (tmp_path / "mine.yaml").write_text(OWN_TASK)
+    (tmp_path / "colours.parquet").write_bytes(b"one")
+    words = ["suite=understanding", f"tasks=[pope,{tmp_path}/mine.yaml]"]
+    row = plan(data_root, *words).plans[0].rows[0]
+    asked, keys = row.parts[0].stage, row.parts[0].keys
+    assert (asked.config.benchmarks, asked.config.custom) == (["pope"], [f"{tmp_path}/mine.yaml"])
+    assert "colours/accuracy" in keys and "POPE/f1/official" in keys and "GQA" not in keys
+    assert {tmp_path / "mine.yaml", tmp_path / "colours.parquet"} <= set(asked.files)
+    before = asked.fingerprint
+    (tmp_path / "colours.parquet").write_bytes(b"two")
+    assert plan(data_root, *words).plans[0].rows[0].parts[0].stage.fingerprint != before
+    options, preset = parse(["preset=demo", "tasks=[colours]", f"llava.include_path={tmp_path}"])
+    (understanding,) = (each for each in make_plans(Graph(tmp_path), options, preset)
+                        if each.suite.name == "understanding")  # fmt: skip
+    assert {"colours/accuracy", "Scenes-SEED"} <= set(understanding.rows[0].parts[0].keys)
+    options, preset = parse(["preset=demo", "tasks=[colour]", f"llava.include_path={tmp_path}"])
+    with pytest.raises(ValueError, match=r"'colour' .did you mean 'colours'"):
+        make_plans(Graph(tmp_path), options, preset)
 
 
 def test_both_rows_get_the_same_decoder_and_tokens_are_live(data_root):

@@ -20,7 +20,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from llava_bridge import benchmarks
+from llava_bridge import jobs
 from llava_bridge.benchmark_table import BENCHMARKS, TASK_SETS
 from llava_bridge.benchmarks import find_parquet, pope_metrics, reason
 from llava_bridge.config import EvaluateConfig
@@ -233,13 +233,13 @@ def test_llava_hf_folder_runs_the_papers_benchmarks_offline(llava_hf, data_root,
 
     (data_root / "elsewhere").rename(data_root / "seedbench")
     asked = []
-    true_run = benchmarks.run_task
+    true_run = jobs.run_task
 
     def watched(task, *rest):
         asked.append(task)
         return true_run(task, *rest)
 
-    monkeypatch.setattr(benchmarks, "run_task", watched)
+    monkeypatch.setattr(jobs, "run_task", watched)
     config = EvaluateConfig(
         model=str(llava_hf), task_set="paper", data_root=str(data_root), attention="eager", batch_size=3
     )
