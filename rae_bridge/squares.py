@@ -13,7 +13,7 @@ from PIL import Image
 
 from encoder.data.account import Account, BadSample
 from encoder.data.options import Crop
-from encoder.data.picture_set import PictureSet, Split, open_pictures
+from encoder.data.picture_set import PictureSet, Split, are_captioned, open_pictures
 from encoder.data.shards import find_shards, in_order, num_threads
 from encoder.data.stream import crop
 from encoder.runtime.ranks import Ranks
@@ -45,7 +45,7 @@ class SetPictures:
 
 @dataclass(frozen=True, slots=True)
 class Squares:
-    """`size`: S; `crop`: how oblong pictures of shards become square, those of other sets are cut as ADM
+    """`size`: S; `crop`: how oblong pictures of shards with texts become square; other sets are cut as ADM
     does."""
 
     pictures: TarPictures | SetPictures
@@ -67,7 +67,7 @@ class Squares:
         Raises:
             FileNotFoundError, ValueError: there are none.
         """
-        if any((folder / split).glob("*.tar")):
+        if are_captioned(folder, split):
             pictures = TarPictures(find_shards(folder, split), limit, ranks)
         else:
             pictures = SetPictures(open_pictures(folder, split), limit, size)

@@ -14,6 +14,7 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,10 +25,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from encoder.data.captions import DEFAULT_KEYS
 from encoder.data.embedded import EmbeddedPictures
 from encoder.data.pictures import MAX_PIXELS, decode_picture
 from encoder.data.shards import PICTURE_SUFFIXES, load_images, num_threads
-from encoder.data.tars import MEMBER_NAME
+from encoder.data.tars import MEMBER_NAME, OpenShard
 from encoder.runtime.config import ROOT
 
 Split = Literal["train", "val", "test"]
@@ -224,19 +226,39 @@ def _label(data: bytes, suffix: str, name: str) -> int:
     return label
 
 
+def are_captioned(folder: Path, split: Split) -> bool:
+    """Whether a split lies in shards of pictures with texts, as Scenes' and img2dataset's, not with classes
+    alone: the first sample says it."""
+    shards = sorted((folder / split).glob("*.tar"))
+    if not shards:
+        return False
+    with closing(OpenShard(str(shards[0]))) as shard:
+        first = next(iter(shard.take(1)), {})
+    if "txt" in first:
+        return True
+    if "json" not in first:
+        return "cls" not in first
+    try:
+        record = json.loads(first["json"])
+    except ValueError:  # damaged: its reader counts it
+        return True
+    has_label = isinstance(record, dict) and "label" in record
+    return not has_label or any(record.get(key) for key in (*DEFAULT_KEYS.alt, *DEFAULT_KEYS.dense))
+
+
 def load_pictures(
     folder: Path | str, split: Split, limit: int | None = None, *, image_size: int | None = None
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """The first `limit` pictures of a split in memory: uint8 (N S S 3), with key, label and class of each.
 
-    Shards in the layout of Scenes are read as they are; anything else is cut to `image_size` as ADM does.
+    Shards of pictures with texts are read as they are; anything else is cut to `image_size` as ADM does.
 
     Raises:
         FileNotFoundError: no such pictures.
         ValueError: a damaged file; or no image_size for pictures of any size.
     """
     folder = Path(folder)
-    if any((folder / split).glob("*.tar")):
+    if are_captioned(folder, split):
         return load_images(folder, split, limit, image_size=image_size)
     pictures = open_pictures(folder, split)
     if image_size is None:

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import functional
 
-from encoder.data.picture_set import centre_crop, load_pictures, open_pictures, place_crop
+from encoder.data.picture_set import are_captioned, centre_crop, load_pictures, open_pictures, place_crop
 
 SIZES = [(40, 30), (17, 64), (130, 33), (32, 32), (64, 70), (33, 31)]  # width, height
 
@@ -107,6 +107,32 @@ def test_pictures_in_memory_are_the_sets_first(folders):
     assert records[0]["class_name"] == "n01"
     with pytest.raises(ValueError, match="give image_size"):
         load_pictures(folders, "val")
+
+
+@pytest.mark.parametrize("suffix", ["json", "cls"])
+def test_shards_of_classes_alone_are_cut_as_adm_does(tmp_path, folders, pictures, suffix):
+    write_shard(tmp_path / "shards" / "val" / "0.tar", pictures, [2, 0, 1, 2, 0, 1], suffix)
+    assert not are_captioned(tmp_path / "shards", "val") and not are_captioned(folders, "val")
+    images, records = load_pictures(tmp_path / "shards", "val", 5, image_size=16)
+    for image, picture in zip(images, pictures, strict=False):
+        assert np.array_equal(image, adm_crop(picture, 16))
+    assert [record["label"] for record in records] == [2, 0, 1, 2, 0]
+
+
+@pytest.mark.parametrize(("members", "is_captioned"), [
+    ({"png": b"", "txt": b"a cat", "json": b'{"label": 1}'}, True),
+    ({"png": b"", "json": b'{"label": 1, "re_caption": "a cat"}'}, True),
+    ({"png": b"", "json": b"no JSON"}, True),  # damaged: the reader of texts counts it
+    ({"png": b"", "json": b'{"label": 1}', "cls": b"1"}, False),
+])  # fmt: skip
+def test_the_first_sample_tells_captions_from_classes(tmp_path, members, is_captioned):
+    (tmp_path / "val").mkdir()
+    with tarfile.open(tmp_path / "val" / "0.tar", "w") as tar:
+        for suffix, data in members.items():
+            member = tarfile.TarInfo(f"0.{suffix}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    assert are_captioned(tmp_path, "val") == is_captioned
 
 
 def test_what_cannot_be_read_is_named(tmp_path, folders, pictures):

@@ -1,5 +1,6 @@
 """The sampling and reconstruction stages: balanced, repeatable, resumable, independent of the batch size."""
 
+import io
 import itertools
 import json
 import tarfile
@@ -231,6 +232,26 @@ def test_the_next_picture_stands_for_an_unusable_one_as_in_the_reference(
         reconstruct.run(replace(config, limit=5), tmp_path / "out")
     with pytest.raises(ValueError, match="limit 0 must be 1 or more"):
         replace(config, limit=0)
+
+
+def test_shards_of_classes_are_reconstructed_as_the_reference_reads_them(tmp_path, invertible):
+    """ImageNet in shards of pictures and classes: cut as ADM does, without any text."""
+    (tmp_path / "set" / "val").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    with tarfile.open(tmp_path / "set" / "val" / "0.tar", "w") as shard:
+        for i in range(5):
+            file = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (9 + i, 20, 3), dtype=np.uint8)).save(file, "png")
+            for suffix, data in (("png", file.getvalue()), ("cls", str(i % 3).encode())):
+                member = tarfile.TarInfo(f"{i}.{suffix}")
+                member.size = len(data)
+                shard.addfile(member, io.BytesIO(data))
+    (tmp_path / "out").mkdir()
+    config = ReconstructConfig(encoder=invertible, data=str(tmp_path / "set"), split="val", batch_size=2)
+    assert reconstruct.run(config, tmp_path / "out")["num_samples"] == 5
+    _, originals, labels = arrays(tmp_path / "out")
+    assert np.array_equal(originals, load_pictures(tmp_path / "set", "val", image_size=8)[0])
+    assert labels.tolist() == [0, 1, 2, 0, 1]
 
 
 def test_a_picture_in_one_command(config, tmp_path, invertible, capsys):
