@@ -1,6 +1,7 @@
 """A training of a diffusion transformer on its way: its checkpoint, the weights it keeps, where it starts."""
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,15 @@ class Start:
             raise FileNotFoundError(f"init {folder} has not finished: it has no {WEIGHTS}; end it first")
         weights = WeightsFolder.read(folder / WEIGHTS if is_training else folder)
         check_tokens_alike(f"init {folder}", weights.tokens, "this training's are", tokens)
-        if (weights.name, weights.shape) != (DiT.name, shape):
-            raise ValueError(f"init {folder} is another model: {weights.name}, {weights.shape}, not {shape}")
+        if weights.name != DiT.name:
+            raise ValueError(
+                f"init {folder} is a {weights.name}, a student; name a model by rae_bridge.train"
+            )
+        names = [field.name for field in dataclasses.fields(shape)]
+        pairs = {name: (getattr(weights.shape, name), getattr(shape, name)) for name in names}
+        other = [f"{name}={its}, not {ours}" for name, (its, ours) in pairs.items() if its != ours]
+        if other:
+            raise ValueError(f"init {folder} is another model: {'; '.join(other)}")
         if config.statistics is not None:
             given = LatentStatistics.load(ROOT / config.statistics)
             if not alike(given, weights.statistics):

@@ -20,6 +20,7 @@ from rae_bridge.codec import check_tokens, load_codec
 from rae_bridge.config import GenerateConfig, GuidanceConfig, SweepConfig
 from rae_bridge.generate import BEST, TrainedFlow, make_guidance, stream_samples
 from rae_bridge.judge import FrechetJudge
+from rae_bridge.weights_folder import WeightsFolder, check_guide
 
 RESULT = "sweep.json"
 
@@ -128,6 +129,8 @@ def run(config: SweepConfig, out_dir: Path) -> dict:
     flow = TrainedFlow.load(config.model, ranks.device, config.weights)
     codec = load_codec(config.encoder, decoder=config.decoder, device=ranks.device)
     check_tokens(ROOT / config.model, codec.encoder)
+    if config.weaker is not None:
+        check_guide(WeightsFolder.read(config.model), WeightsFolder.read(config.weaker))
     judge = FrechetJudge(config.judge, ranks.device)
     path = out_dir / RESULT
     distances: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}

@@ -103,8 +103,9 @@ def test_what_does_not_fit_is_no_beginning(config, tmp_path):
 
     refused("trained with batch_size=8, not 4; keep that to go on, or name its weights", batch_size=4)
     refused("trained with num_steps=2, not 1", num_steps=1)
-    refused("is another model: .*hidden_size", size=replace(SIZE, hidden_size=(16, 16)))
-    refused("is another model: .*num_classes", init=first / "weights", num_classes=4)
+    wide = replace(SIZE, hidden_size=(64, 32))
+    refused(r"is another model: hidden_size=\(32, 32\), not \(64, 32\)$", size=wide)
+    refused("is another model: num_classes=3, not 4$", init=first / "weights", num_classes=4)
     refused("lacks config.json", FileNotFoundError, init=tmp_path / "nowhere")
     LatentStatistics(None, torch.full((48, 2, 2), 9.0)).save(tmp_path / "other.pt")
     refused("under other statistics than", statistics=str(tmp_path / "other.pt"))

@@ -144,3 +144,14 @@ def test_impossible_sweeps_are_refused(config):
         SweepConfig(**fields, scales=())
     with pytest.raises(ValueError, match="needs the weaker model"):
         SweepConfig(**fields, kind="autoguidance")
+
+
+def test_a_guide_of_other_tokens_is_refused_before_anything_is_drawn(
+    config, tmp_path, invertible, write_model, monkeypatch
+):
+    guide = write_model(tmp_path / "guide", invertible, seed=1)
+    tokens = json.loads((guide / "tokens.json").read_text())
+    (guide / "tokens.json").write_text(json.dumps(tokens | {"fingerprint": "f" * 64}))
+    monkeypatch.setattr(stage, "stream_samples", lambda *_: pytest.fail("something was drawn"))
+    with pytest.raises(ValueError, match=r"guide .* knows tokens of"):
+        stage.run(replace(config, kind="autoguidance", weaker=str(guide)), tmp_path)
