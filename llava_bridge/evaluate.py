@@ -6,9 +6,8 @@ question by question). One process for each evaluation: lmms-eval keeps totals i
 evaluator runs inside out_dir, where it writes what it likes. Processes of one launch share the questions.
 
 What was scored is kept in out_dir/scored, a file for each benchmark, and until all is done each answer in
-out_dir/answers (`kept_answers`). One that could not run does not stop the
-others: its keys stand with the reason in results.json, the stage does not count as done, and the same
-command asks only what is missing.
+out_dir/answers (`kept_answers`). One that could not run does not stop the others: its keys stand with the
+reason in results.json, the stage does not count as done, and the same command asks only what is missing.
 
 Heavy imports are inside the functions: huggingface_hub reads its offline switches when it is first imported.
 """
