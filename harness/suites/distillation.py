@@ -38,7 +38,7 @@ class Shown:
     model: Stage
     num_steps: int
     num_inner: int
-    study: str
+    studies: tuple[str, ...]
 
     @property
     def label(self) -> str:
@@ -68,7 +68,7 @@ def plan(request: Request) -> SuitePlan:
         rows.append(row)
     return SuitePlan(
         suite=request.suite,
-        rows=[*rows, _floor(reference)],
+        rows=[*rows, _floor(reference, sections.ablations)],
         draw=lambda folder, board: _draw(folder, board, request, reference, drawn, max(sections.steps)),
         check=lambda: check_sizes(request, pictures.made_by, reference.config),
     )
@@ -108,7 +108,7 @@ class Bench:
     def of_teacher(self) -> list[Shown]:
         """The teacher by many Euler steps, and by few."""
         steps = dict.fromkeys([self.sections.teacher_steps, *self.sections.steps])
-        about = {"method": TEACHER, "model": self.teacher, "num_inner": 1, "study": METHODS}
+        about = {"method": TEACHER, "model": self.teacher, "num_inner": 1, "studies": (METHODS,)}
         return [Shown(num_steps=num, **about) for num in steps]
 
     def of_baselines(self) -> list[Shown]:
@@ -116,7 +116,7 @@ class Bench:
         rows = []
         for method, stage in _WHOLE.items():
             model = self.student(method, f"{method}: distil", {"method": method, "stage": stage})
-            about = {"method": method, "model": model, "num_inner": 1, "study": METHODS}
+            about = {"method": method, "model": model, "num_inner": 1, "studies": (METHODS,)}
             rows += [Shown(num_steps=num, **about) for num in self.sections.steps]
         return rows
 
@@ -124,13 +124,18 @@ class Bench:
         """TMD, its stage 1 alone at the most steps, and so its ablations, where they are asked for."""
         most, num_inner = max(self.sections.steps), self.sections.inner_steps
         first, second = self.both_stages("tmd", {}, num_inner)
-        about = {"num_inner": num_inner, "study": METHODS}
+        about = {"num_inner": num_inner, "studies": (METHODS,)}
         rows = [Shown(method="tmd", model=second, num_steps=num, **about) for num in self.sections.steps]
+        if self.sections.ablations:  # which are compared with it
+            rows = [
+                dataclasses.replace(each, studies=(METHODS, ABLATIONS)) if each.num_steps == most else each
+                for each in rows
+            ]
         rows.append(Shown(method="tmd, stage 1 alone", model=first, num_steps=most, **about))
         variants = self.request.suite.studies[ABLATIONS].variants if self.sections.ablations else {}
         for label, changes in variants.items():
             changes, name = dict(changes), f"tmd, {label}"
-            about = {"num_inner": changes.pop("inner_steps", num_inner), "study": ABLATIONS}
+            about = {"num_inner": changes.pop("inner_steps", num_inner), "studies": (ABLATIONS,)}
             _, second = self.both_stages(name, changes, about["num_inner"])
             rows.append(Shown(method=name, model=second, num_steps=most, **about))
         return rows
@@ -195,7 +200,7 @@ class Bench:
             source=f"{self.encoder.source('generation')}: {shown.method}",
             parts=(sampled, self._cost(encoder, shown)),
             undefined={},
-            groups={shown.study: shown.label},
+            groups=dict.fromkeys(shown.studies, shown.label),
         )
         return row, stage
 
@@ -224,7 +229,7 @@ class Bench:
         return Part(stage=stage, keys=COST_KEYS, checkpoint=(shown.model.folder / "weights",))
 
 
-def _floor(reference: Stage) -> Row:
+def _floor(reference: Stage, is_ablated: bool) -> Row:
     """The least that a generator of as many samples can hope for."""
     keys = keys_of("generation", reference.config)
     return Row(
@@ -233,7 +238,7 @@ def _floor(reference: Stage) -> Row:
         source=f"two disjoint sets of real test pictures{says_how_small(reference.config)}",
         parts=(Part(stage=reference, keys=keys, data=(reference.folder / PICTURES,)),),
         undefined=dict.fromkeys(COST_KEYS, "real pictures are not generated"),
-        groups={METHODS: FLOOR, ABLATIONS: FLOOR},
+        groups=dict.fromkeys([METHODS, *([ABLATIONS] if is_ablated else [])], FLOOR),
     )
 
 
@@ -249,9 +254,9 @@ def _draw(
     files = [
         curves.quality_against_cost(folder / "quality.png", board["rows"], [quality, *recall], "nfe/flops")
     ]
-    labels = [
-        label for label in drawn if label.split("/")[1].startswith(f"{most}x") or label.startswith(TEACHER)
-    ]
+    usual = f"{most}x"
+    labels = [label for label in drawn if ", " not in label and label.split("/")[1].startswith(usual)]
+    labels = list(dict.fromkeys([next(iter(drawn)), *labels]))  # the teacher's many steps first
     complete = {label: drawn[label].folder / SAMPLES for label in labels if drawn[label].done() is not None}
     if reference.done() is not None and complete:
         real = reference.folder / PICTURES

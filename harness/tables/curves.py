@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from harness.tables.figures import DPI, PALETTE, save
 
@@ -91,7 +92,9 @@ def quality_against_cost(path: Path, rows: Sequence[Mapping], keys: Sequence[str
         for row in rows:
             if row["kind"] == "floor" and key in row["metrics"]:
                 panel.axhline(row["metrics"][key]["value"], color="#888888", linestyle="--", linewidth=1)
-        panel.set(xscale="log", xlabel="network evaluations by FLOPs", title=key)
+        panel.set(xscale="log", xlabel="forward passes of the teacher, by FLOPs", title=key)
+        panel.xaxis.set_major_formatter(ScalarFormatter())
+        panel.xaxis.set_minor_formatter(ScalarFormatter())
         panel.grid(color="#e5e5e5")
         panel.set_axisbelow(True)
     handles, labels = panels[0].get_legend_handles_labels()

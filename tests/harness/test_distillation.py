@@ -78,6 +78,11 @@ def test_ablations_change_what_they_say_and_share_what_they_do_not(plan_of):
         if "/" in row.encoder
     }
     base = model_of(rows["tmd"])
+    compared = [
+        row.encoder for row in plan_of("distillation.ablations=true").rows if "ablations" in row.groups
+    ]
+    assert compared[0] == "ov3-demo/tmd/4x2" and compared[-1] == "real vs real" and len(compared) == 9
+    assert not any("ablations" in row.groups for row in plan_of().rows)
 
     def differing(a, b, prefix=""):
         for key in a:
