@@ -55,6 +55,9 @@ class Options:
             raise ValueError(f"seeds must be 0 or more, got {min(self.all_seeds)}")
         if self.encoders is not None and not self.encoders:
             raise ValueError("encoders=[] names none; leave it out for the preset's")
+        for name in ("runs_dir", "results_dir", "data_root"):
+            if (path := getattr(self, name)) is not None and path.is_file():
+                raise ValueError(f"{name}={path} is a file; give a folder")
         if self.processes < 1 or (self.processes > 1 and self.launch == "local"):
             raise ValueError(
                 f"processes {self.processes} with launch={self.launch}: several need launch=torchrun or slurm"

@@ -83,6 +83,7 @@ def test_answers_come_without_torch(words, parts, tmp_path):
         (["seed=one"], ["seed", "expected int"]),
         (["launch=slurmm"], ["launch", "local"]),
         (["jobs=0"], ["jobs"]),
+        (["preset=paper", f"data_root={ROOT / 'Makefile'}"], ["data_root=", "is a file; give a folder"]),
         (["seed=-1"], ["seeds must be 0 or more, got -1"]),
         (["encoders=[]"], ["names none"]),
         (["baseline=clip-dmo"], ["unknown encoder 'clip-dmo'", "did you mean 'clip-demo'"]),
@@ -118,6 +119,8 @@ def test_a_runs_folder_that_cannot_be_written_is_named(tmp_path, capsys):
     message = capsys.readouterr().err
     assert "not writable" in message
     assert message.count("\n") == 1
+    assert main(["--plan", f"runs_dir={tmp_path}/file"]) == 2
+    assert capsys.readouterr().err == f"error: command line: runs_dir={tmp_path}/file is a file; give a folder\n"
 
 
 def test_it_runs_from_any_folder(tmp_path):
