@@ -2,8 +2,8 @@
 
 A run that goes on, after a kill or with more steps, goes on in the same run of each tracker: its id lies in
 tracker.json in the run's folder. What came after the last checkpoint is then told again: TensorBoard shows
-the second telling, wandb keeps the first, trackio both; on a CPU they are equal. No torch here until a
-tracker that needs it is opened.
+the second telling, wandb keeps the first, trackio both; on a CPU they are equal. No torch and no numpy here
+until a tracker that needs them is opened.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import secrets
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from encoder.runtime.config import choose, resolve
 from encoder.runtime.stage import progress, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 PROJECT = "openvision3"
