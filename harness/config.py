@@ -8,13 +8,14 @@ when the graph is built (`stage_config`), with the paths between stages filled i
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from encoder.options import FeatureChoice
 from encoder.runtime.config import ROOT, ConfigError, choose, load, nearest, read_yaml, resolve
 from encoder.runtime.stage import sha256_json
 from harness.paper.sources import SourcesConfig, locate
 from harness.replica.mark import is_in_replica
+from llava_bridge.config import Framework
 
 CONFIGS = ROOT / "configs"
 ABLATION, DISTILLATION = "ablation", "distillation"  # the suites that a preset need not have
@@ -70,8 +71,27 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NextSections:
+    """What LLaVA-NeXT has instead of the preset's values for LLaVA-1.5."""
+
+    align: dict[str, Any] = dataclasses.field(default_factory=dict)  # over LlavaSections.align
+    instruct: dict[str, Any] = dataclasses.field(default_factory=dict)  # over LlavaSections.instruct
+    evaluate: dict[str, Any] = dataclasses.field(default_factory=dict)  # over LlavaSections.evaluate
+    tiles: list[list[int]] | None = None  # llava_bridge.config.LlavaConfig's, of both stages
+    # Of Scenes' pictures, whose views are encoded once: llava_bridge.config.ViewsConfig's
+    holds: Literal["tokens", "latents"] = "tokens"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LlavaSections:
     """Values for the stages of `llava_bridge`."""
+
+    # llava_1_5, llava_next, or a list of both: a row for each, LLaVA-NeXT's as <encoder>/llava_next
+    framework: Any = "llava_1_5"
+    next: NextSections = dataclasses.field(default_factory=NextSections)
+    square_eval: bool = False  # adds LLaVA-NeXT's row on 2 x 2 tiles alone: <encoder>/llava_next/square_eval
+    # Adds a row of LLaVA-1.5 with the encoder's grid resized to so many tokens: <encoder>/equal_tokens
+    equal_tokens: int | None = None
 
     # Folder of a causal language model with its tokenizer; None: the foundation's, or the real sources'
     language_model: str | None = None
@@ -85,6 +105,21 @@ class LlavaSections:
     align: dict[str, Any]  # LLaVA-1.5 stage 1: llava_bridge.config.LlavaConfig
     instruct: dict[str, Any]  # LLaVA-1.5 stage 2: llava_bridge.config.LlavaConfig
     evaluate: dict[str, Any]  # llava_bridge.config.EvaluateConfig
+
+    @property
+    def frameworks(self) -> list[str]:
+        """Those that `framework` names."""
+        return [self.framework] if isinstance(self.framework, str) else list(self.framework)
+
+    def __post_init__(self) -> None:
+        given = self.frameworks
+        for name in given:
+            choose(dict.fromkeys(get_args(Framework)), name, "llava.framework")
+        if not given or len(set(given)) < len(given):
+            raise ValueError(f"llava.framework must name one framework or different ones, got {given}")
+        for key, name in (("square_eval", "llava_next"), ("equal_tokens", "llava_1_5")):
+            if getattr(self, key) and name not in given:
+                raise ValueError(f"llava.{key} adds a row of {name}, which llava.framework does not name")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

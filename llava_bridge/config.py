@@ -23,6 +23,10 @@ Attention = Literal["eager", "sdpa"]  # on a CPU, eager is the faster of the two
 TILES = ([1, 2], [2, 1], [2, 2], [3, 1], [1, 3])
 
 
+# Keys of what a language model saw of the questions' pictures, beside its scores
+TOKENS_SEEN = ("image-tokens/base", "image-tokens/mean", "image-tokens/max")
+
+
 def check_tiles(tiles: Sequence[Sequence[int]]) -> None:
     """Raises: ValueError unless they are different pairs of counts."""
     if not tiles or any(len(each) != 2 or min(each) < 1 for each in tiles):
@@ -248,6 +252,8 @@ class EvaluateConfig:
     precision: Precision = "fp32"
     device: Device = "cpu"
     attention: Attention = "sdpa"
+    # llava_next: all pictures on one canvas of 2 x 2 tiles, as Open-LLaVA-NeXT's own table is made
+    square_eval: bool = False
     limit: int | None = None  # questions per task; None: all
     seed: int = 0  # of the bootstrap behind the standard errors
 

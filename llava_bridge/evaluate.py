@@ -14,6 +14,7 @@ Heavy imports are inside the functions: huggingface_hub reads its offline switch
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -28,6 +29,7 @@ from llava_bridge.custom_tasks import CustomTask
 from llava_bridge.jobs import OWN_TASKS, benchmark_names, custom_tasks, jobs, run_jobs
 from llava_bridge.kept_answers import ANSWERS
 from llava_bridge.scores import Scores
+from llava_bridge.seen import read_tokens_seen
 
 if TYPE_CHECKING:
     from encoder.runtime.ranks import Ranks
@@ -198,6 +200,9 @@ def _score(
 
     # ---- write
     metrics = scores.join([OWN_TASKS, *(job.name for job in wanted)], out_dir / "samples.jsonl")
+    base = answerer.model.config.image_seq_length
+    counts = sum(ranks.gather(answerer.pictures.num_tokens), Counter())
+    metrics |= ranks.gather(read_tokens_seen(out_dir, counts, base) if ranks.is_main else None)[0]
     num_encoded = sum(ranks.gather(answerer.pictures.num_encoded))
     described = describe(config, answerer) | {"num_pictures_encoded": num_encoded, "processes": ranks.world}
     summary = {"metrics": metrics, "not_run": not_run, **described}
@@ -234,12 +239,15 @@ def load_answerer(config: EvaluateConfig, ranks: "Ranks", out_dir: Path) -> "Lla
     import torch
 
     import llava_bridge.hf  # noqa: F401 - registers our tower
+    from llava_bridge.any_resolution.model import use_square
     from llava_bridge.lmms import LlavaLmms
     from llava_bridge.model import load, read_template
 
     model_dir = (ROOT / config.model).resolve()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.precision]
     model, processor = load(model_dir, config.attention, dtype)
+    if config.square_eval:
+        use_square(model, processor)
     return LlavaLmms(
         model.to(ranks.device),
         processor,
@@ -285,6 +293,8 @@ def describe(config: EvaluateConfig, answerer: "LlavaLmms") -> dict[str, Any]:
         "num_image_tokens": model.config.image_seq_length,
         "num_encoder_tokens": getattr(vision, "num_encoder_tokens", 0) or model.config.image_seq_length,
         "image_size": vision.image_size,
+        "framework": model.config.model_type,
+        "canvases": getattr(model.config, "image_grid_pinpoints", None),  # (height, width) px, in order
         "encoder": getattr(vision, "source", vision.model_type),
         "features": getattr(vision, "features", None),
         "lmms_eval": version("lmms_eval"),

@@ -29,6 +29,7 @@ Launch = Literal["local", "torchrun", "slurm"]
 MULTI_PROCESS = (
     "encoder.tokens",
     "encoder.train",
+    "llava_bridge.any_resolution.cache",
     "llava_bridge.evaluate",
     "llava_bridge.train",
     "rae_bridge.cache",

@@ -16,6 +16,7 @@ from harness.own_data.questions import OwnCaptionsConfig
 from harness.running.hashes import hash_files, remembered
 from harness.running.stages import Stage
 from harness.suites.request import Request
+from llava_bridge.config import ViewsConfig
 
 VGG = "vgg16-397923af.pth"  # beside LPIPS' trunk that judges: the one that is trained with
 MIN_SIDE = 16  # px of one's own pictures: a patch of most towers; SSIM's window takes 11
@@ -167,4 +168,30 @@ def add_tokens(
         inputs=[scenes, *encoder.stages],
         files=encoder.files,
         **request.estimates(f"tokens_{pictures}", "tokens"),
+    )
+
+
+def add_views(request: Request, encoder: Encoder, scenes: Stage) -> Stage:
+    """The frozen tokens, or VAE latents, of all views of the LLaVA pictures: LLaVA-NeXT's."""
+    own = request.preset.llava.next
+    config = stage_config(
+        ViewsConfig,
+        request.preset.tokens,
+        "tokens",
+        encoder=encoder.word,
+        features=encoder.config.features.understanding,
+        device=request.device,
+        data=str(scenes.folder / "llava"),
+        records=[str(scenes.folder / "llava" / name) for name in ("pretrain.json", "instruct.json")],
+        holds=own.holds,
+        **({"tiles": own.tiles} if own.tiles is not None else {}),
+    )
+    return request.graph.add(
+        "views",
+        "llava_bridge.any_resolution.cache",
+        config,
+        label=f"{encoder.name}: {own.holds} of views",
+        inputs=[scenes, *encoder.stages],
+        files=encoder.files,
+        **request.estimates("views", "views"),
     )

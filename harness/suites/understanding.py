@@ -10,6 +10,7 @@ whose pictures go through the frozen tower at every step.
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from encoder.runtime.config import ROOT, choose
@@ -17,9 +18,10 @@ from harness.config import stage_config
 from harness.encoders import Encoder
 from harness.probe.config import ProbeConfig
 from harness.running.stages import Stage
+from harness.suites.frameworks import Judgement, judgements, llava_1_5
 from harness.suites.lessons import Lessons, find_lessons
 from harness.suites.request import Request, SuitePlan
-from harness.suites.shared import add_tokens
+from harness.suites.shared import add_tokens, add_views
 from harness.tables.result_files import Part, Row
 from llava_bridge.config import EvaluateConfig, LlavaConfig
 
@@ -30,20 +32,22 @@ DIMENSION = "Scenes-SEED/"
 def plan(request: Request) -> SuitePlan:
     """Stages and rows of this suite."""
     lessons = find_lessons(request)
+    asked = judgements(request.preset.llava)
     rows = []
-    for encoder in request.encoders:
-        rows.append(_row(request, encoder, lessons))
-        if lessons.truth is not None and not encoder.is_blind:
-            rows.append(_probe_row(request, encoder, lessons))
+    for judgement in asked:
+        for encoder in request.encoders:
+            rows.append(_row(request, encoder, lessons, judgement))
+            if lessons.truth is not None and not encoder.is_blind and judgement is asked[0]:
+                rows.append(_probe_row(request, encoder, lessons))
     return SuitePlan(suite=request.suite, rows=rows, draw=_draw)
 
 
-def _row(request: Request, encoder: Encoder, lessons: Lessons) -> Row:
+def _row(request: Request, encoder: Encoder, lessons: Lessons, judgement: Judgement) -> Row:
     return Row(
-        encoder=encoder.name,
+        encoder=encoder.name + judgement.suffix,
         kind="blind" if encoder.is_blind else "measured",
-        source=_source(request, encoder, lessons),
-        parts=(add_answers(request, encoder, lessons),),
+        source=_source(encoder, lessons, judgement),
+        parts=(add_answers(request, encoder, lessons, judgement),),
         undefined={},
     )
 
@@ -84,23 +88,25 @@ def _probe_row(request: Request, encoder: Encoder, lessons: Lessons) -> Row:
     )
 
 
-def _source(request: Request, encoder: Encoder, lessons: Lessons) -> str:
-    """Where the tokens come from, how many there are left where their grid is resized, and who reads them."""
-    resized = request.preset.llava.align.get("num_image_tokens")
-    words = [encoder.source("understanding"), *([f"resized to {resized} tokens"] if resized else [])]
+def _source(encoder: Encoder, lessons: Lessons, judgement: Judgement) -> str:
+    """Where the tokens come from, what the framework makes of them, and who reads them."""
+    words = [encoder.source("understanding"), *judgement.says]
     return ", ".join([*words, *(f"{what}: {name}" for what, name in lessons.places.items())])
 
 
-def add_answers(request: Request, encoder: Encoder, lessons: Lessons) -> Part:
-    """The stages from the frozen encoder to its scored answers."""
-    trained = _train(request, encoder, lessons)
+def add_answers(
+    request: Request, encoder: Encoder, lessons: Lessons, judgement: Judgement | None = None
+) -> Part:
+    """The stages from the frozen encoder to its scored answers. judgement: None for LLaVA-1.5's."""
+    judgement = judgement or llava_1_5(request.preset.llava)
+    trained = _train(request, encoder, lessons, judgement)
     sections = request.preset.llava
     known = _tasks_of(ROOT / sections.task_dir)
     for task in lessons.questions.get("tasks", {}):
         choose(known, task, "task")
     config = stage_config(
         EvaluateConfig,
-        sections.evaluate,
+        judgement.evaluate,
         "llava.evaluate",
         **lessons.questions,
         model=str(trained.folder / "weights"),
@@ -112,7 +118,7 @@ def add_answers(request: Request, encoder: Encoder, lessons: Lessons) -> Part:
         "llava_evaluate",
         "llava_bridge.evaluate",
         config,
-        label=f"{encoder.name}: answer and score",
+        label=f"{encoder.name}{judgement.suffix}: answer and score",
         inputs=[*lessons.inputs, trained, *encoder.stages],
         files=[ROOT / sections.task_dir, *lessons.asked_files, *encoder.files],
         data_sets=lessons.data_sets,
@@ -127,12 +133,13 @@ def add_answers(request: Request, encoder: Encoder, lessons: Lessons) -> Part:
     )
 
 
-def _train(request: Request, encoder: Encoder, lessons: Lessons) -> Stage:
-    """Both stages of LLaVA-1.5; returns the second."""
+def _train(request: Request, encoder: Encoder, lessons: Lessons, judgement: Judgement) -> Stage:
+    """Both training stages; returns the second."""
     sections = request.preset.llava
     seen, shared = {}, [*lessons.inputs]
     if lessons.data is not None:  # the pictures that are seen again and again are encoded once
-        tokens = add_tokens(request, encoder, "llava", lessons.data)
+        add = add_views if judgement.is_next else partial(add_tokens, pictures="llava")
+        tokens = add(request, encoder, scenes=lessons.data)
         seen, shared = {"tokens": str(tokens.folder)}, [*shared, tokens]
     previous, files, made = lessons.language_model or sections.language_model, [*lessons.files], []
     if request.foundation is not None:
@@ -143,7 +150,7 @@ def _train(request: Request, encoder: Encoder, lessons: Lessons) -> Stage:
     for number, name in ((1, "align"), (2, "instruct")):
         config = stage_config(
             LlavaConfig,
-            getattr(sections, name),
+            getattr(judgement, name),
             f"llava.{name}",
             **lessons.stages[name],
             **seen,
@@ -157,7 +164,7 @@ def _train(request: Request, encoder: Encoder, lessons: Lessons) -> Stage:
             f"llava_{name}",
             "llava_bridge.train",
             config,
-            label=f"{encoder.name}: LLaVA stage {number}",
+            label=f"{encoder.name}{judgement.suffix}: LLaVA stage {number}",
             inputs=[*shared, *made, *encoder.stages],
             files=[*files, *_own_files(config.deepspeed), *encoder.files],
             pictures=[lessons.pictures[name]] if name in lessons.pictures else [],

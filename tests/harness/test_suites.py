@@ -12,6 +12,7 @@ from harness.metrics.config import ReferenceConfig, keys_of
 from harness.running.stages import Graph
 from harness.tables.leaderboard import PUBLISHED_KEYS, published_rows
 from llava_bridge.benchmark_table import BENCHMARKS, TASK_SETS
+from llava_bridge.config import TOKENS_SEEN
 
 
 def planned(tmp_path, *words):
@@ -180,6 +181,7 @@ def test_tables_show_exactly_what_the_tasks_and_stages_give():
     tasks = [path.read_text() for path in (ROOT / "harness" / "tasks").glob("*.yaml")]
     given = {key for text in tasks for key in re.findall(r"\{metric: ([^,]+),", text)}
     given |= {key for name in TASK_SETS["paper"] for key in BENCHMARKS[name].keys}
+    given |= {*TOKENS_SEEN}  # of any task's pictures
     assert set(understanding.keys) == given
     config = ReferenceConfig(data="anywhere")
     assert set(keys_of("reconstruction", config) + keys_of("generation", config)) <= set(generation.keys)
