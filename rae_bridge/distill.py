@@ -148,7 +148,7 @@ def distill(config: DistillConfig, out_dir: Path) -> dict:
         state = checkpoint.load(newest)
         stage.load_state_dict(state["stage"])
         averaged.load_state_dict(state["averaged"])
-        rule.norms, finite.skipped = state["norms"], state["skipped"]
+        rule.norms, rule.largest, finite.skipped = state["norms"], state["largest_norm"], state["skipped"]
         first_step, seconds = state["step"], state["seconds"]
     started = time.monotonic() - seconds
 
@@ -180,7 +180,8 @@ def distill(config: DistillConfig, out_dir: Path) -> dict:
             journal.write(done, config.num_steps, **scalars, samples_per_second=rate)
         if (done % config.checkpoint_steps == 0 or is_last) and ranks.is_main:
             state = {"step": done, "seconds": time.monotonic() - started, "skipped": finite.skipped}
-            state |= {"stage": stage.state_dict(), "averaged": averaged.state_dict(), "norms": rule.norms}
+            state |= {"norms": rule.norms, "largest_norm": rule.largest}
+            state |= {"stage": stage.state_dict(), "averaged": averaged.state_dict()}
             checkpoint.save(path, state, keep=config.keep_checkpoints)
 
     # ---- save
@@ -196,7 +197,7 @@ def distill(config: DistillConfig, out_dir: Path) -> dict:
     return {
         "num_samples": config.num_steps * config.batch_size * stage.num_batches,
         "num_parameters": sum(each.numel() for each in student.parameters() if each.requires_grad),
-        "largest_grad_norm": max(rule.norms),
+        "largest_grad_norm": rule.largest,
         "training_seconds": round(seconds, 1),
     }
 

@@ -1,5 +1,6 @@
 """A network that learns beside its optimiser, and the rule that ends a run whose gradients explode."""
 
+import math
 import statistics
 from dataclasses import dataclass, field
 
@@ -48,14 +49,18 @@ class Learner:
 class StopRule:
     """Ends a run at a gradient norm of `factor` times the median of those before (None: never).
 
-    Naive MeanFlow on RAE's latents reaches 1e5 by the second epoch (arXiv:2511.13019); clipping hides it.
+    Naive MeanFlow on RAE's latents reaches 1e5 by the second epoch (arXiv:2511.13019); clipping hides it. A
+    norm that is not finite is none of these: `FiniteSteps` left that step out.
     """
 
     factor: float | None
-    norms: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)  # the last ones
+    largest: float = 0.0  # of all
 
     def see(self, step: int, norm: float) -> None:
         """Raises: ValueError if this norm is too far from the others."""
+        if not math.isfinite(norm):
+            return
         if self.factor is not None and len(self.norms) >= _LEAST:
             median = statistics.median(self.norms)
             if norm > self.factor * median:
@@ -64,4 +69,4 @@ class StopRule:
                     f"{median:.3g}: the distillation explodes; go on from the last checkpoint with a higher "
                     "stop_factor, or start again with matching.warmup_steps or a lower optim.lr"
                 )
-        self.norms = [*self.norms, norm][-_KEPT:]
+        self.norms, self.largest = [*self.norms, norm][-_KEPT:], max(self.largest, norm)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import subprocess
 import sys
@@ -135,7 +136,9 @@ def test_a_killed_run_goes_on_to_the_same_last_bit(config, tmp_path, monkeypatch
     monkeypatch.setattr(kind, "step", original)
     run(config, tmp_path / "cut")
     states = [checkpoint.load(tmp_path / each / "checkpoint.pt") for each in ("whole", "cut")]
-    first, again = (flat({key: state[key] for key in ("stage", "averaged", "norms")}) for state in states)
+    first, again = (
+        flat({key: state[key] for key in ("stage", "averaged", "norms", "largest_norm")}) for state in states
+    )
     assert first.keys() == again.keys() and len(first) > 100
     assert [key for key in first if not same(first[key], again[key])] == []
     if config.stage == 2:
@@ -211,6 +214,21 @@ def test_an_exploding_run_stops_and_keeps_its_checkpoint(config, tmp_path, monke
     with pytest.raises(ValueError, match=r"step 25 is over 100 times the median"):
         run(replace(config, num_steps=30, checkpoint_steps=24, stop_factor=100.0), tmp_path / "out")
     assert checkpoint.load(tmp_path / "out" / "checkpoint.pt")["step"] == 24
+
+
+def test_steps_that_are_not_finite_are_left_out_and_do_not_count_as_explosions(config, tmp_path):
+    """One picture's tokens are not finite: one step of each epoch of six."""
+    labels, tokens = torch.arange(24) % 4, torch.randn(24, 4, 8)
+    tokens[5] = math.inf
+    write_tokens(tmp_path / "tokens", tokens, labels)
+    config = replace(config, num_steps=30, stop_factor=100.0, skip_non_finite=5)
+    result = run(config, tmp_path / "out")
+    state = checkpoint.load(tmp_path / "out" / "checkpoint.pt")
+    assert state["skipped"] == 5 and len(state["norms"]) == 25
+    assert result["largest_grad_norm"] == max(state["norms"]) < math.inf
+    assert all(tensor.isfinite().all() for tensor in state["averaged"].values())
+    with pytest.raises(ValueError, match=r"4 such steps were left out before.*skip_non_finite"):
+        run(replace(config, skip_non_finite=4), tmp_path / "one too many")
 
 
 def test_students_of_others_and_teachers_that_cannot_be_are_refused(config, tmp_path):

@@ -404,6 +404,24 @@ def test_a_gradient_far_over_the_median_ends_the_run():
         never.see(step, 10.0**step)
 
 
+@pytest.mark.parametrize("norm", [math.inf, math.nan])
+def test_a_norm_that_is_not_finite_is_no_explosion_and_no_part_of_the_median(norm):
+    rule = StopRule(100.0)
+    for step in range(40):
+        rule.see(step, norm if step % 2 else 1.0)
+    rule.see(40, norm)
+    assert rule.norms == [1.0] * 20
+    with pytest.raises(ValueError, match="explodes"):
+        rule.see(41, 101.0)
+
+
+def test_the_largest_norm_is_of_all_steps_not_of_those_that_are_kept():
+    rule = StopRule(None)
+    for step in range(600):
+        rule.see(step, 600.0 - step)
+    assert len(rule.norms) == 500 and rule.largest == 600.0
+
+
 @pytest.mark.parametrize(
     "values, words",
     [
