@@ -13,6 +13,8 @@ _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5}(?:v\d+)?)")
 _MARKS = {
     "blind": ("no pictures", "a control: what words alone give"),
     "floor": ("floor", "a control: real pictures, the best to be hoped for"),
+    "probe": ("probe", "what can be read from the same tokens without a language model"),
+    "ceiling": ("ceiling", "what a perfect generator of the same tokens would get"),
 }
 
 

@@ -65,22 +65,25 @@ def samples(
 
 
 def dots(path: Path, rows: Sequence[Mapping], keys: Sequence[str], *, chance: float, title: str) -> Path:
-    """One line per key, a dot per leaderboard row with its standard error, and chance as a dashed line;
-    values in %."""
+    """One line per key, a dot per leaderboard row with its standard error, and chance as a dashed line; what
+    a probe reads is a circle beside its encoder's dot. Values in %."""
     figure = Figure(figsize=(7.5, 0.42 * len(keys) + 1.3), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     measured = [row["encoder"] for row in rows if row["kind"] == "measured"]
-    for i, row in enumerate(rows):
-        offset = 0.18 * (i - (len(rows) - 1) / 2)
+    owners = [row["encoder"].removesuffix(", probe") for row in rows]
+    places = list(dict.fromkeys(owners))
+    for owner, row in zip(owners, rows, strict=True):
+        offset = 0.18 * (places.index(owner) - (len(places) - 1) / 2)
         found = [(j, row["metrics"][key]) for j, key in enumerate(keys) if key in row["metrics"]]
-        is_measured = row["encoder"] in measured
+        is_measured = owner in measured
         axes.errorbar(
             [metric["value"] for _, metric in found],
             [j + offset for j, _ in found],
             xerr=[metric["stderr"] or 0.0 for _, metric in found],
             fmt="o" if is_measured else "x",
             markersize=5,
-            color=PALETTE[measured.index(row["encoder"]) % len(PALETTE)] if is_measured else _CONTROL,
+            markerfacecolor="white" if row["kind"] == "probe" else None,
+            color=PALETTE[measured.index(owner) % len(PALETTE)] if is_measured else _CONTROL,
             elinewidth=1,
             capsize=2,
             label=row["encoder"],
@@ -90,11 +93,11 @@ def dots(path: Path, rows: Sequence[Mapping], keys: Sequence[str], *, chance: fl
     axes.set(
         yticks=range(len(keys)),
         yticklabels=[key.split("/", 1)[-1] for key in keys],
-        xlim=(0, 100),
+        xlim=(0, 101.5),
         ylim=(len(keys) - 0.4, -1.0),
         xlabel="correct answers, % (± one standard error)",
     )
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(title, loc="left", fontsize=10, pad=20)  # above the legend
     axes.grid(axis="x", color="#e5e5e5")
     axes.set_axisbelow(True)
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(rows), fontsize=8, frameon=False)

@@ -47,3 +47,16 @@ def test_dots_are_drawn_for_measured_and_control_rows(tmp_path):
     path = figures.dots(tmp_path / "d.png", rows, ["S/One", "S/Two"], chance=25.0, title="S")
     assert share_of(path, (0x00, 0x72, 0xB2)) > 0
     assert share_of(path, (0x88, 0x88, 0x88)) > 0
+
+
+def test_a_probes_circle_has_its_encoders_colour_and_the_next_encoder_keeps_its_own(tmp_path):
+    metric = {"value": 60.0, "stderr": 2.0}
+    rows = [{"encoder": name, "kind": "measured", "metrics": {"S/One": metric}} for name in ("ov3", "clip")]
+    probe = {"encoder": "ov3, probe", "kind": "probe", "metrics": {"S/One": {"value": 90.0, "stderr": 2.0}}}
+    drawn = [
+        figures.dots(tmp_path / f"{i}.png", some, ["S/One"], chance=25.0, title="S")
+        for i, some in enumerate((rows, [rows[0], probe, rows[1]]))
+    ]
+    blue, orange = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
+    assert share_of(drawn[1], blue) > share_of(drawn[0], blue)
+    assert share_of(drawn[1], orange) > 0
