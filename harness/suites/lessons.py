@@ -31,6 +31,7 @@ class Lessons:
         None  # what a probe can be fitted to, of the pictures taught
     )
     custom: tuple[Path, ...] = ()  # all that tasks of one's own are made of, their questions too
+    custom_keys: tuple[str, ...] = ()  # what those are scored by, beside `keys`
     data: Stage | None = None  # makes the pictures, which are then cached as tokens; None: live pictures
     files: tuple[Path, ...] = ()  # read by both training stages and made by none
     pictures: Mapping[str, Path] = field(default_factory=dict)  # align and instruct -> folder made by none
@@ -69,8 +70,8 @@ def find_lessons(request: Request) -> Lessons:
     questions = {"custom": words, "include_path": request.preset.llava.include_path}
     return replace(
         lessons,
-        keys=(*lessons.keys, *(key for task in tasks for key in task.keys)),
         questions=lessons.questions | questions,
+        custom_keys=tuple(key for task in tasks for key in task.keys),
         custom=tuple(dict.fromkeys(file for task in tasks for file in task.files)),
     )
 

@@ -27,6 +27,7 @@ from llava_bridge.config import EvaluateConfig, LlavaConfig
 
 CHANCE = 25.0  # % of Scenes-SEED's four options
 DIMENSION = "Scenes-SEED/"
+PROBE_REASON = "a probe answers from facts that tasks of one's own do not give"
 
 
 def plan(request: Request) -> SuitePlan:
@@ -84,7 +85,7 @@ def _probe_row(request: Request, encoder: Encoder, lessons: Lessons) -> Row:
         kind="probe",
         source=f"{encoder.source('understanding')}: {known}, linear or a small network",
         parts=(Part(stage=stage, keys=lessons.keys, checkpoint=encoder.checkpoint, data=lessons.asked),),
-        undefined={},
+        undefined=dict.fromkeys(lessons.custom_keys, PROBE_REASON),
     )
 
 
@@ -126,7 +127,7 @@ def add_answers(
     )
     return Part(
         stage=evaluated,
-        keys=lessons.keys,
+        keys=(*lessons.keys, *lessons.custom_keys),
         checkpoint=(trained.folder / "weights",),
         data=(*lessons.asked, *lessons.custom),
         answers=evaluated.folder / "samples.jsonl" if lessons.has_pairs else None,

@@ -177,6 +177,9 @@ def test_tasks_of_ones_own_are_asked_beside_the_others_and_anew_when_their_data_
     (understanding,) = (each for each in make_plans(Graph(tmp_path), options, preset)
                         if each.suite.name == "understanding")  # fmt: skip
     assert {"colours/accuracy", "Scenes-SEED"} <= set(understanding.rows[0].parts[0].keys)
+    probed = next(row for row in understanding.rows if row.kind == "probe")
+    assert "Scenes-SEED" in probed.parts[0].keys and "colours/accuracy" not in probed.parts[0].keys
+    assert set(probed.undefined) == {"colours/accuracy"}
     options, preset = parse(["preset=demo", "tasks=[colour]", f"llava.include_path={tmp_path}"])
     with pytest.raises(ValueError, match=r"'colour' .did you mean 'colours'"):
         make_plans(Graph(tmp_path), options, preset)
