@@ -6,6 +6,7 @@ from encoder.runtime.config import ConfigError
 from harness.command_line import make_plans
 from harness.config import parse
 from harness.running.stages import Graph
+from harness.suites.frameworks import judgements
 from llava_bridge.config import TILES, LlavaConfig, ViewsConfig
 
 
@@ -100,3 +101,16 @@ def test_preset_next_shows_large_pictures_of_small_things_to_both(tmp_path):
         0.5,
         None,
     )
+
+
+@pytest.mark.parametrize("preset", ["paper", "paper_l"])
+def test_preset_paper_gives_llava_next_open_llava_next_s_values(preset):
+    _, preset = parse([f"preset={preset}", "data_root=/none", "llava.framework=[llava_1_5,llava_next]"])
+    given = {"encoder": "e", "data": ["d.json"], "image_root": "i", "init": "l"}
+    for judgement in judgements(preset.llava):
+        for stage, section in ((1, judgement.align), (2, judgement.instruct)):
+            config = LlavaConfig(**section, **given, stage=stage)
+            assert config.framework == judgement.framework
+            assert config.batch_size == (256, 128)[stage - 1]
+            if judgement.is_next:
+                assert (config.max_length, config.aspect, config.tiles) == (4096, "stretch", [*TILES])

@@ -1,4 +1,4 @@
-"""configs/llava against LLaVA-1.5's scripts, value by value."""
+"""configs/llava against the scripts of LLaVA-1.5, LLaVA-NeXT and Open-LLaVA-NeXT, value by value."""
 
 import pytest
 
@@ -24,6 +24,28 @@ RECIPES = {
     "instruct_lora": STAGE_2 | {
         "learning_rate": 2e-4, "projector_learning_rate": 2e-5, "lora_rank": 128, "lora_alpha": 256.0,
         "lora_dropout": 0.05, "deepspeed": "configs/deepspeed/zero3.json",
+    },
+}  # fmt: skip
+
+
+NEXT = {"framework": "llava_next", "tiles": [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]], "max_length": 4096}
+ZERO2, ZERO3 = "configs/deepspeed/zero2.json", "configs/deepspeed/zero3.json"
+RECIPES |= {
+    "next_align": NEXT | {
+        "stage": 1, "views": "whole", "micro_batch_size": 16, "learning_rate": 1e-3, "grouping": "random",
+        "chosen_template": "plain", "deepspeed": ZERO3,
+    },
+    "next_instruct": NEXT | {
+        "stage": 2, "views": "tiles", "micro_batch_size": 4, "learning_rate": 1e-5, "grouping": "modality",
+        "chosen_template": "chat", "deepspeed": ZERO3,
+    },
+    "next_open_align": NEXT | {
+        "stage": 1, "views": "tiles", "batch_size": 256, "micro_batch_size": 32, "learning_rate": 1e-3,
+        "grouping": "random", "chosen_template": "plain", "deepspeed": ZERO2,
+    },
+    "next_open_instruct": NEXT | {
+        "stage": 2, "views": "tiles", "batch_size": 128, "micro_batch_size": 4, "learning_rate": 2e-5,
+        "grouping": "modality", "chosen_template": "vicuna_v1", "deepspeed": ZERO3,
     },
 }  # fmt: skip
 
