@@ -13,7 +13,6 @@ baselines `meanflow` (arXiv:2511.13019, stage 1) and `dmd2` (arXiv:2405.14867, s
 import copy
 import dataclasses
 import functools
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -28,11 +27,10 @@ from encoder.runtime.ahead import made_ahead
 from encoder.runtime.config import ROOT
 from encoder.runtime.device import require_device, set_tf32
 from encoder.runtime.ranks import Ranks
-from encoder.runtime.stage import main, sha256_file, write_json
+from encoder.runtime.stage import main, sha256_file
 from encoder.runtime.trackers import Journal
 from encoder.training.finite import FiniteSteps
 from encoder.training.optim import average_weights, rate_factor
-from rae_bridge.codec import TOKENS_FILE
 from rae_bridge.distillation.config import DistillConfig
 from rae_bridge.distillation.learner import StopRule
 from rae_bridge.distillation.plan import main as print_plan
@@ -41,9 +39,11 @@ from rae_bridge.distillation.states import Grids
 from rae_bridge.distillation.teacher import Teacher
 from rae_bridge.dit import DiTDH, build_dit
 from rae_bridge.generate import TrainedFlow
+from rae_bridge.held_out import Tokens, check_classes
 from rae_bridge.shapes import TransitionShape
-from rae_bridge.train import Tokens, load_rows, open_tokens
+from rae_bridge.train import load_rows, open_tokens
 from rae_bridge.transition import MeanFlowDiT, TransitionDiT, load_model, start_from
+from rae_bridge.weights_folder import WEIGHTS, WeightsFolder, check_tokens_alike, write_weights
 
 
 def load_teacher(config: DistillConfig) -> TrainedFlow:
@@ -76,15 +76,15 @@ def build_student(config: DistillConfig, teacher: DiTDH, teacher_hash: str) -> D
         ValueError: it is no student of tmd, or another teacher's.
     """
     if config.student is not None:
-        flow = TrainedFlow.load(config.student)
-        if not isinstance(flow.model, TransitionDiT) or flow.student is None:
+        about = WeightsFolder.read(config.student)
+        if about.name != TransitionDiT.name or about.student is None:
             raise ValueError(f"student {config.student} is not by stage 1 of method tmd")
-        if flow.student["teacher"] != teacher_hash:
+        if about.student["teacher"] != teacher_hash:
             raise ValueError(
-                f"student {config.student} was distilled from {flow.student['teacher_folder']} "
-                f"({flow.student['teacher'][:12]}), not from {config.teacher} ({teacher_hash[:12]})"
+                f"student {config.student} was distilled from {about.student['teacher_folder']} "
+                f"({about.student['teacher'][:12]}), not from {config.teacher} ({teacher_hash[:12]})"
             )
-        return load_model(config.student).train()  # not frozen
+        return load_model(about.path).train()
     torch.manual_seed(config.seed)
     shape = teacher.config
     if config.method == "tmd":
@@ -97,22 +97,19 @@ def build_student(config: DistillConfig, teacher: DiTDH, teacher_hash: str) -> D
     return student.train()
 
 
-def check_origin(config: DistillConfig, cache: Tokens) -> None:
-    """Raises: ValueError if the tokens are not those that the teacher knows."""
-    known = json.loads((ROOT / config.teacher / TOKENS_FILE).read_text())
-    if known["fingerprint"] != cache.origin["fingerprint"]:
-        raise ValueError(
-            f"the tokens are of {cache.origin}, the teacher {config.teacher} knows those of {known}"
-        )
+def check_tokens(config: DistillConfig, cache: Tokens) -> None:
+    """Raises: ValueError if the tokens are not those that the teacher knows, or have classes it has not."""
+    teacher = WeightsFolder.read(config.teacher)
+    check_tokens_alike("the training", cache.origin, f"the teacher {config.teacher}", teacher.tokens)
+    check_classes(teacher.shape.num_classes, cache)
 
 
 def about_student(config: DistillConfig, grids: Grids, teacher_hash: str) -> dict:
-    """What flow.json says."""
+    """What flow.json says of the student."""
     student = {"method": config.method, "stage": config.stage, "guidance": config.guidance}
     student |= {"teacher": teacher_hash, "teacher_folder": config.teacher}
     student |= {"steps": config.steps, "times": grids.times}
-    student |= {"inner_steps": config.inner_steps, "inner_shift": grids.inner_shift}
-    return {"shift": grids.shift, "student": student}
+    return student | {"inner_steps": config.inner_steps, "inner_shift": grids.inner_shift}
 
 
 def distill(config: DistillConfig, out_dir: Path) -> dict:
@@ -131,7 +128,7 @@ def distill(config: DistillConfig, out_dir: Path) -> dict:
     set_tf32(ranks.device, config.tf32)
     part = ranks.part(config.batch_size)
     cache = open_tokens(config, ranks.device)
-    check_origin(config, cache)
+    check_tokens(config, cache)
     normalise = flow.statistics.to(ranks.device).normalise
 
     # ---- networks, optimisers
@@ -187,11 +184,8 @@ def distill(config: DistillConfig, out_dir: Path) -> dict:
     # ---- save
     seconds = time.monotonic() - started
     if ranks.is_main:
-        weights = out_dir / "weights"
-        averaged.save_pretrained(weights)
-        flow.statistics.save(weights / "latent_stats.pt")
-        write_json(weights / "flow.json", about_student(config, grids, teacher_hash))
-        write_json(weights / TOKENS_FILE, cache.origin)
+        about = {"shift": grids.shift, "student": about_student(config, grids, teacher_hash)}
+        write_weights(out_dir / WEIGHTS, averaged, flow.statistics, tokens=cache.origin, **about)
     ranks.wait()
     journal.close()
     return {

@@ -29,16 +29,14 @@ def open_held_out(config: TrainDiTConfig, cache: Tokens) -> Tokens:
         raise ValueError(
             f"{config.held_out} holds tokens of {held_out.origin}, the training's: {cache.origin}"
         )
-    check_classes(config, held_out)
+    check_classes(config.num_classes, held_out)
     return held_out
 
 
-def check_classes(config: TrainDiTConfig, cache: Tokens) -> None:
-    """Raises: ValueError if tokens have a class that the model has not."""
-    if int(cache.labels.max()) >= config.num_classes:
-        raise ValueError(
-            f"num_classes {config.num_classes}: the tokens have a label {int(cache.labels.max())}"
-        )
+def check_classes(num_classes: int, tokens: Tokens) -> None:
+    """Raises: ValueError if tokens have a class that a model of so many has not."""
+    if (largest := int(tokens.labels.max())) >= num_classes:
+        raise ValueError(f"num_classes {num_classes}: the tokens have a label {largest}")
 
 
 def first_of(tokens: Tokens, num: int, statistics: LatentStatistics, device: str) -> tuple[Tensor, Tensor]:

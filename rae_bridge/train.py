@@ -175,7 +175,7 @@ def train(config: TrainDiTConfig, out_dir: Path) -> dict:
     set_tf32(ranks.device, config.tf32)
     part = ranks.part(config.batch_size)
     cache = open_tokens(config, ranks.device)
-    check_classes(config, cache)
+    check_classes(config.num_classes, cache)
     held_out = open_held_out(config, cache)
     start = Start.open(config, shape_of(config, cache), cache.origin)
     journal = Journal(out_dir, config.trackers, config, is_main=ranks.is_main)

@@ -28,7 +28,6 @@ from rae_bridge.dit import DiT, DiTDH
 from rae_bridge.shapes import DiTConfig, TransitionShape
 
 GATE_BIAS = -2.0  # the gate's slope at 0 is sigmoid's here; the paper's sketch of -6 would hardly move
-MIN_S = 1e-3  # the mean velocity is a quotient by s
 
 
 def mean_velocity(head: Tensor, w_s: Tensor, inner_noise: Tensor, s: Tensor | float, anchor: str) -> Tensor:

@@ -1,7 +1,8 @@
-"""A weights folder by `rae_bridge.train` as it describes itself, without its weights; what two must share.
+"""A weights folder by `rae_bridge.train` or `rae_bridge.distill` as it describes itself, without its weights;
+what two must share.
 
 config.json (the model's shape), model.safetensors (the averaged weights), latent_stats.pt (RAE's format),
-flow.json (shift, and the step of the training), tokens.json (whose tokens the model knows).
+flow.json (shift; the training's step, or whose student it is), tokens.json (whose tokens the model knows).
 """
 
 import json
@@ -90,11 +91,13 @@ def write_weights(
     shift: float,
     tokens: Mapping[str, str],
     step: int | None = None,
+    student: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a weights folder."""
+    """Write a weights folder; step and student as in `WeightsFolder`."""
     model.save_pretrained(folder)
     statistics.save(folder / STATISTICS_FILE)
-    write_json(folder / FLOW_FILE, {"shift": shift} | ({} if step is None else {"step": step}))
+    about = {"shift": shift, "step": step, "student": student}
+    write_json(folder / FLOW_FILE, {name: each for name, each in about.items() if each is not None})
     write_json(folder / TOKENS_FILE, tokens)
 
 

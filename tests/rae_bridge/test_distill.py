@@ -255,8 +255,18 @@ def test_students_of_others_and_teachers_that_cannot_be_are_refused(config, tmp_
             run(each, tmp_path / f"wrong{i}")
     run(replace(config, teacher=no_null, class_dropout_prob=0.0, num_steps=1), tmp_path / "fine")
     write_json(Path(config.teacher) / "tokens.json", ORIGIN | {"fingerprint": "g"})
-    with pytest.raises(ValueError, match=r"the teacher .* knows those of"):
+    with pytest.raises(ValueError, match=r"the training knows tokens of .*, the teacher .*teacher those of"):
         run(config, tmp_path / "tokens of another")
+
+
+@pytest.mark.parametrize("label", [4, 7], ids=["of the null class", "of none"])
+def test_classes_that_the_teacher_has_not_are_refused_before_the_first_step(config, tmp_path, label):
+    labels = torch.arange(24) % 4
+    labels[5] = label
+    write_tokens(tmp_path / "tokens", torch.randn(24, 4, 8), labels)
+    with pytest.raises(ValueError, match=f"num_classes 4: the tokens have a label {label}"):
+        run(config, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("checkpoint*"))
 
 
 def second_of(weights):
