@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from _llava_steps import MICRO_BATCH, REPEATS, Tokens, draw_samples, loss_rows, packing_rows, train
 from _loading import loading_rows
+from _next_steps import next_rows
 from _records import record_rows
 from _table import ROOT, Row, make_row, peak_bytes, publish, seconds
 from PIL import Image
@@ -122,7 +123,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     model, processor = build(ENCODER, None, LLAMA, "sdpa", seed=0)
     model.model.vision_tower.requires_grad_(False)
-    rows = training_rows(model.train()) + loss_rows()
+    rows = training_rows(model.train()) + loss_rows() + next_rows(ENCODER, LLAMA)
     with tempfile.TemporaryDirectory() as folder:
         save(model, processor, Path(folder))
         rows.append(generation_row(Path(folder)))
