@@ -66,7 +66,7 @@ def plan(request: Request) -> SuitePlan:
     rows = []
     for encoder in request.encoders:
         rows += [_blind_row(encoder, yards)] if encoder.is_blind else _rows_of(request, encoder, yards)
-    rows.append(_floor_row(yards))
+    rows.append(_floor_row(yards, rows))
     main = yards[0]
     return SuitePlan(
         suite=request.suite,
@@ -141,13 +141,14 @@ def _blind_row(encoder: Encoder, yards: Sequence[Yard]) -> Row:
     )
 
 
-def _floor_row(yards: Sequence[Yard]) -> Row:
-    """Real pictures against real pictures."""
+def _floor_row(yards: Sequence[Yard], rows: Sequence[Row]) -> Row:
+    """Real pictures against real pictures; `rows`: the others."""
     parts = []
     for yard in yards:
         data = (yard.reference.folder / PICTURES,)
         parts.append(Part(stage=yard.reference, keys=tuple(yard.keys("generation")), data=data))
     keys = [key for yard in yards for key in yard.keys("reconstruction")]
+    keys += [key for row in rows for part in row.parts for key in part.keys if key.startswith("LPIPS")]
     return Row(
         encoder=FLOOR,
         kind="floor",

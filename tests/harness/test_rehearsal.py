@@ -112,6 +112,7 @@ def test_the_papers_protocol_survives_a_kill_and_a_missing_benchmark(replica, tm
     assert generated["ov3-b, guided"]["metrics"].keys() >= GENERATION
     assert generated["real vs real"]["metrics"].keys() >= GENERATION
     assert not generated["ov3-b"]["not_run"]
+    assert generated["real vs real"]["not_run"].keys() == RECONSTRUCTION
 
     started, scored = attempts(runs), {path.name: path.read_text() for path in runs.glob("*/*/scored/*.json")}
     shutil.move(away, gqa)
