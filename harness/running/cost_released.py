@@ -33,6 +33,8 @@ from harness.running.stages import Stage
 RECORDS = {"blip_laion_cc_sbu_558k.json": 558_128, "llava_v1_5_mix665k.json": 665_298}
 COUNTED_BYTES = 64e6
 TEXT, QUESTION = {1: 30, 2: 250}, 70
+# LLaVA-NeXT's picture in its views: tokens to one view's (mean over sides uniform in 64..1600 px), most views
+NEXT_TOKENS, NEXT_VIEWS = 3.6, 5
 QUESTIONS = {
     "seedbench": 14_233, "pope": 9_000, "mme": 2_374, "gqa": 12_578, "scienceqa": 4_241,
     "scienceqa_img": 2_017,
@@ -184,17 +186,25 @@ def _encoder_training_flops(stage: Stage) -> float:
     return config.num_steps * config.batch_size * each
 
 
+def _seen(stage: Stage) -> tuple[float, float]:
+    """Of one picture in a training of LLaVA's: tokens that the language model sees, the tower's FLOPs."""
+    seen, config = _tower(stage), stage.config
+    if config.framework == "llava_next" and config.views == "tiles":
+        return NEXT_TOKENS * seen.num_tokens, NEXT_VIEWS * seen.flops
+    return seen.num_tokens, seen.flops
+
+
 def _llava_flops(stage: Stage) -> float:
-    config, seen = stage.config, _tower(stage)
-    num_tokens = (config.num_image_tokens or seen.num_tokens) + TEXT[config.stage]
+    config, (num_tokens, tower_flops) = stage.config, _seen(stage)
+    num_tokens = (config.num_image_tokens or num_tokens) + TEXT[config.stage]
     passes = 2 if config.stage == 1 else 3  # a frozen language model has no weight gradients
-    each = passes * language_model_flops(_language_model(stage), num_tokens) + seen.flops
+    each = passes * language_model_flops(_language_model(stage), num_tokens) + tower_flops
     return config.num_epochs * sum(count_records(ROOT / path) for path in config.data) * each
 
 
 def _answer_flops(stage: Stage) -> float:
-    seen = _tower(stage)
-    each = language_model_flops(_language_model(stage), seen.num_tokens + QUESTION) + seen.flops
+    num_tokens, tower_flops = _seen(above(stage, "llava_bridge.train"))
+    each = language_model_flops(_language_model(stage), num_tokens + QUESTION) + tower_flops
     return each * sum(QUESTIONS.get(name, 0) for name in stage.config.benchmarks)
 
 

@@ -102,6 +102,22 @@ def test_the_row_has_the_benchmarks_real_keys_and_names_its_language_model(data_
     assert "language model: vicuna-7b-v1.5" in row.source
 
 
+@pytest.mark.parametrize("overrides", [(), (f"overrides={REHEARSAL}",)])
+def test_llava_next_s_rows_stand_beside_llava_s_on_the_same_records(data_root, overrides):
+    words = ("suite=understanding", "llava.framework=[llava_1_5,llava_next]", *overrides)
+    graph = plan(data_root, *words)
+    ids = [row.encoder for row in graph.plans[0].rows]
+    assert ids == ["ov3-b", "clip-b", "ov3-b/llava_next", "clip-b/llava_next"]
+    ours, theirs = (
+        [stage.config for stage in stages(graph, "llava_bridge.train", f"{name}: LLaVA stage")]
+        for name in ("clip-b", "clip-b/llava_next")
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.data, one.image_root, one.tokens) == (other.data, other.image_root, None)
+        assert (one.framework, other.framework) == ("llava_1_5", "llava_next")
+        assert (other.aspect, other.max_length, other.batch_size) == ("stretch", 4096, one.batch_size)
+
+
 def test_a_list_of_tasks_replaces_the_presets(data_root):
     row = plan(data_root, "suite=understanding", "tasks=[pope]").plans[0].rows[0]
     assert {key.split("/")[0] for key in row.parts[0].keys} == {"POPE"}
