@@ -6,6 +6,7 @@ A number is called `<task>/<metric>`, with the filter's name behind it where the
 and is shown as lmms-eval gives it: no unit, no scale.
 """
 
+import glob
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,13 +26,15 @@ _NAME = re.compile(r"[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class CustomTask:
-    """keys: of its metrics, without filters. files: all that it is made of here: YAML, code, data. data: what
-    `datasets` is told where the data are files, by whole paths; else None."""
+    """keys: of its numbers. files: all that it is made of here: YAML, code beside it, data. modules: dotted
+    names of functions' modules that lie elsewhere on Python's path. data: what `datasets` is told where the
+    data are files, by whole paths; else None."""
 
     name: str
     file: Path
     keys: tuple[str, ...]
     files: tuple[Path, ...]
+    modules: tuple[str, ...]
     data: Mapping[str, Any] | None
 
     @property
@@ -79,8 +82,8 @@ def read_task(file: Path) -> CustomTask:
     Raises:
         FileNotFoundError, ValueError: as `find_task`.
     """
-    file, files = file.resolve(), []
-    values = _read(file, files)
+    file, files, modules = file.resolve(), [], []
+    values = _read(file, files, modules)
     name = values.get("task")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         what = f"group '{values['group']}'; name its tasks one by one" if "group" in values else repr(name)
@@ -89,14 +92,56 @@ def read_task(file: Path) -> CustomTask:
     metrics = [each.get("metric") if isinstance(each, Mapping) else None for each in listed]
     if not metrics or not all(isinstance(metric, str) for metric in metrics):
         raise ValueError(f"{file} has no metric_list of metrics, so nothing would be scored")
-    keys = tuple(dict.fromkeys(f"{name}/{metric}" for metric in metrics))
-    is_local = values.get("dataset_path") in _BUILDERS and "://" not in json.dumps(values["dataset_kwargs"])
-    data = values["dataset_kwargs"] if is_local else None
-    return CustomTask(name, file, keys, tuple(dict.fromkeys(files)), data)
+    filters = _filters(values, file)
+    keys = dict.fromkeys(_key(name, metric, kind) for metric in metrics for kind in filters)
+    data = values.get("dataset_kwargs") or {}
+    is_local = values.get("dataset_path") in _BUILDERS and data.get("data_files")
+    is_local = is_local and "://" not in json.dumps(data)
+    return CustomTask(
+        name,
+        file,
+        tuple(keys),
+        tuple(dict.fromkeys(files)),
+        tuple(dict.fromkeys(modules)),
+        data if is_local else None,
+    )
 
 
-def _read(file: Path, files: list[Path]) -> dict[str, Any]:
-    """The file's values over those of the files that it includes; all that it reads goes to `files`."""
+def refuse_equal_names(tasks: Sequence[CustomTask], others: Sequence[str]) -> None:
+    """Scores are kept by names.
+
+    Raises:
+        ValueError: two tasks have one name, or a task has one of the `others`.
+    """
+    names = [*others, *(task.name for task in tasks)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two tasks are called '{twice}'; give yours another name in its YAML")
+
+
+def _filters(values: Mapping[str, Any], file: Path) -> list[str]:
+    """The names of a task's filters: lmms-eval scores what each of them makes of the answers.
+
+    Raises:
+        ValueError: one has no name.
+    """
+    listed = values.get("filter_list")
+    if listed is None:
+        return [_NO_FILTER]
+    names = [each.get("name") if isinstance(each, Mapping) else None for each in listed]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{file}: each of filter_list must have a name, got {names or 'none'}")
+    return names
+
+
+def _key(task: str, metric: str, kind: str) -> str:
+    """What a number is called, of the answers as filter `kind` gives them."""
+    return f"{task}/{metric}" if kind == _NO_FILTER else f"{task}/{metric}/{kind}"
+
+
+def _read(file: Path, files: list[Path], modules: list[str]) -> dict[str, Any]:
+    """The file's values over those of the files that it includes; all that it reads goes to `files`, and
+    what its functions lie in elsewhere to `modules`."""
     if not file.is_file():
         raise FileNotFoundError(f"task file not found: {file}")
     try:
@@ -105,25 +150,26 @@ def _read(file: Path, files: list[Path]) -> dict[str, Any]:
         raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(values, Mapping):
         raise ValueError(f"{file} is no task: it must hold keys, got a {type(values).__name__}")
-    files += [file, *_code(values, file.parent)]
+    code = {name: file.parent / f"{name}.py" for name in _modules(values)}  # as lmms-eval looks for it
+    files += [file, *(path for path in code.values() if path.is_file())]
+    modules += [name for name, path in code.items() if not path.is_file()]
     below: dict[str, Any] = {}
     included = values.get("include", [])
     for each in reversed([included] if isinstance(included, str) else included):
-        below |= _read(Path(each) if Path(each).is_file() else file.parent / each, files)
+        below |= _read(Path(each) if Path(each).is_file() else file.parent / each, files, modules)
     values = below | {key: value for key, value in values.items() if key != "include"}
-    if values.get("dataset_path") in _BUILDERS:
-        given = values.get("dataset_kwargs") or {}
-        whole = _whole_paths(given.get("data_files") or [], file.parent)
+    given = values.get("dataset_kwargs") or {}
+    if values.get("dataset_path") in _BUILDERS and given.get("data_files"):
+        whole = _whole_paths(given["data_files"], file.parent)
         files += [Path(path) for path in _texts(whole) if "://" not in path]
         values["dataset_kwargs"] = {**given, "data_files": whole}
     return values
 
 
-def _code(values: Mapping[str, Any], folder: Path) -> list[Path]:
-    """The Python files beside the YAML that its functions are in."""
+def _modules(values: Mapping[str, Any]) -> list[str]:
+    """The modules of a YAML's functions."""
     named = [text.removeprefix(_FUNCTION) for text in _texts(values) if text.startswith(_FUNCTION)]
-    paths = [folder / f"{name.rpartition('.')[0].replace('.', '/')}.py" for name in named]
-    return [path for path in paths if path.is_file()]
+    return [name.rpartition(".")[0] for name in named]
 
 
 def _whole_paths(paths: object, folder: Path) -> object:
@@ -139,10 +185,11 @@ def _whole_paths(paths: object, folder: Path) -> object:
         return [path for each in paths for path in _whole_paths(each, folder)]
     if "://" in str(paths):
         return [paths]
-    found = sorted((folder / str(paths)).parent.glob(Path(str(paths)).name))
+    found = [folder / path for path in glob.glob(str(paths), root_dir=folder, recursive=True)]
+    found = [str(path) for path in found if path.is_file()]
     if not found:
         raise FileNotFoundError(f"data of a task not found: {folder / str(paths)}")
-    return [str(path) for path in found]
+    return sorted(found)
 
 
 def _texts(value: object) -> Iterator[str]:
@@ -206,12 +253,12 @@ def read_numbers(
             raise ValueError(f"{name}/{metric} must be a number, lmms-eval gave a {type(value).__name__}")
         error = results.get(f"{metric}_stderr,{kind}")
         is_number = isinstance(error, int | float) and not isinstance(error, bool)
-        metrics[f"{name}/{metric}" if kind == _NO_FILTER else f"{name}/{metric}/{kind}"] = {
+        metrics[_key(name, metric, kind)] = {
             "value": float(value),
             "stderr": float(error) if is_number else None,
             "unit": "",
             "higher_is_better": bool(higher_is_better[metric]),
-            "num_samples": sum(metric in sample for sample in samples),
+            "num_samples": len({sample["doc_id"] for sample in samples if metric in sample}),
         }
     if not metrics:
         raise ValueError(f"{name}: lmms-eval gave no number of {', '.join(higher_is_better)}")

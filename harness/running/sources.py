@@ -39,8 +39,24 @@ def imported_packages(module: str) -> set[str]:
 def own_files(module: str) -> tuple[Path, ...]:
     """The files of a module of one's own, and of all that it imports, directly or not, from outside of this
     repository's packages and of what is installed: found on the path, without running them."""
+    return _files_of([module])
+
+
+def own_imports(file: Path) -> tuple[Path, ...]:
+    """The same files, of all that a Python file of one's own imports.
+
+    Raises:
+        ValueError: it is not Python.
+    """
+    try:
+        return _files_of(_read(file.stem, file)[1])
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename} is not Python: line {error.lineno}: {error.msg}") from None
+
+
+def _files_of(modules: list[str]) -> tuple[Path, ...]:
     found: dict[str, Path] = {}
-    pending = [module]
+    pending = [*modules]
     while pending:
         name = pending.pop()
         if name not in found and (path := _own_file(name)) is not None:

@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 from encoder.runtime import hub
 from encoder.runtime.config import ROOT, ConfigError, choose
+from harness.running.sources import own_files, own_imports
 from harness.running.stages import Stage
 from harness.suites.request import Request
 from harness.suites.shared import OWN_CAPTIONS, add_captions, add_scenes
 from llava_bridge.benchmark_table import BENCHMARKS
-from llava_bridge.custom_tasks import CustomTask, find_task
+from llava_bridge.custom_tasks import CustomTask, find_task, refuse_equal_names
 
 PRETRAIN, MIX = "blip_laion_cc_sbu_558k.json", "llava_v1_5_mix665k.json"
 _STAGES = ("align", "instruct")  # LLaVA-1.5's first and second
@@ -72,7 +73,7 @@ def find_lessons(request: Request) -> Lessons:
         lessons,
         questions=lessons.questions | questions,
         custom_keys=tuple(key for task in tasks for key in task.keys),
-        custom=tuple(dict.fromkeys(file for task in tasks for file in task.files)),
+        custom=tuple(dict.fromkeys(file for task in tasks for file in _files_of(task))),
     )
 
 
@@ -81,6 +82,7 @@ def custom_tasks(request: Request) -> list[CustomTask]:
 
     Raises:
         ConfigError: a word is neither a benchmark, nor the path of a YAML file, nor in llava.include_path.
+        ValueError: two tasks have one name.
     """
     folder, found = request.preset.llava.include_path, []
     for word in request.tasks or ():
@@ -89,7 +91,15 @@ def custom_tasks(request: Request) -> list[CustomTask]:
         if folder is None and not word.endswith((".yaml", ".yml")):
             choose(BENCHMARKS, word, "task")
         found.append(find_task(word, None if folder is None else ROOT / folder, ROOT))
+    refuse_equal_names(found, [word for word in request.tasks or () if word in BENCHMARKS])
     return found
+
+
+def _files_of(task: CustomTask) -> list[Path]:
+    """All that a task is made of, what its code imports from one's own modules too."""
+    code = [file for file in task.files if file.suffix == ".py"]
+    imported = [each for file in code for each in own_imports(file)]
+    return [*task.files, *imported, *(each for module in task.modules for each in own_files(module))]
 
 
 def _of_preset(request: Request) -> Lessons:

@@ -186,6 +186,9 @@ def test_tasks_of_ones_own_are_asked_beside_the_others_and_anew_when_their_data_
     assert (asked.config.benchmarks, asked.config.custom) == (["pope"], [f"{tmp_path}/mine.yaml"])
     assert "colours/accuracy" in keys and "POPE/f1/official" in keys and "GQA" not in keys
     assert {tmp_path / "mine.yaml", tmp_path / "colours.parquet"} <= set(asked.files)
+    twice = [words[0], f"tasks=[{tmp_path}/mine.yaml,{tmp_path}/mine.yaml]"]
+    with pytest.raises(ValueError, match="two tasks are called 'colours'"):  # before anything is trained
+        plan(data_root, *twice)
     before = asked.fingerprint
     (tmp_path / "colours.parquet").write_bytes(b"two")
     assert plan(data_root, *words).plans[0].rows[0].parts[0].stage.fingerprint != before
@@ -199,6 +202,21 @@ def test_tasks_of_ones_own_are_asked_beside_the_others_and_anew_when_their_data_
     options, preset = parse(["preset=demo", "tasks=[colour]", f"llava.include_path={tmp_path}"])
     with pytest.raises(ValueError, match=r"'colour' .did you mean 'colours'"):
         make_plans(Graph(tmp_path), options, preset)
+
+
+def test_what_a_tasks_code_imports_is_part_of_it(data_root, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine.yaml").write_text(f"{OWN_TASK}process_results: !function scoring.score\n")
+    (tmp_path / "colours.parquet").write_bytes(b"one")
+    (tmp_path / "scoring.py").write_text("import json\nfrom words_of_mine import same\n")
+    (tmp_path / "words_of_mine.py").write_text("def same(a, b):\n    return a == b\n")
+    words = ["suite=understanding", f"tasks=[{tmp_path}/mine.yaml]"]
+    asked = plan(data_root, *words).plans[0].rows[0].parts[0].stage
+    assert {"scoring.py", "words_of_mine.py"} == {path.name for path in asked.files if path.suffix == ".py"}
+    (tmp_path / "broken.py").write_text("def score(:\n")
+    (tmp_path / "mine.yaml").write_text(f"{OWN_TASK}process_results: !function broken.score\n")
+    with pytest.raises(ValueError, match=r"broken.py is not Python: line 1"):
+        plan(data_root, *words)
 
 
 def test_both_rows_get_the_same_decoder_and_tokens_are_live(data_root):

@@ -188,7 +188,7 @@ def run(model, data_root, out_dir, monkeypatch, task_set="paper") -> tuple[dict,
         out_dir,
     )
     for name in set(os.environ) - set(before):
-        monkeypatch.delenv(name)
+        del os.environ[name]  # monkeypatch would set it again at the end
     return result, [json.loads(line) for line in (out_dir / "samples.jsonl").read_text().splitlines()]
 
 

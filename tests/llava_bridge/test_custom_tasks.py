@@ -9,8 +9,8 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as Pictures
 
-from llava_bridge.config import EvaluateConfig
-from llava_bridge.custom_tasks import find_task, read_numbers, read_task
+from llava_bridge.config import TOKENS_SEEN, EvaluateConfig
+from llava_bridge.custom_tasks import find_task, read_numbers, read_task, refuse_equal_names
 from llava_bridge.evaluate import evaluate, evaluate_all
 from llava_bridge.model import build, save
 
@@ -27,6 +27,12 @@ generation_kwargs: {max_new_tokens: 4, until: ["\\n"]}
 metric_list:
   - {metric: length, aggregation: mean, higher_is_better: false}
   - {metric: longest, aggregation: !function scoring.longest, higher_is_better: true}
+"""
+FILTERS = """\
+filter_list:
+  - {name: none, filter: [{function: take_first}]}
+  - name: empty
+    filter: [{function: regex, regex_pattern: "(never said)", fallback: ""}, {function: take_first}]
 """
 SHARED = """\
 dataset_path: parquet
@@ -81,6 +87,25 @@ def test_a_task_is_read_with_all_that_it_is_made_of(folder, tmp_path):
     assert not read_task(folder / "hub.yaml").is_local
 
 
+def test_code_and_data_are_found_as_lmms_eval_and_datasets_find_them(folder):
+    deep = SHARED.replace("data/*.parquet", '"**/*.parquet"')
+    (folder / "shared.yaml").write_text(deep)
+    assert {path.parent.name for path in read_task(folder / "colours.yaml").files} == {"mine", "data"}
+    (folder / "shared.yaml").write_text("dataset_path: parquet\ndataset_kwargs: {data_dir: data}\n")
+    (folder / "colours.yaml").write_text(YAML.replace("scoring.score", "package.scoring.score"))
+    task = read_task(folder / "colours.yaml")
+    assert not task.is_local  # `datasets` looks where it runs
+    assert task.modules == ("package.scoring",) and folder / "scoring.py" in task.files
+
+
+def test_tasks_of_one_name_are_refused(folder):
+    task = read_task(folder / "colours.yaml")
+    refuse_equal_names([task], ["pope"])
+    for tasks, others in (([task, task], []), ([task], ["colours"])):
+        with pytest.raises(ValueError, match="two tasks are called 'colours'; give yours another name"):
+            refuse_equal_names(tasks, others)
+
+
 @pytest.mark.parametrize(
     ("word", "text", "reason"),
     [
@@ -89,6 +114,7 @@ def test_a_task_is_read_with_all_that_it_is_made_of(folder, tmp_path):
         ("a.yaml", "- a", "a.yaml is no task"),
         ("a.yaml", "group: many\ntask: [a, b]", "got group 'many'; name its tasks one by one"),
         ("a.yaml", "task: a", "a.yaml has no metric_list"),
+        ("a.yaml", "task: a\nmetric_list: [metric: b]\nfilter_list: [c]", r"must have a name, got \[None\]"),
         ("a.yaml", "include: other.yaml\ntask: a", "task file not found: .*other.yaml"),
         ("a.yaml", f"{SHARED}task: a\nmetric_list: [metric: b]", r"data of a task not found: .*\*.parquet"),
         ("colour", YAML, "unknown task of .* 'colour'.*did you mean 'colours'"),
@@ -107,13 +133,15 @@ def test_numbers_are_those_of_lmms_eval_with_its_errors_or_none(folder, tmp_path
     save(*build("tiny", None, llm, "eager", seed=0), tmp_path / "model")
     config = {"model": str(tmp_path / "model"), "attention": "eager", "batch_size": 2}
     (folder / "broken.yaml").write_text(YAML.replace("colours", "broken").replace("longest", "missing"))
+    (folder / "filtered.yaml").write_text(YAML.replace("colours", "filtered") + FILTERS)
     asked = EvaluateConfig(
-        **config, custom=[str(folder / "colours.yaml"), "broken"], include_path=str(folder)
+        **config, custom=[str(folder / "colours.yaml"), "broken", "filtered"], include_path=str(folder)
     )
     before = dict(os.environ)
     monkeypatch.chdir(tmp_path)
     result = evaluate(asked, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["task"] == "colours"]
     lengths = [len(row["response"]) for row in rows]
     assert len(rows) == 5 and len(set(lengths)) > 1, result["not_run"]
     length, longest = result["metrics"]["colours/length"], result["metrics"]["colours/longest"]
@@ -121,22 +149,28 @@ def test_numbers_are_those_of_lmms_eval_with_its_errors_or_none(folder, tmp_path
     assert length["stderr"] == pytest.approx(statistics.stdev(lengths) / 5**0.5)
     assert (length["num_samples"], length["higher_is_better"], length["unit"]) == (5, False, "")
     assert (longest["value"], longest["stderr"]) == (max(lengths) + 0.5, None)
-    assert set(result["metrics"]) == {"colours/length", "colours/longest"}
+    filtered = {"filtered/length", "filtered/longest", "filtered/length/empty", "filtered/longest/empty"}
+    assert filtered == set(read_task(folder / "filtered.yaml").keys)
+    assert set(result["metrics"]) == {"colours/length", "colours/longest", *filtered, *TOKENS_SEEN}
+    assert result["metrics"]["filtered/length"]["value"] == length["value"]
+    empty = result["metrics"]["filtered/length/empty"]
+    assert (empty["value"], empty["num_samples"]) == (0, 5)
     assert set(result["not_run"]) == {"broken/length", "broken/missing"}
-    with pytest.raises(ValueError, match=r"not run: broken/length, broken/missing: .*; 2 other numbers"):
+    with pytest.raises(ValueError, match=r"not run: broken/length, broken/missing: .*; 9 other numbers"):
         evaluate_all(asked, tmp_path)  # asks what is missing alone
     with pytest.raises(ValueError, match="two tasks are called 'colours'"):
         evaluate(EvaluateConfig(**config, custom=[str(folder / "colours.yaml")] * 2), tmp_path)
     for name in set(os.environ) - set(before):
-        monkeypatch.delenv(name)
+        del os.environ[name]  # monkeypatch would set it again at the end
 
 
 def test_what_is_no_number_is_refused_by_name():
-    samples, directions = [{"acc": 1.0}], {"acc": True}
+    samples, directions = [{"doc_id": 3, "acc": 1.0}] * 2, {"acc": True}  # a row for each of the filters
     found = read_numbers(
         "t", {"alias": "t", "acc,none": 1, "acc,strict": 0.5, "acc_stderr,none": "N/A"}, samples, directions
     )
     assert {key: metric["value"] for key, metric in found.items()} == {"t/acc": 1.0, "t/acc/strict": 0.5}
+    assert [metric["num_samples"] for metric in found.values()] == [1, 1]
     with pytest.raises(ValueError, match="t/acc must be a number, lmms-eval gave a dict"):
         read_numbers("t", {"acc,none": {"a": 1}}, samples, directions)
     with pytest.raises(ValueError, match="t: lmms-eval gave no number of acc"):
