@@ -146,6 +146,11 @@ class TrainDiTConfig:
         for name in ("held_out_steps", "sample_steps"):
             if (steps := getattr(self, name)) is not None and steps < 1:
                 raise ValueError(f"{name} {steps} must be 1 or more, or null for never")
+        if self.sample_steps is not None and self.grid.scale != 1 and not self.class_dropout_prob:
+            raise ValueError(
+                f"grid.scale {self.grid.scale} needs class_dropout_prob over 0: without it there is no null "
+                "class to be guided from; set grid.scale=1"
+            )
         unknown = [y for y in self.grid.classes_of(self.num_classes) if not 0 <= y < self.num_classes]
         if unknown or self.grid.columns < 1:
             raise ValueError(

@@ -30,17 +30,25 @@ def codecs_on(device: str) -> Codecs:
 class OnlineScore:
     """The Frechet distance of a few samples, drawn by all processes together."""
 
-    def __init__(self, config: TrainDiTConfig, encoder: str, codecs: Codecs, ranks: Ranks) -> None:
+    def __init__(
+        self, config: TrainDiTConfig, tokens: Mapping[str, str], codecs: Codecs, ranks: Ranks
+    ) -> None:
+        """Raises: FileNotFoundError, ValueError: as `FrechetJudge`; the encoder cannot decode, or is not that
+        of the tokens."""
         self.config, self.ranks = config.online, ranks
-        encoder = self.config.encoder or encoder
+        encoder = self.config.encoder or tokens["encoder"]
         self.codec = codecs(encoder, self.config.decoder)
+        check_tokens_alike(
+            f"online.encoder {encoder}", origin_of(self.codec.encoder), "this training", tokens
+        )
+        self.judge = FrechetJudge(self.config.judge, ranks.device)
         sizes = {"num_samples": self.config.num_samples, "num_steps": self.config.num_steps}
         about = {"precision": config.precision, "device": ranks.device, "seed": config.seed}
         self.generate = GenerateConfig(model="", encoder=encoder, **sizes, **about)
 
     def measure(self, flow: TrainedFlow) -> float:
         """The distance of what `flow` draws."""
-        judge = FrechetJudge(self.config.judge, self.ranks.device)
+        judge = self.judge.again()
         for _, images in stream_samples(flow, self.codec, self.generate, None, self.ranks):
             judge.see(images)
         return judge.merged(self.ranks).distance()
@@ -74,8 +82,8 @@ class Watch:
 
     def __init__(self, config: TrainDiTConfig, run: Run, held_out: Tokens, ranks: Ranks) -> None:
         self.config, self.run, self.ranks = config, run, ranks
-        codecs, encoder = codecs_on(ranks.device), run.tokens["encoder"]
-        self.online = OnlineScore(config, encoder, codecs, ranks) if config.online else None
+        codecs = codecs_on(ranks.device)
+        self.online = OnlineScore(config, run.tokens, codecs, ranks) if config.online else None
         self.grid = SampleGrid(config, run.tokens, codecs) if config.sample_steps else None
         self.held_out = None
         if config.held_out_steps:

@@ -25,7 +25,7 @@ from rae_bridge.config import (
 from rae_bridge.held_out import evaluate
 from rae_bridge.latents import LatentStatistics, open_latents
 from rae_bridge.sample import sample
-from rae_bridge.watch_config import GridConfig
+from rae_bridge.watch_config import GridConfig, JudgeConfig, OnlineConfig
 from rae_bridge.weights_folder import WeightsFolder, alike, check_guide
 
 CLASSES = 3
@@ -242,6 +242,25 @@ def test_a_training_shows_samples_and_its_loss_on_held_out_tokens(config, tmp_pa
     assert evaluate(flow.model, latents, held_out.labels, shown, flow.shift) == losses[6]
 
 
+def test_a_score_on_the_way_that_cannot_be_given_is_refused_before_the_first_step(
+    config, tmp_path, invertible, blind_to_pixels
+):
+    np.savez(tmp_path / "real.npz", mu=np.zeros(1024), sigma=np.eye(1024))
+    judge = JudgeConfig(reference=str(tmp_path / "real.npz"))
+    online = OnlineConfig(judge=judge, every_steps=6, num_samples=2, num_steps=1, encoder=invertible)
+
+    def refused(match, error, **changes):
+        with pytest.raises(error, match=match):
+            stage.train(replace(config, online=replace(online, **changes)), tmp_path)
+        assert not (tmp_path / "log.jsonl").exists()
+
+    refused("nowhere", FileNotFoundError, judge=replace(judge, reference="nowhere.npz"))
+    refused("cannot decode", ValueError, encoder=blind_to_pixels)
+    index = json.loads((tmp_path / "train" / "index.json").read_text())
+    write_json(tmp_path / "train" / "index.json", index | {"fingerprint": "0" * 64})
+    refused("online.encoder .* knows tokens of .*, this training those of .*000000000000", ValueError)
+
+
 def test_tensorboard_shows_what_the_log_holds_and_the_samples(
     config, tmp_path, invertible, tensorboard_holds_the_log
 ):
@@ -299,6 +318,7 @@ def test_a_grid_knows_interval_end_precision_and_device(tmp_path, invertible, wr
     ({"keep_steps": [0]}, "must lie over 0"),
     ({"held_out_steps": 3}, "held_out_steps needs held_out"),
     ({"sample_steps": 0}, "sample_steps 0 must be 1 or more"),
+    ({"sample_steps": 2, "grid": {"scale": 1.5}, "class_dropout_prob": 0}, "scale 1.5 needs class_dropout"),
     ({"sample_steps": 2, "grid": {"classes": [3]}}, r"grid.classes \[3\] must be under num_classes 3"),
 ])  # fmt: skip
 def test_what_cannot_be_kept_or_shown_is_refused(change, match):
