@@ -34,8 +34,9 @@ def draw_grid(arguments: argparse.Namespace) -> None:
 
     Raises:
         FileNotFoundError, ValueError: no such model, device or weights, an encoder or a guide of other
-            tokens, or a class that the model has not.
+            tokens, a guide without a scale, or a class that the model has not.
     """
+    asked = guidance_of(arguments)
     device = str(require_device(arguments.device))
     flow = TrainedFlow.load(arguments.model.resolve(), device, arguments.weights)
     if not all(0 <= y < flow.model.num_classes for y in arguments.classes):
@@ -49,7 +50,7 @@ def draw_grid(arguments: argparse.Namespace) -> None:
         inner_steps=arguments.inner,
         solver=arguments.solver,
         end=arguments.end,
-        guidance=guidance_of(arguments),
+        guidance=asked,
         precision=arguments.precision,
         seed=arguments.seed,
     )
@@ -77,8 +78,13 @@ def draw_classes(
 
 
 def guidance_of(arguments: argparse.Namespace) -> GuidanceConfig | None:
-    """None at scale 1; autoguidance where a guide is named, else cfg."""
+    """None at scale 1; autoguidance where a guide is named, else cfg.
+
+    Raises: ValueError: a guide is named, and the scale leaves it out.
+    """
     if arguments.scale == 1:
+        if arguments.guide:
+            raise ValueError(f"--guide {arguments.guide} does nothing at --scale 1; give another, as 1.42")
         return None
     guide = str(arguments.guide.resolve()) if arguments.guide else None
     kind = "autoguidance" if guide else "cfg"

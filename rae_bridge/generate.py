@@ -26,9 +26,9 @@ from encoder.frozen import resize_square
 from encoder.runtime import checkpoint
 from encoder.runtime.config import ROOT, load, resolve
 from encoder.runtime.ranks import Ranks
-from encoder.runtime.stage import main, progress
+from encoder.runtime.stage import main, progress, write_json
 from encoder.token_store import Encoded, TokenWriter
-from encoder.tokens import about_tokens
+from encoder.tokens import SHARD_BYTES, about_tokens
 from encoder.training.optim import autocast
 from rae_bridge.codec import Codec, check_tokens, load_codec, to_images
 from rae_bridge.config import GenerateConfig, GuidanceConfig, Weights
@@ -41,6 +41,7 @@ from rae_bridge.weights_folder import WeightsFolder, check_guide
 
 TOKENS = "tokens"  # folder of the samples' tokens, and their name in the files of batches
 BEST = "best.json"  # in the folder of a sweep: the guidance that it found best
+DRAWN_WITH = "guidance.json"  # beside the files of batches: the guidance from a sweep that they have
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,22 @@ def chosen_guidance(config: GenerateConfig) -> GuidanceConfig | None:
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: guidance_from is a folder by rae_bridge.sweep")
     return load(GuidanceConfig, path)
+
+
+def keep_guidance(chosen: GuidanceConfig, folder: Path, ranks: Ranks) -> None:
+    """Write, beside the batches that are kept, which guidance from a sweep they are drawn with.
+
+    Raises:
+        ValueError: there are some that another guidance drew: the sweep has found another since.
+    """
+    path = folder / PARTS / DRAWN_WITH
+    if path.is_file() and (before := load(GuidanceConfig, path)) != chosen:
+        raise ValueError(
+            f"{folder / PARTS} holds batches drawn with {before}, the sweep's {BEST} says {chosen}; delete "
+            "that folder to draw all anew"
+        )
+    if ranks.is_main:
+        write_json(path, resolve(chosen))
 
 
 def noise_of_samples(seed: int, indices: range, shape: tuple[int, ...], what: str = "sample") -> Tensor:
@@ -218,12 +235,22 @@ def draw_tokens(
 
 
 def write_samples_tokens(folder: Path, codec: Codec, parts: list[Path], labels: Tensor) -> None:
-    """The samples' tokens as a folder that `encoder.token_store` reads, in half precision."""
-    tokens = torch.cat([checkpoint.load_tensors(part)[TOKENS] for part in parts])
-    keys = [f"{i:08d}" for i in range(len(labels))]
+    """The samples' tokens as a folder that `encoder.token_store` reads, in half precision: shards of whole
+    batches, of which one is in memory at a time."""
+    per_shard = max(1, SHARD_BYTES // checkpoint.load_tensors(parts[0])[TOKENS].nbytes)
+    groups = [parts[start : start + per_shard] for start in range(0, len(parts), per_shard)]
     folder.mkdir(exist_ok=True)
-    writer = TokenWriter(folder, about_tokens(codec.encoder, "fp16"), ["samples"])
-    writer.write(0, Encoded(keys=keys, tokens=tokens, flipped=None, labels=labels))
+    about, sources = (
+        about_tokens(codec.encoder, "fp16"),
+        [f"samples from {group[0].stem}" for group in groups],
+    )
+    writer, done = TokenWriter(folder, about, sources), 0
+    for number, group in enumerate(groups):
+        tokens = torch.cat([checkpoint.load_tensors(part)[TOKENS] for part in group])
+        indices = range(done, done + len(tokens))
+        held = {"tokens": tokens, "flipped": None, "labels": labels[indices.start : indices.stop]}
+        writer.write(number, Encoded(keys=[f"{i:08d}" for i in indices], **held))
+        done = indices.stop
     writer.finish(0.0)
 
 
@@ -252,6 +279,8 @@ def run(config: GenerateConfig, out_dir: Path) -> dict:
     check_sampler(flow, config, guidance)
 
     (out_dir / PARTS).mkdir(exist_ok=True)
+    if config.guidance_from is not None:
+        keep_guidance(chosen, out_dir, ranks)
     if ranks.is_main:
         progress(out_dir, 0, config.num_samples, "samples")  # marks the folder as begun with this config
     ranks.wait()

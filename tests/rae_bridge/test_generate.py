@@ -67,6 +67,45 @@ def test_the_tokens_that_are_kept_are_those_that_were_decoded(config, tmp_path, 
     assert not (tmp_path / "plain" / "tokens").exists()
 
 
+def test_many_tokens_are_kept_in_shards_of_whole_batches(config, tmp_path, monkeypatch):
+    config = replace(config, keeps_tokens=True)
+    run(config, tmp_path / "one")
+    assert (tmp_path / "one" / "tokens" / "tokens.safetensors").is_file()
+    monkeypatch.setattr(stage, "SHARD_BYTES", 6 * 4 * 48 * 2)  # six pictures' in half precision: two batches
+    run(config, tmp_path / "many")
+    one, many = (TokenStore(tmp_path / name / "tokens") for name in ("one", "many"))
+    assert many.about["shards"] == [6, 2] and many.keys == one.keys
+    assert torch.equal(many.labels, one.labels)
+    assert torch.equal(many.rows(torch.arange(8)), one.rows(torch.arange(8)))
+
+
+def test_batches_of_another_guidance_than_the_sweeps_are_not_mixed_in(config, tmp_path, monkeypatch):
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    guidance = {"kind": "cfg", "scale": 2.0, "interval": [0.0, 1.0], "model": None}
+    write_json(sweep / "best.json", guidance)
+    config = replace(config, guidance_from=str(sweep))
+    whole = run(config, tmp_path / "whole")[1]
+    original = stage.tokens_from_noise
+
+    def killed(flow, noise, *others):
+        if len(noise) == 2:  # the last batch
+            raise KeyboardInterrupt
+        return original(flow, noise, *others)
+
+    monkeypatch.setattr(stage, "tokens_from_noise", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "cut")
+    monkeypatch.setattr(stage, "tokens_from_noise", original)
+    write_json(sweep / "best.json", guidance | {"scale": 3.0})
+    with pytest.raises(ValueError, match=r"drawn with .*scale=2\.0.* says .*scale=3\.0.*delete that folder"):
+        stage.run(config, tmp_path / "cut")
+    write_json(sweep / "best.json", guidance)
+    stage.run(config, tmp_path / "cut")
+    with np.load(tmp_path / "cut" / "samples.npz") as archive:
+        assert np.array_equal(archive["arr_0"], whole)
+
+
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_pictures_do_not_depend_on_the_batch_size(config, tmp_path, batch_size):
     _, images, _ = run(config, tmp_path / "three")
@@ -272,6 +311,8 @@ def test_a_picture_in_one_command(config, tmp_path, invertible, capsys):
     assert Image.open(tmp_path / "grid.png").size == (5 * 8, 2 * 8)
     with pytest.raises(ValueError, match="classes must be from 0 to 2"):
         draw.draw_grid(draw.parse_arguments([*words, "--classes", "3", "--out", "unused.png"]))
+    with pytest.raises(ValueError, match=r"--guide .*young does nothing at --scale 1"):
+        draw.draw_grid(draw.parse_arguments([*words, "--guide", "young", "--out", "unused.png"]))
 
 
 def test_codec_of_an_encoder_that_decodes_is_its_own(invertible):
