@@ -4,6 +4,7 @@ Letters: B batch, N tokens, D token width, S pixels on a side.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -83,12 +84,19 @@ def check_tokens(folder: Path, encoder: FrozenEncoder) -> None:
     path = folder / TOKENS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no weights folder of rae_bridge ({TOKENS_FILE} is missing)")
-    trained_on = json.loads(path.read_text())
-    if trained_on["fingerprint"] != encoder.fingerprint:
+    given = "the encoder gives", origin_of(encoder)
+    check_tokens_alike(f"the model {folder}", json.loads(path.read_text()), *given)
+
+
+def check_tokens_alike(what: str, its: Mapping[str, str], other: str, others: Mapping[str, str]) -> None:
+    """Raises: ValueError if the tokens of `what` and of `other` are not of one encoder and its features."""
+    if its["fingerprint"] != others["fingerprint"]:
+        named = [
+            f"{each['encoder']} ({each['features']}, {each['fingerprint'][:12]})" for each in (its, others)
+        ]
         raise ValueError(
-            f"{folder} was trained on tokens of {trained_on['encoder']} ({trained_on['features']}, "
-            f"{trained_on['fingerprint'][:12]}), not of {encoder.name} ({encoder.features}, "
-            f"{encoder.fingerprint[:12]}); train it again"
+            f"{what} knows tokens of {named[0]}, {other} those of {named[1]}; name two of the same "
+            "tokens, or make one of them anew"
         )
 
 

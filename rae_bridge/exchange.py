@@ -30,7 +30,7 @@ from encoder.runtime import checkpoint
 from encoder.runtime.config import dump, read_yaml
 from encoder.runtime.files import replacing
 from encoder.runtime.stage import write_json
-from rae_bridge.codec import TOKENS_FILE, load_for_generation, origin_of
+from rae_bridge.codec import TOKENS_FILE, check_tokens_alike, load_for_generation, origin_of
 from rae_bridge.config import GenerateConfig, GuidanceConfig
 from rae_bridge.decoder import PixelDecoder
 from rae_bridge.dit import DiT
@@ -38,7 +38,7 @@ from rae_bridge.flow import shift_factor
 from rae_bridge.latents import LatentStatistics
 from rae_bridge.release import load_decoder, load_dit
 from rae_bridge.shapes import DecoderConfig, DiTConfig
-from rae_bridge.weights_folder import WEIGHTS, WeightsFolder, check_guide, check_tokens_alike, write_weights
+from rae_bridge.weights_folder import WEIGHTS, WeightsFolder, check_guide, write_weights
 
 CONFIG, MODEL, STATISTICS, DECODER, GUIDE = "sample.yaml", "stage2_model.pt", "stat.pt", "decoder", "guide"
 TOKENS = "tokens"

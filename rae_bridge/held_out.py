@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from encoder.runtime.config import ROOT
 from rae_bridge.class_losses import as_metrics, class_losses
+from rae_bridge.codec import check_tokens_alike
 from rae_bridge.config import TrainDiTConfig
 from rae_bridge.dit import DiT
 from rae_bridge.flow_batch import FlowBatch, batch_loss, draw_batch, noise_of_step
@@ -25,10 +26,7 @@ def open_held_out(config: TrainDiTConfig, cache: Tokens) -> Tokens:
     if config.held_out is None:
         return cache
     held_out = open_latents(ROOT / config.held_out)
-    if held_out.origin != cache.origin or held_out.side != cache.side:
-        raise ValueError(
-            f"{config.held_out} holds tokens of {held_out.origin}, the training's: {cache.origin}"
-        )
+    check_tokens_alike(f"held_out {config.held_out}", held_out.origin, "this training", cache.origin)
     check_classes(config.num_classes, held_out)
     return held_out
 

@@ -13,6 +13,7 @@ from encoder.runtime.config import ROOT
 from encoder.runtime.resume import STAGE_CONFIG, barred
 from encoder.training.finite import FiniteSteps
 from encoder.training.optim import MuonWithAdamW
+from rae_bridge.codec import check_tokens_alike
 from rae_bridge.config import TrainDiTConfig
 from rae_bridge.dit import DiT
 from rae_bridge.latents import LatentStatistics
@@ -23,7 +24,6 @@ from rae_bridge.weights_folder import (
     WEIGHTS,
     WeightsFolder,
     alike,
-    check_tokens_alike,
     write_weights,
 )
 

@@ -18,7 +18,7 @@ from encoder.models.pretrained import WEIGHTS_FILE, read_config
 from encoder.runtime import checkpoint
 from encoder.runtime.config import ROOT, choose, load
 from encoder.runtime.stage import write_json
-from rae_bridge.codec import TOKENS_FILE
+from rae_bridge.codec import TOKENS_FILE, check_tokens_alike
 from rae_bridge.dit import DiT
 from rae_bridge.latents import EPSILON, LatentStatistics
 from rae_bridge.shapes import DiTConfig
@@ -119,15 +119,6 @@ def check_guide(model: WeightsFolder, guide: WeightsFolder) -> None:
             f"guide {guide.path} knows latents under other statistics than the model {model.path}; take one "
             "trained with the same `statistics`, such as weights that the same run kept (keep_steps)"
         )
-
-
-def check_tokens_alike(what: str, its: Mapping[str, str], other: str, others: Mapping[str, str]) -> None:
-    """Raises: ValueError if the tokens of `what` and of `other` are not of one encoder and its features."""
-    if its["fingerprint"] != others["fingerprint"]:
-        named = [
-            f"{each['encoder']} ({each['features']}, {each['fingerprint'][:12]})" for each in (its, others)
-        ]
-        raise ValueError(f"{what} knows tokens of {named[0]}, {other} those of {named[1]}")
 
 
 def alike(first: LatentStatistics, second: LatentStatistics) -> bool:

@@ -1,5 +1,6 @@
 """Kept tokens decoded: the reconstructions of the same pictures, of the part that was asked for."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from encoder import tokens
 from encoder.options import TokensConfig
+from encoder.runtime.stage import write_json
 from rae_bridge import decode, reconstruct
 from rae_bridge.config import DecodeConfig, ReconstructConfig
 
@@ -57,7 +59,30 @@ def test_more_than_there_is_is_refused(config, tmp_path, changes, message):
         replace(config, limit=0)
 
 
-def test_tokens_of_another_encoder_are_refused(config, tmp_path, blind_to_pixels, invertible):
-    other = replace(config, encoder=invertible.replace("Invertible", "Patch"))
-    with pytest.raises(ValueError):
-        decode.run(other, tmp_path)
+def test_a_killed_run_goes_on_with_the_batches_that_are_missing(config, tmp_path, monkeypatch):
+    _, whole, _ = decoded(config, tmp_path / "whole")
+    assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == ["decoded.npz", "progress.json"]
+    original, made = decode.to_images, []
+
+    def killed(pixels, rounding):
+        made.append(len(pixels))
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        return original(pixels, rounding)
+
+    monkeypatch.setattr(decode, "to_images", killed)
+    with pytest.raises(KeyboardInterrupt):
+        decoded(config, tmp_path / "cut")
+    decode.run(config, tmp_path / "cut")
+    assert made == [4] * 7  # three batches, the one that was lost, and the other three of six
+    with np.load(tmp_path / "cut" / decode.DECODED) as archive:
+        assert np.array_equal(archive["arr_0"], whole)
+    assert not (tmp_path / "cut" / "parts").exists()
+
+
+def test_tokens_of_another_encoder_are_refused(config, tmp_path):
+    index = json.loads((tmp_path / "tokens" / "index.json").read_text())
+    write_json(tmp_path / "tokens" / "index.json", index | {"fingerprint": "0" * 64})
+    with pytest.raises(ValueError, match=r"tokens knows tokens of .*000000000000.*, the encoder gives those"):
+        decode.run(config, tmp_path)
+    assert not (tmp_path / "parts").exists()

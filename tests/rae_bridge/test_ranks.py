@@ -19,6 +19,7 @@ from rae_bridge import decoder_data
 from rae_bridge.config import (
     AdversarialConfig,
     CacheConfig,
+    DecodeConfig,
     DecoderSize,
     DiTOptimConfig,
     DiTSize,
@@ -39,11 +40,12 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from encoder.runtime.config import load
-from rae_bridge import cache, config, decoder_data, generate, reconstruct, sweep, train, train_decoder
+from rae_bridge import cache, config, decode, decoder_data, generate, reconstruct, sweep, train, train_decoder
 decoder_data.CHUNK = 10
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 stages = {
     "cache": (config.CacheConfig, cache.run),
+    "decode": (config.DecodeConfig, decode.run),
     "train": (config.TrainDiTConfig, train.train),
     "decoder": (config.TrainDecoderConfig, train_decoder.train),
     "live": (config.TrainDecoderConfig, train_decoder.train),
@@ -101,6 +103,7 @@ def outputs(tmp_path, pictures, write_model, invertible, monkeypatch) -> dict[in
         write_model(tmp_path / "model", encoder)
         configs = {
             "cache": CacheConfig(**data, shard_size=5, batch_size=4),
+            "decode": DecodeConfig(encoder=encoder, tokens=str(out / "cache"), first=2, batch_size=5),
             "train": TrainDiTConfig(
                 tokens=str(out / "cache"), num_classes=3, num_steps=3, batch_size=8, micro_batch_size=2,
                 size=size, optim=DiTOptimConfig(lr=1e-3, muon_lr=1e-2), online=online, log_steps=1,
@@ -164,6 +167,9 @@ def test_two_processes_write_what_one_does(outputs):
             if key.endswith(".0.bias"):  # before a norm that takes it away: its gradient is rounding alone
                 continue
             torch.testing.assert_close(tensor, theirs[key], rtol=1e-3, atol=1e-5)
+    first, second = (np.load(out / "decode" / "decoded.npz") for out in (one, two))
+    assert len(first["arr_0"]) == 22
+    assert all(np.array_equal(first[key], second[key]) for key in ("arr_0", "labels"))
     images = [np.load(out / "generate" / "samples.npz")["arr_0"] for out in (one, two)]
     assert np.array_equal(images[0], images[1])
     for name in ("reconstructions", "originals"):  # three batches and two

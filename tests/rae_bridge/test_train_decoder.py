@@ -216,7 +216,9 @@ def test_a_step_that_is_not_finite_is_left_out_or_stops_the_run(config, tmp_path
 def test_a_decoder_for_other_tokens_is_refused(config, tmp_path, blind_to_pixels):
     out_dir = folder(tmp_path, "out")
     stage.train(replace(config, features="last_norm"), out_dir)
-    with pytest.raises(ValueError, match=r"was trained on tokens of patches \(last_norm, .*train it again"):
+    with pytest.raises(
+        ValueError, match=r"weights knows tokens of patches \(last_norm, .*make one of them anew"
+    ):
         load_codec(blind_to_pixels, decoder=str(out_dir / "weights"))
     origin = json.loads((out_dir / "weights" / "tokens.json").read_text())
     assert origin["features"] == "last_norm" and len(origin["fingerprint"]) == 64
