@@ -102,6 +102,7 @@ class Graph:
     guards: dict[Path, list[Stage]] = field(
         default_factory=dict
     )  # by the folder of the stage that is guarded
+    held: dict[Path, list[Stage]] = field(default_factory=dict)  # by the folder of the stage that waits
 
     def add(
         self,
@@ -156,13 +157,16 @@ class Graph:
     def guard(self, source: Stage, check: Stage) -> None:
         """Whatever reads `source` starts only once `check` is complete. It reads nothing of `check`, which is
         no part of its fingerprint."""
-        guards = self.guards.setdefault(source.folder, [])
-        if check not in guards:
-            guards.append(check)
+        _add_once(self.guards.setdefault(source.folder, []), check)
+
+    def hold(self, stage: Stage, check: Stage) -> None:
+        """`stage` starts only once `check` is complete, of which it reads nothing."""
+        _add_once(self.held.setdefault(stage.folder, []), check)
 
     def waits_for(self, stage: Stage) -> list[Stage]:
-        """The inputs of a stage, and what guards them."""
+        """The inputs of a stage, what guards them, and what it is held for."""
         guards = [check for source in stage.inputs for check in self.guards.get(source.folder, [])]
+        guards += self.held.get(stage.folder, [])
         return [*stage.inputs, *(check for check in guards if check.folder != stage.folder)]
 
     def __iter__(self) -> Iterator[Stage]:
@@ -182,6 +186,11 @@ class Graph:
             for source in stage.inputs:
                 longest[source.folder] = max(longest.get(source.folder, 0.0), longest[stage.folder])
         return longest
+
+
+def _add_once(checks: list[Stage], check: Stage) -> None:
+    if check not in checks:
+        checks.append(check)
 
 
 def _relative_to_runs(value: Any, prefix: str) -> Any:

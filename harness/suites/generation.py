@@ -306,8 +306,7 @@ def add_generator(request: Request, encoder: Encoder, pictures: Pictures, recons
     about = {"seed": request.seed, "device": request.device}
     config = stage_config(TrainDiTConfig, section, "rae.train", **about)
     trained = add_stage(request, encoder, "train", config, "train the DiT", seen, pictures.places)
-    if seen:
-        request.graph.guard(seen[0], reconstructed)
+    request.graph.hold(trained, reconstructed)
     return trained
 
 

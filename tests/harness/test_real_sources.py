@@ -222,6 +222,9 @@ def test_what_a_tasks_code_imports_is_part_of_it(data_root, tmp_path, monkeypatc
 def test_both_rows_get_the_same_decoder_and_tokens_are_live(data_root):
     graph = plan(data_root, "suite=generation")
     ours, clip = (stages(graph, "rae_bridge.train_decoder", name)[0].config for name in ("ov3-b", "clip-b"))
+    for name in ("ov3-b", "clip-b"):  # what cannot be decoded says so before the DiT is trained
+        (dit,) = stages(graph, "rae_bridge.train", name)
+        assert stages(graph, "rae_bridge.reconstruct", name)[0] in graph.waits_for(dit)
     assert ours.size == clip.size and ours.num_steps == clip.num_steps
     assert ours.adversarial.checkpoint == str(data_root / LAYOUT["dino"])
     assert ours.live == clip.live and (ours.live.crop, ours.live.flip) == ("random", False)  # RAE's

@@ -167,6 +167,18 @@ def test_a_failed_check_stops_whatever_reads_what_it_guards(module, runs_dir):
     assert {end.state for name, end in run(passing).items() if name != "first"} == {"done"}
 
 
+def test_a_stage_that_is_held_waits_for_its_check_alone(module, runs_dir):
+    graph = chain(module, runs_dir)
+    first, _, third, *_ = graph
+    graph.hold(
+        third,
+        graph.add("check", module, AddConfig(source=f"{first.folder}/number", fail=True), inputs=[first]),
+    )
+    ends = run(graph)
+    assert [ends[name].state for name in ("first", "second", "third")] == ["done", "done", "not run"]
+    assert "asked to fail" in ends["third"].reason
+
+
 def test_a_failure_stops_only_what_depends_on_it(module, runs_dir):
     ends = run(chain(module, runs_dir, fail=True))
     assert [ends[name].state for name in ("first", "second", "third", "fourth")] == [
