@@ -40,6 +40,7 @@ def blind(llava_data, tmp_path, llm, monkeypatch) -> LlavaConfig:
         encoder="blind",
         data=[str(llava_data / "train.json")],
         tokens=str(tmp_path),
+        records_cache=str(tmp_path / "records"),
         init=str(tmp_path / "init"),
         batch_size=4,
         micro_batch_size=2,
