@@ -1,7 +1,8 @@
 """`python -m rae_bridge.distill <config.yaml> --plan`: what a distillation would take, before it starts.
 
 A teacher that is not there yet has the size that `plan.size` names. FLOPs are those of the transformers:
-what encodes live pictures, and optimisers, are not counted.
+what encodes live pictures, tmd's fusion and optimisers are not counted. Stage 1's derivative, which is taken
+in fp32, is counted as if it were as fast as the rest.
 """
 
 import dataclasses
@@ -22,6 +23,8 @@ from rae_bridge.shapes import DIT_SIZES, DiTConfig, TransitionShape
 from rae_bridge.transition import TransitionDiT
 
 PLAN_PREFIX = "plan."
+# By the vendor's data sheets: fp32 without tensor cores, in FLOP/s. tf32 has half of bf16's on all of them
+FP32_FLOPS = {"H200": 67e12, "H100": 67e12, "B200": 75e12, "A100": 19.5e12, "L40S": 91.6e12, "4090": 82.6e12}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,22 +47,46 @@ def teacher_shape(folder: str, plan: PlanConfig) -> DiTConfig:
     return DiTConfig(**size, input_size=plan.input_size, in_channels=plan.in_channels)
 
 
+def peak_flops(config: DistillConfig, gpu: str) -> float:
+    """FLOP/s of a GPU in what the config's products are computed in."""
+    peak = choose(PEAK_FLOPS, gpu, "GPU")
+    if config.precision != "fp32":
+        return peak
+    return peak / 2 if config.tf32 else FP32_FLOPS[gpu]
+
+
+def num_batches(config: DistillConfig) -> int:
+    """That a step reads: in stage 2 one for each update, of the critics and of the student."""
+    return 1 if config.stage == 1 else config.distribution.critic_steps + 1
+
+
 def step_flops(config: DistillConfig, shape: DiTConfig) -> float:
-    """Of one row in one step: a forward pass is one, backward two, through frozen weights one."""
+    """Of a step, over batch_size, and the mean of all steps: a forward pass is one, backward two, through
+    frozen weights one."""
     backbone, head = part_flops(shape, shape.input_size**2, shape.in_channels)
-    whole, guided = backbone + head, 2 * (backbone + head) * (config.guidance > 1)
-    matching, student = config.matching, backbone + config.inner_steps * head
-    if config.stage == 1 and config.method == "tmd":
-        return 3 * whole + 2 * head * (1 - matching.same_time_share) + guided
-    if config.stage == 1:
-        share = matching.warmup_steps / config.num_steps * (matching.warmup == "teacher_pairs")
-        path = share * matching.pair_steps * (whole + guided)
-        taught = whole * (matching.velocity == "teacher") + guided
-        return 3 * whole + path + (1 - share) * (taught + 2 * whole * (1 - matching.same_time_share))
-    is_judged = config.distribution.gan_weight > 0
+    return (first_stage_flops if config.stage == 1 else second_stage_flops)(config, backbone, head)
+
+
+def first_stage_flops(config: DistillConfig, backbone: float, head: float) -> float:
+    """`step_flops` of stage 1: while warming up, paths or nothing beside the student; then what the teacher
+    says and the derivative."""
+    matching, is_guided, whole = config.matching, config.guidance > 1, backbone + head
+    warming = matching.warmup_steps / config.num_steps
+    is_asked = config.method == "meanflow" and matching.velocity == "teacher"
+    taught = whole * (1 + is_guided) if is_asked else 2 * whole * is_guided
+    is_path = matching.warmup == "teacher_pairs"
+    warmup = matching.pair_steps * whole * (1 + is_guided) if is_path else taught
+    derived = 2 * (1 - matching.same_time_share) * (head if config.method == "tmd" else whole)
+    return 3 * whole + warming * warmup + (1 - warming) * (taught + derived)
+
+
+def second_stage_flops(config: DistillConfig, backbone: float, head: float) -> float:
+    """`step_flops` of stage 2: the critics' updates and the student's."""
+    about, whole = config.distribution, backbone + head
+    student = backbone + (config.inner_steps if about.rollout else 1) * head
+    is_judged, teacher = about.gan_weight > 0, whole * (1 + (config.guidance > 1))
     critic = student + 3 * whole + 2 * backbone * is_judged
-    update = 3 * student + 2 * whole + guided + 2 * backbone * is_judged
-    return config.distribution.critic_steps * critic + update
+    return about.critic_steps * critic + 3 * student + whole + teacher + 2 * backbone * is_judged
 
 
 def num_parameters(config: DistillConfig, shape: DiTConfig) -> tuple[float, float]:
@@ -75,8 +102,10 @@ def plan_lines(config: DistillConfig, plan: PlanConfig) -> list[str]:
     """The plan, a line each."""
     shape = teacher_shape(config.teacher, plan)
     backbone, head = part_flops(shape, shape.input_size**2, shape.in_channels)
-    each, rows = step_flops(config, shape), config.num_steps * config.batch_size
-    hours = rows * each / (choose(PEAK_FLOPS, plan.gpu, "GPU") * plan.mfu) / 3600
+    flops, batches = config.num_steps * config.batch_size * step_flops(config, shape), num_batches(config)
+    rows = config.num_steps * config.batch_size * batches
+    hours = flops / (peak_flops(config, plan.gpu) * plan.mfu) / 3600
+    peak = f"{peak_flops(config, plan.gpu) / 1e12:,.0f} TFLOP/s"
     student, teacher = num_parameters(config, shape)
     # fp32: weights, gradients, two moments, the average; the fake score without an average; the teacher
     held = 20 * student + 4 * teacher + 16 * teacher * (config.stage == 2)
@@ -85,12 +114,12 @@ def plan_lines(config: DistillConfig, plan: PlanConfig) -> list[str]:
     steps, costs = ", ".join(map(str, nfe)), ", ".join(f"{value:.2f}" for value in nfe.values())
     return [
         f"{config.method}, stage {config.stage}: {config.steps} steps x {config.inner_steps} ({share})",
-        f"  rows            {rows:,} ({config.num_steps:,} steps x {config.batch_size})",
+        f"  rows            {rows:,} ({config.num_steps:,} steps x {config.batch_size} x {batches})",
         f"  sampling        {steps} steps cost {costs} forward passes",
         f"  parameters      {student / 1e6:.1f} M, the teacher's {teacher / 1e6:.1f} M",
-        f"  FLOPs           {each / 1e12:,.2f} T a row; {rows * each:.3g} in all, without the encoder's",
+        f"  FLOPs           {flops / rows / 1e12:,.2f} T a row; {flops:.3g} in all, without the encoder's",
         f"  memory a GPU    {held / 2**30:.1f} GiB of weights, gradients and moments, without activations",
-        f"  GPU-hours       {hours:,.1f} on {plan.gpu} at {plan.mfu:.0%} of peak; "
+        f"  GPU-hours       {hours:,.1f} on {plan.gpu} at {plan.mfu:.0%} of {peak}; "
         f"{hours / plan.num_gpus:,.1f} h on {plan.num_gpus}",
     ]
 

@@ -28,23 +28,22 @@ class Teacher:
 
     @torch.no_grad()
     def velocity(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """The guided velocity, B C h w."""
+        """The guided velocity, B C h w: one forward pass, under guidance two."""
         with autocast(self.precision, x_t.device.type):
-            return self.model(x_t, t, y) + self._push(x_t, t, y)
+            with_class = self.model(x_t, t, y)
+            return with_class if self.scale == 1 else with_class + self._pushed(with_class, x_t, t)
 
     @torch.no_grad()
     def push(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """(scale - 1) (velocity with the class - without): what guidance adds, B C h w; 0 for no class."""
-        with autocast(self.precision, x_t.device.type):
-            return self._push(x_t, t, y)
-
-    def _push(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         if self.scale == 1:
             return torch.zeros_like(x_t)
-        with_class, without = (
-            self.model(x_t, t, each) for each in (y, torch.full_like(y, self.model.num_classes))
-        )
-        return (self.scale - 1) * (with_class - without)
+        with autocast(self.precision, x_t.device.type):
+            return self._pushed(self.model(x_t, t, y), x_t, t)
+
+    def _pushed(self, with_class: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        null = torch.full((len(x_t),), self.model.num_classes, device=x_t.device)
+        return (self.scale - 1) * (with_class - self.model(x_t, t, null))
 
     def features(self, x_t: Tensor, t: Tensor, y: Tensor, taps: Sequence[int]) -> list[Tensor]:
         """What comes out of some blocks of the backbone (B N D_e each); gradients go through to x_t."""
