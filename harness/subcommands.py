@@ -14,10 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from encoder.runtime.config import ConfigError, choose, dump
-from harness.config import Options, Preset, chosen_suites, find_places, has_training, parse
+from harness.config import Options, Preset, chosen_suites, find_places, parse
 from harness.encoders import Encoder, resolve_encoder
-from harness.paper.sources import TO_TRAIN
+from harness.paper.sources import TO_TRAIN, places
 from harness.suites.released import released_config
+from harness.suites.trained import reads_shards_in
 from harness.tables import model_card, side_by_side
 from harness.verify import verify
 from llava_bridge.benchmark_table import BENCHMARKS
@@ -92,8 +93,12 @@ def look_at_sources(options: Options, preset: Preset, console: Console, *, is_ru
 
     suites = [suite.name for suite in chosen_suites(options.suite)]
     needed = dict.fromkeys(name for suite in suites for name in NEEDED.get(suite, ()))
-    needed |= dict.fromkeys(TO_TRAIN if has_training(options, preset) else ())
-    seen = look(preset.sources, options.data_root, needed, is_large=preset.is_large)
+    trained = [preset.trained[name] for name in options.encoders or preset.encoders if name in preset.trained]
+    needed |= dict.fromkeys(TO_TRAIN if trained else ())
+    shards = places("recap_datacomp", TO_TRAIN["recap_datacomp"], preset.sources, options.data_root)
+    is_streamed = bool(trained) and not any(reads_shards_in(shards, each) for each in trained)
+    kinds = {"is_large": preset.is_large, "is_streamed": is_streamed}
+    seen = look(preset.sources, options.data_root, needed, **kinds)
     console.print(render(seen), highlight=False, soft_wrap=True, markup=False)
     wrong = [each.name for each in seen if not each.is_fine]
     if is_run and wrong == ["benchmarks"] and _are_some_there(options, preset, seen):
@@ -116,9 +121,9 @@ def _encoders(name: str, options: Options, preset: Preset, folder: Path) -> list
     """What `load_encoder` takes, and the encoder, of a name; a released one of each suite that was chosen."""
     if name not in preset.released:
         return [(name, resolve_encoder(name))]
-    places, found = find_places(options, preset), []
+    sources, found = find_places(options, preset), []
     for suite in chosen_suites(options.suite):
-        config = released_config(name, preset.released[name], suite.name, places)
+        config = released_config(name, preset.released[name], suite.name, sources)
         path = folder / f"{name}-{suite.name}.yaml"
         dump(dataclasses.replace(config, decoder=None), path)
         found.append(

@@ -5,7 +5,7 @@ import json
 import os
 import tarfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ _CLASSES, _PUBLISHED = 1000, {"train": 1_281_167, "val": 50_000}
 _PICTURES = (".jpeg", ".jpg", ".png", ".webp")
 _TAR_BLOCK, _MEMBERS = 512, 3  # bytes; files of a sample: picture, text and JSON
 _CAPTIONS = ("org_caption", "re_caption")
+_HELD_OUT = {"held-out shards": "held_out/val"}
 Look = tuple[dict[str, int], list[str]]
 
 
@@ -58,8 +59,17 @@ def imagenet(path: Path) -> Look:
 def recap_datacomp(path: Path) -> Look:
     """Shards as img2dataset writes them, to train on and held out: each with a tar's end; the first and last
     begin with a picture and its two captions."""
+    return _shards(path, {"shards": "train", **_HELD_OUT})
+
+
+def recap_held_out(path: Path) -> Look:
+    """Those that are held out alone."""
+    return _shards(path, _HELD_OUT)
+
+
+def _shards(path: Path, places: Mapping[str, str]) -> Look:
     counts = {}
-    for name, place in (("shards", "train"), ("held-out shards", "held_out/val")):
+    for name, place in places.items():
         shards = sorted((path / place).glob("*.tar"))
         if not shards:
             raise ValueError(f"{path} has no shards (*.tar) in {place}")

@@ -67,26 +67,30 @@ def look(
     needed: Iterable[str] = tuple(SOURCES),
     *,
     is_large: bool = False,
+    is_streamed: bool = False,
 ) -> list[Seen]:
     """Look at the sources in `needed`.
 
     is_large: the tables of the L encoders, whose baseline is another CLIP.
+    is_streamed: encoders are trained on shards that lie elsewhere; of `recap_datacomp` they read what is
+        held out.
     """
+    checks = CHECKS | ({"recap_datacomp": data_sets.recap_held_out} if is_streamed else {})
     seen = []
     for name in needed:
         source = (SOURCES | TO_TRAIN | (LARGE if is_large else {}))[name]
         looked = tuple(places(name, source, config, data_root))
         path = next((place for place in looked if place.exists()), None)
-        counts, faults = _check(name, path) if path is not None else ({}, [])
+        counts, faults = _check(checks[name], path) if path is not None else ({}, [])
         replica = path is not None and is_in_replica(path)
         how = how_to_get(name, source, config)
         seen.append(Seen(name, source.what, path, looked, how, counts, tuple(faults), replica))
     return seen
 
 
-def _check(name: str, path: Path) -> tuple[Counts, list[str]]:
+def _check(check: Callable[[Path], tuple[Counts, list[str]]], path: Path) -> tuple[Counts, list[str]]:
     try:
-        return CHECKS[name](path)
+        return check(path)
     except (ValueError, OSError) as error:
         return {}, [str(error).splitlines()[0]]
 

@@ -5,7 +5,7 @@ recap-datacomp, VAE, vocabulary -> encoder.train, a stage for each phase that is
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,16 @@ def _sources(places: Mapping[str, Path], device: str) -> dict[str, Any]:
         "lpips_trunk": trunk_to_train_with(places),
         "device": device,
     }
+
+
+def reads_shards_in(folders: Sequence[Path], trained: TrainedEncoder) -> bool:
+    """Whether a row's encoder is trained on the shards of the source, which is looked for in `folders`: the
+    preset names none of its own, or some that lie there."""
+    own = merged({"stream": {"sources": None}}, trained.settings)["stream"]
+    if not isinstance(own, Mapping) or own["sources"] is None:  # what is no section is refused by the plan
+        return True
+    shards = [ROOT / str(each.get("shards")) for each in own["sources"] if isinstance(each, Mapping)]
+    return any(each.is_relative_to(folder) for each in shards for folder in folders)
 
 
 def _files(places: Mapping[str, Path]) -> list[Path]:

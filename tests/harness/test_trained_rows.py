@@ -115,6 +115,19 @@ def test_the_presets_values_go_over_the_recipes(data_root):
     assert last.config.stream.sources[0].shards == "s3://bucket/{0..9}.tar"
 
 
+@pytest.mark.parametrize(("place", "is_asked"), [
+    ("s3://bucket/{0..9}.tar", False), ("data/recap-datacomp/train/*.tar", True), ("other/*.tar", False),
+])  # fmt: skip
+def test_shards_to_train_on_are_looked_for_where_the_preset_says(data_root, capsys, place, is_asked):
+    place = place if "://" in place else f"{data_root.parent}/{place}"
+    own = f"trained.ov3-own.settings.stream.sources=[{{shards: '{place}'}}]"
+    options, preset = parse([f"data_root={data_root}", "preset=paper", ROWS, own])
+    with pytest.raises(ConfigError, match="sources missing or wrong"):
+        look_at_sources(options, preset, Console())
+    missing = "train" if is_asked else "held_out/val"
+    assert f"has no shards (*.tar) in {missing}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("word", "said"), [
     ("trained.ov3-own.generation=finetune_265", r"phase 'finetune_265'.*finetune_256"),
     ("trained.ov3-own.phases.pretrain_182.epochs=1", r"phase 'pretrain_182'.*pretrain_128"),
