@@ -21,6 +21,7 @@ from rae_bridge.shapes import DiTConfig
 from rae_bridge.weights_folder import (
     CHECKPOINT,
     KEPT,
+    STATISTICS_FILE,
     WEIGHTS,
     WeightsFolder,
     alike,
@@ -82,6 +83,15 @@ def _check_settings(config: TrainDiTConfig, folder: Path) -> None:
         )
 
 
+def kept_statistics(out_dir: Path) -> LatentStatistics | None:
+    """Those that the training in this folder has, once there is a checkpoint to go on from: it then needs
+    neither `init` nor a second measurement. None: there is none yet."""
+    path = out_dir / STATISTICS_FILE
+    if checkpoint.newest(out_dir / CHECKPOINT) is None or not path.is_file():
+        return None
+    return LatentStatistics.load(path)
+
+
 @dataclass(slots=True)
 class Run:
     """What a checkpoint holds. The schedule, batches, times and noise are functions of the step."""
@@ -123,6 +133,18 @@ class Run:
             model.load_state_dict(start.weights.weights())
         return 0, 0.0
 
+    def check_keep_steps(self, first_step: int) -> None:
+        """Raises: ValueError if a step of `keep_steps` lies behind, and neither this folder nor the one that
+        goes on in it kept its weights."""
+        places = [self.out_dir / KEPT] + ([ROOT / self.config.init / KEPT] if self.config.init else [])
+        behind = [step for step in self.config.keep_steps if step <= first_step]
+        lost = [step for step in behind if not any(_kept(place, step).is_dir() for place in places)]
+        if lost:
+            raise ValueError(
+                f"keep_steps {lost} lie behind: the training goes on from step {first_step} and no {KEPT}/ "
+                "has their weights; leave them out"
+            )
+
     def _load(self, path: Path) -> tuple[int, float]:
         state = checkpoint.load(path)
         self.finite.skipped = state.get("skipped", 0)
@@ -140,6 +162,10 @@ class Run:
 
     def write_weights(self, step: int, folder: Path | None = None) -> None:
         """Write the averaged model as it is after `step` steps: into `folder`, or into `kept`."""
-        folder = folder or self.out_dir / KEPT / f"step_{step:08}"
+        folder = folder or _kept(self.out_dir / KEPT, step)
         about = {"shift": self.shift, "tokens": self.tokens, "step": step}
         write_weights(folder, self.averaged, self.statistics, **about)
+
+
+def _kept(place: Path, step: int) -> Path:
+    return place / f"step_{step:08}"

@@ -1,8 +1,9 @@
-"""Stage: train a diffusion transformer by flow matching on the cached tokens of a frozen encoder.
+"""Stage: train a diffusion transformer by flow matching on the tokens of a frozen encoder, kept or live.
 
 `python -m rae_bridge.train <config.yaml> <out_dir>` (several processes: `accelerate launch -m
 rae_bridge.train ...`) writes out_dir/weights (`rae_bridge.weights_folder` says what is in it), and
-out_dir/kept/step_NNNNNNNN of the same kind after each of `keep_steps`.
+out_dir/kept/step_NNNNNNNN of the same kind after each of `keep_steps`. out_dir/latent_stats.pt keeps the
+statistics for a run that goes on.
 
 Source: RAE (arXiv:2510.11690, Sec. 4-5; src/train.py at a4d18c4). Deviations: labels are dropped, and times
 and noise drawn, from generators that depend on seed, step and row alone: a run repeats, resumes to the
@@ -38,9 +39,9 @@ from rae_bridge.held_out import Tokens, check_classes, losses_at_the_end, open_h
 from rae_bridge.latents import LatentStatistics, open_latents
 from rae_bridge.live import LiveTokens
 from rae_bridge.online import Watch
-from rae_bridge.run import Run, Start
+from rae_bridge.run import Run, Start, kept_statistics
 from rae_bridge.shapes import DiTConfig
-from rae_bridge.weights_folder import WEIGHTS
+from rae_bridge.weights_folder import STATISTICS_FILE, WEIGHTS
 
 
 def accumulate_gradients(
@@ -177,9 +178,12 @@ def train(config: TrainDiTConfig, out_dir: Path) -> dict:
     cache = open_tokens(config, ranks.device)
     check_classes(config.num_classes, cache)
     held_out = open_held_out(config, cache)
-    start = Start.open(config, shape_of(config, cache), cache.origin)
+    kept = kept_statistics(out_dir)
+    start = None if kept is not None else Start.open(config, shape_of(config, cache), cache.origin)
     journal = Journal(out_dir, config.trackers, config, is_main=ranks.is_main)
-    statistics = choose_statistics(config, cache, start)
+    statistics = kept or choose_statistics(config, cache, start)
+    if kept is None and ranks.is_main:
+        statistics.save(out_dir / STATISTICS_FILE)
     shift = training_shift(cache.width * cache.side**2) if config.shift is None else config.shift
     normalise = statistics.to(ranks.device).normalise
 
@@ -192,6 +196,7 @@ def train(config: TrainDiTConfig, out_dir: Path) -> dict:
 
     # ---- resume
     first_step, seconds = run.resume(start)
+    run.check_keep_steps(first_step)
     started = time.monotonic() - seconds
     model = ranks.wrap(model)
 

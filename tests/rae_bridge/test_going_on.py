@@ -1,6 +1,7 @@
 """Where a training of a DiT begins, what it keeps and shows on the way, and which guides may guide it."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -91,6 +92,31 @@ def test_from_a_weights_folder_the_averages_begin_anew(config, tmp_path):
         LatentStatistics.load(tmp_path / name / "weights" / "latent_stats.pt") for name in ("first", "second")
     ]
     assert torch.equal(statistics[0].var, statistics[1].var)
+
+
+def test_once_it_has_a_checkpoint_it_needs_what_it_began_from_no_more(config, tmp_path):
+    LatentStatistics(None, torch.full((48, 2, 2), 9.0)).save(tmp_path / "other.pt")
+    scaled = replace(config, statistics=str(tmp_path / "other.pt"))
+    whole = train(scaled, tmp_path / "whole")
+    train(replace(scaled, num_steps=3), tmp_path / "first")
+    rest = replace(config, init=str(tmp_path / "first"))
+    train(replace(rest, num_steps=4), tmp_path / "rest")
+    shutil.rmtree(tmp_path / "first")
+    assert stage.train(rest, tmp_path / "rest")["loss"] == whole["loss"]
+    with pytest.raises(FileNotFoundError):
+        train(rest, tmp_path / "new")
+
+
+def test_weights_of_a_step_that_lies_behind_are_kept_already_or_refused(config, tmp_path):
+    train(replace(config, num_steps=3, keep_steps=(2,)), tmp_path / "first")
+    refused = r"keep_steps \[1, 3\] lie behind: the training goes on from step 3 .*leave them out"
+    with pytest.raises(ValueError, match=refused):
+        stage.train(replace(config, keep_steps=(1, 2, 3, 4)), tmp_path / "first")
+    on = replace(config, init=str(tmp_path / "first"))
+    with pytest.raises(ValueError, match=r"keep_steps \[1\] lie behind"):
+        train(replace(on, keep_steps=(1, 4)), tmp_path / "refused")
+    train(replace(on, keep_steps=(2, 4)), tmp_path / "rest")
+    assert [path.name for path in (tmp_path / "rest" / "kept").iterdir()] == ["step_00000004"]
 
 
 def test_what_does_not_fit_is_no_beginning(config, tmp_path):
