@@ -88,9 +88,7 @@ def build_student(config: DistillConfig, teacher: DiTDH, teacher_hash: str) -> D
     torch.manual_seed(config.seed)
     shape = teacher.config
     if config.method == "tmd":
-        student = TransitionDiT(
-            TransitionShape(**dataclasses.asdict(shape), fusion=config.fusion, anchor=config.anchor)
-        )
+        student = TransitionDiT(TransitionShape(**dataclasses.asdict(shape), **config.of_head))
     else:
         student = (MeanFlowDiT if config.method == "meanflow" else build_dit)(shape)
     start_from(student, teacher.state_dict())

@@ -90,8 +90,9 @@ class DistillConfig:
     inner_shift: float | None = None  # of the inner grid; None: the teacher's; TMD: 10
     guidance: float = 1.0  # cfg's scale, distilled in: TMD 3 in stage 1, 5 in stage 2
     class_dropout_prob: float = 0.1  # of stage 1
-    fusion: Literal["gated", "concat"] = "gated"  # of stage 1 of tmd, as the next
-    anchor: Literal["state", "noise"] = "state"  # see `rae_bridge.transition.mean_velocity`
+    # Of stage 1 of tmd alone, as in `rae_bridge.shapes.TransitionShape`; None: its defaults, gated and state
+    fusion: Literal["gated", "concat"] | None = None
+    anchor: Literal["state", "noise"] | None = None
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     distribution: DistributionConfig = field(default_factory=DistributionConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=3e-5, warmup_steps=0))
@@ -125,6 +126,9 @@ class DistillConfig:
                 else "starts from the teacher"
             )
             raise ValueError(f"stage {self.stage} of {self.method} {has}; got student={self.student}")
+        if self.of_head and (self.method, self.stage) != ("tmd", 1):
+            which = "stage 2 of tmd takes those of its stage 1" if is_second else f"{self.method} has none"
+            raise ValueError(f"{self.of_head} is of stage 1 of tmd: {which}; leave it out")
         if self.steps < 1 or self.inner_steps < 1:
             raise ValueError(f"steps {self.steps} and inner_steps {self.inner_steps} must be 1 or more")
         if self.method != "tmd" and self.inner_steps > 1:
@@ -137,6 +141,12 @@ class DistillConfig:
             raise ValueError(f"guidance {self.guidance} must be 1 (none) or more")
         if self.ema_share is not None and not 1 <= self.ema_share * self.num_steps <= self.num_steps:
             raise ValueError(f"ema_share {self.ema_share} must span 1 step to all {self.num_steps}")
+
+    @property
+    def of_head(self) -> dict[str, str]:
+        """How tmd's head sees the inner flow, as far as it is given: fields of a `TransitionShape`."""
+        given = {"fusion": self.fusion, "anchor": self.anchor}
+        return {name: each for name, each in given.items() if each is not None}
 
     @property
     def average_decay(self) -> float:

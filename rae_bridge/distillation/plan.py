@@ -89,12 +89,19 @@ def second_stage_flops(config: DistillConfig, backbone: float, head: float) -> f
     return about.critic_steps * critic + 3 * student + whole + teacher + 2 * backbone * is_judged
 
 
+def transition_shape(config: DistillConfig, teacher: DiTConfig) -> TransitionShape:
+    """That of tmd's student: by the folder of its stage 1, before that one is there by the config."""
+    if config.student is not None and (ROOT / config.student / CONFIG_FILE).is_file():
+        return load(TransitionShape, read_config(config.student)["shape"], name=config.student)
+    return TransitionShape(**dataclasses.asdict(teacher), **config.of_head)
+
+
 def num_parameters(config: DistillConfig, shape: DiTConfig) -> tuple[float, float]:
     """Of the student, and of the teacher."""
     with torch.device("meta"):
         teacher = student = build_dit(shape)
         if config.method == "tmd":
-            student = TransitionDiT(TransitionShape(**dataclasses.asdict(shape), fusion=config.fusion))
+            student = TransitionDiT(transition_shape(config, shape))
     return tuple(float(sum(each.numel() for each in model.parameters())) for model in (student, teacher))
 
 

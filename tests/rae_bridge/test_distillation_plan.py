@@ -1,6 +1,7 @@
 """What a distillation may be asked for, when it stops, what it takes: config, stop rule, plan, recipes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,6 +84,9 @@ def test_the_largest_norm_is_of_all_steps_not_of_those_that_are_kept():
         ({"student": "b"}, "starts from the teacher"),
         ({"method": "dmd2", "stage": 2, "student": "b"}, "starts from the teacher"),
         ({"method": "meanflow", "inner_steps": 2}, "has no inner flow"),
+        ({"method": "meanflow", "anchor": "noise"}, "is of stage 1 of tmd: meanflow has none"),
+        ({"method": "dmd2", "stage": 2, "fusion": "gated"}, "dmd2 has none"),
+        ({"stage": 2, "student": "b", "fusion": "concat"}, "tmd takes those of its stage 1"),
         ({"steps": 0}, "must be 1 or more"),
         ({"guidance": 0.5}, "guidance 0.5"),
         ({"matching": MatchingConfig(warmup_steps=11)}, "more than num_steps"),
@@ -162,6 +166,14 @@ def test_the_plan_counts_the_flops_and_batches_of_a_step(method, stage, values):
     found = counted(lambda: run.step(0, read, FiniteSteps()))
     assert run.num_batches == plan.num_batches(config) and next(read, None) is None
     assert plan.step_flops(config, DiTConfig(**SHAPE)) * 4 == pytest.approx(found, rel=0.08)
+
+
+def test_a_second_stage_is_as_large_as_its_first_made_it(tmp_path):
+    of = lambda config: plan.num_parameters(config, DiTConfig(**SHAPE))[0]  # noqa: E731
+    TransitionDiT(TransitionShape(**SHAPE, fusion="concat")).save_pretrained(tmp_path / "one")
+    first, usual = of(config_of(fusion="concat")), of(config_of())
+    later = config_of("tmd", 2), replace(config_of("tmd", 2), student=str(tmp_path / "one"))
+    assert first != usual and [of(each) for each in later] == [usual, first]
 
 
 def test_the_plan_mixes_steps_of_the_warm_up_with_the_others():
