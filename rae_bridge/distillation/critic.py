@@ -128,7 +128,8 @@ class Critics:
             fake = clean(fixed, t, self.fake.module(fixed, t, y))
         real = clean(fixed, t, self.teacher.velocity(fixed, t, y))
         loss = matching_loss(latents, matching_gradient(fake, real, latents.detach(), about.normaliser))
-        parts = {"score_gap": (fake - real).square().mean()}  # the loss itself is a constant by its making
+        # The loss is of the difference over its own size, and so says nothing of how large that is
+        parts = {"score_gap": (fake - real).square().mean()}
         if "discriminator" in self.learners:
             heads = self.learners["discriminator"].module.requires_grad_(False)
             parts["gan_loss"] = generator_loss(heads(self.teacher.features(x_t, t, y, self.taps)))
