@@ -25,7 +25,7 @@ from harness.metrics.inception_score import inception_score
 from harness.metrics.kid import kernel_distance
 from harness.metrics.picture_sets import check_sets
 from harness.metrics.precision_recall import precision_recall
-from harness.metrics.token_distance import relative_token_distance
+from harness.metrics.token_distance import Rows, relative_token_distance
 
 _BATCH_SIZE = 100  # pictures that PSNR and SSIM hold in float64 at a time
 _NUM_CHUNKS = 10  # of the Inception score
@@ -91,7 +91,7 @@ def class_accuracy(features: Tensor, labels: Tensor, real: Tensor, real_labels: 
     return Metric(value=value, stderr=stderr, unit="%", higher_is_better=True, num_samples=num)
 
 
-def token_metric(tokens: Tensor, real: Tensor) -> dict[str, dict]:
+def token_metric(tokens: Rows, real: Rows) -> dict[str, dict]:
     """How far tokens (M F) are from real ones (R F), as plain values by key."""
     value = relative_token_distance(tokens, real)
     metric = Metric(value=value, unit="", higher_is_better=False, num_samples=len(tokens))

@@ -28,7 +28,7 @@ from harness.metrics.numbers import (
 )
 from harness.metrics.picture_sets import read_labels, read_pictures
 from harness.metrics.reference import published, read_reference
-from harness.metrics.token_distance import flat_tokens_of
+from harness.metrics.token_distance import FlatTokens
 
 
 def run(config: ScoreConfig, out_dir: Path) -> dict:
@@ -88,7 +88,7 @@ def _token_metrics(config: ScoreConfig, num_pictures: int) -> dict[str, dict]:
     if config.tokens is None or config.real_tokens is None:
         return {}
     ours, real = (TokenStore(ROOT / folder) for folder in (config.tokens, config.real_tokens))
-    return token_metric(flat_tokens_of(ours, config.tokens_first, num_pictures), flat_tokens_of(real))
+    return token_metric(FlatTokens.of(ours, config.tokens_first, num_pictures), FlatTokens.of(real))
 
 
 def resized(pictures: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -2,6 +2,10 @@
 the tokens changes. Letters: M pictures, N tokens a picture, D width, F = N D, P directions.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,12 +14,37 @@ from encoder.metrics.frechet import Moments, frechet_distance
 from encoder.token_store import TokenStore
 
 NUM_DIRECTIONS = 256
-_FIT = 2000  # real pictures that the directions are found with
-_CHUNK = 512  # pictures in float64 at a time
+_FIT = 2000  # real pictures that the directions are found with, drawn from all: a set may be sorted
+_FIT_SEED = 0
+_CHUNK = 128  # pictures in float64 at a time
 _LEAST_STD = 1e-9  # of a number, relative to its mean: less is rounding
 
 
-def relative_token_distance(tokens: Tensor, real: Tensor, *, num_directions: int = NUM_DIRECTIONS) -> float:
+@dataclass(frozen=True, slots=True)
+class FlatTokens:
+    """Tokens of `num_pictures` pictures of a store from the `first` on, as rows (M F), read as wanted."""
+
+    store: TokenStore
+    first: int
+    num_pictures: int
+
+    @classmethod
+    def of(cls, store: TokenStore, first: int = 0, count: int | None = None) -> "FlatTokens":
+        """Those of `count` pictures, or of as many as there are."""
+        held = max(0, len(store) - first)
+        return cls(store, first, held if count is None else min(count, held))
+
+    def __len__(self) -> int:
+        return self.num_pictures
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return self.store.rows(self.first + rows).flatten(1)
+
+
+Rows = Tensor | FlatTokens
+
+
+def relative_token_distance(tokens: Rows, real: Rows, *, num_directions: int = NUM_DIRECTIONS) -> float:
     """The Frechet distance of `tokens` (M F) to `real` ones (R F) over the variance of the real ones.
 
     Both are standardised by the real ones' mean and deviation, number by number, and projected to the
@@ -28,36 +57,35 @@ def relative_token_distance(tokens: Tensor, real: Tensor, *, num_directions: int
         ValueError: a row is not finite, the widths differ, there are fewer than two pictures in a set, or the
             real ones are all the same.
     """
-    check_features(tokens, "generated tokens", least=2)
-    check_features(real, "real tokens", least=2)
-    check_widths(tokens, real)
+    sets = {"generated tokens": tokens, "real tokens": real}
+    firsts = [rows[torch.arange(min(2, len(rows)))] for rows in sets.values()]
+    for what, first in zip(sets, firsts, strict=True):
+        check_features(first, what, least=2)
+    check_widths(*firsts)
     mean, std = _mean_and_deviation(real)
-    directions = _leading_directions((real[:_FIT].double() - mean) / std, num_directions)
-    ours, theirs = (_moments(each, mean, std, directions) for each in (tokens, real))
-    covariance = theirs.covariance().numpy()
+    drawn = torch.randperm(len(real), generator=torch.Generator().manual_seed(_FIT_SEED))[:_FIT]
+    directions = _leading_directions((real[drawn.sort().values].double() - mean) / std, num_directions)
+    ours, theirs = (_moments(rows, what, mean, std, directions) for what, rows in sets.items())
+    covariance = _covariance(theirs)
     variance = float(covariance.trace())
     if not variance > 0:
         raise ValueError("the real tokens are the same for every picture: no distance is relative to them")
-    distance = frechet_distance(
-        ours.mean().numpy(), ours.covariance().numpy(), theirs.mean().numpy(), covariance
-    )
+    distance = frechet_distance(ours.mean().numpy(), _covariance(ours), theirs.mean().numpy(), covariance)
     return distance / variance
 
 
-def flat_tokens_of(store: TokenStore, first: int = 0, count: int | None = None) -> Tensor:
-    """Tokens of `count` pictures from the `first` on, as rows (M F), as stored."""
-    stop = len(store) if count is None else min(first + count, len(store))
-    return store.rows(torch.arange(first, stop)).flatten(1)
+def _chunks(rows: Rows, what: str) -> Iterator[Tensor]:
+    """The rows a few at a time, in float64; refuses those that are not finite."""
+    for indices in torch.arange(len(rows)).split(_CHUNK):
+        part = rows[indices]
+        check_features(part, what, first=int(indices[0]))
+        yield part.double()
 
 
-def _mean_and_deviation(real: Tensor) -> tuple[Tensor, Tensor]:
+def _mean_and_deviation(real: Rows) -> tuple[Tensor, Tensor]:
     """Of each number, F each; a number that never changes is left at its own scale."""
-    total, squares = torch.zeros(2, real.shape[1], dtype=torch.float64)
-    for rows in real.split(_CHUNK):
-        total += rows.double().sum(dim=0)
-    mean = total / len(real)
-    for rows in real.split(_CHUNK):
-        squares += (rows.double() - mean).square().sum(dim=0)
+    mean = sum(part.sum(dim=0) for part in _chunks(real, "real tokens")) / len(real)
+    squares = sum((part - mean).square().sum(dim=0) for part in _chunks(real, "real tokens"))
     std = (squares / len(real)).sqrt()
     return mean, torch.where(std > _LEAST_STD * mean.abs(), std, 1.0)
 
@@ -74,8 +102,15 @@ def _leading_directions(rows: Tensor, num_directions: int) -> Tensor:
     return torch.linalg.qr(rows.T @ vectors[:, -num_directions:][:, kept]).Q
 
 
-def _moments(tokens: Tensor, mean: Tensor, std: Tensor, directions: Tensor) -> Moments:
+def _covariance(moments: Moments) -> np.ndarray:
+    """P P; where a direction never changes, rounding can leave its variance below zero."""
+    covariance = moments.covariance()
+    covariance.diagonal().clamp_(min=0)
+    return covariance.numpy()
+
+
+def _moments(tokens: Rows, what: str, mean: Tensor, std: Tensor, directions: Tensor) -> Moments:
     moments = Moments.empty(directions.shape[1])
-    for rows in tokens.split(_CHUNK):
-        moments.update(((rows.double() - mean) / std) @ directions)
+    for part in _chunks(tokens, what):
+        moments.update(((part - mean) / std) @ directions)
     return moments

@@ -5,9 +5,11 @@ import pytest
 import scipy.linalg
 import torch
 
+from encoder.token_store import Encoded, TokenStore, TokenWriter
+from harness.metrics import token_distance
 from harness.metrics.config import ReferenceConfig, keys_of
 from harness.metrics.numbers import class_accuracy, token_metric
-from harness.metrics.token_distance import relative_token_distance
+from harness.metrics.token_distance import FlatTokens, relative_token_distance
 
 
 def drawn(num, width, seed):
@@ -62,6 +64,36 @@ def test_with_more_numbers_than_pictures_the_leading_directions_count():
     other = drawn(80, 4, 5) @ drawn(4, 500, 6) + wide * drawn(80, 500, 7)
     near, far = (relative_token_distance(each, real, num_directions=4) for each in (same, other))
     assert near < 0.2 and far > 5 * near
+
+
+def test_directions_are_those_of_all_real_pictures_though_they_are_sorted(monkeypatch):
+    monkeypatch.setattr(token_distance, "_FIT", 60)
+    real = 0.1 * drawn(400, 40, 0)
+    real[:200, :10] += 5 * drawn(200, 1, 1)  # in the first class ten numbers change together,
+    real[200:, 10:20] += 5 * drawn(200, 1, 2)  # in the second another ten
+    lost = real.clone()
+    lost[:, 10:20] = real[:, 10:20].mean(0)
+    # standardised, each ten are one direction of variance 10: half of what there is is lost
+    assert relative_token_distance(lost, real, num_directions=2) == pytest.approx(0.5, abs=0.02)
+
+
+def test_tokens_of_a_store_are_read_in_parts_and_count_as_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(token_distance, "_CHUNK", 7)
+    tokens = drawn(50, 24, 0).float().reshape(50, 4, 6)
+    about = {"encoder": "e", "features": {}, "fingerprint": "f", "grid": [2, 2], "width": 6,
+             "can_decode": True, "dtype": "float32", "flips": False}  # fmt: skip
+    writer = TokenWriter(tmp_path, about, ["a", "b"])
+    for number, rows in enumerate((slice(0, 20), slice(20, 50))):
+        keys = [f"p{i}" for i in range(50)[rows]]
+        labels = torch.zeros(len(keys), dtype=torch.long)
+        writer.write(number, Encoded(keys=keys, tokens=tokens[rows], flipped=None, labels=labels))
+    writer.finish(0.0)
+    store, flat = TokenStore(tmp_path), tokens.flatten(1)
+    part, real = FlatTokens.of(store, 15, 10), FlatTokens.of(store)
+    assert (len(part), len(real), len(FlatTokens.of(store, 45, 10))) == (10, 50, 5)
+    found = relative_token_distance(part, real)
+    assert found == pytest.approx(relative_token_distance(flat[15:25], flat), rel=1e-12)
+    assert found == pytest.approx(textbook(flat[15:25].double(), flat.double()), rel=1e-6)
 
 
 def test_a_number_that_never_changes_in_real_tokens_is_no_error():
