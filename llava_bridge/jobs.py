@@ -42,15 +42,20 @@ def jobs(config: EvaluateConfig, customs: Sequence[CustomTask], folder: Path, sc
 
 def run_jobs(wanted: Sequence[Job], scores: Scores) -> dict[str, str]:
     """Run those that have no scores yet, one by one; returns {metric key: reason} of those that could not
-    run."""
+    run. Every process of a launch calls: what fails in one has failed in all."""
+    from encoder.runtime.distributed import end_together, from_first
+
     not_run: dict[str, str] = {}
-    for job in wanted:
-        if job.name in scores:
-            continue
+    known = from_first([job.name for job in wanted if job.name in scores])
+    for job in (job for job in wanted if job.name not in known):
+        fault = None
         try:
             metrics, rows = job.run()
         except Exception as error:  # of any kind: the reason stands in the result, the others go on
-            not_run |= dict.fromkeys(job.keys, reason(error))
+            fault = reason(error)
+        fault = end_together(job.name, fault)
+        if fault is not None:
+            not_run |= dict.fromkeys(job.keys, fault)
             continue
         scores.add(job.name, metrics, rows)
     return not_run

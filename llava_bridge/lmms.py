@@ -179,7 +179,8 @@ class LlavaLmms(lmms):
             self.report(done, len(requests))
             return given
 
-        parts = share_out(run, len(batches))
+        asked = f"{len(requests)} questions of {requests[0].args[4]}" if requests else "no questions"
+        parts = share_out(run, len(batches), asked)
         found = {row: each for (rows, _), part in zip(batches, parts, strict=True)
                  for row, each in zip(rows, part, strict=True)}  # fmt: skip
         return [found[row] for row in range(len(requests))]

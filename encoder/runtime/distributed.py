@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,14 +21,25 @@ def process_number() -> int:
     return dist.get_rank() if num_processes() > 1 else 0
 
 
-def share_out(do: Callable[[int], Any], number: int) -> list[Any]:
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a process brings where all meet: the work it is in, whether it has ended it, its values by number,
+    what failed."""
+
+    work: str
+    has_ended: bool
+    done: dict[int, Any]
+    fault: str | None
+
+
+def share_out(do: Callable[[int], Any], number: int, work: str = "") -> list[Any]:
     """[do(0), ..., do(number - 1)] in every process, each computed by one of them, in turns.
 
-    The values travel pickled: small tensors on the CPU, numbers.
+    The values travel pickled: small tensors on the CPU, numbers. work: a name for what is computed.
 
     Raises:
         Exception: what `do` raises; of several processes a RuntimeError in all, so that none waits for one
-            that failed.
+            that failed, here or outside (`end_together`), and none takes values of other work for its own.
     """
     world, own = num_processes(), process_number()
     if world == 1:
@@ -37,13 +49,50 @@ def share_out(do: Callable[[int], Any], number: int) -> list[Any]:
         for index in range(own, number, world):
             done[index] = do(index)
     except Exception as error:  # of any kind: it is raised below, everywhere
-        fault = f"process {own}: {type(error).__name__}: {error}"
-    parts: list[Any] = [None] * world
-    dist.all_gather_object(parts, (done, fault))
-    if faults := [fault for _, fault in parts if fault is not None]:
-        raise RuntimeError(faults[0])
-    done = {index: value for part, _ in parts for index, value in part.items()}
+        fault = f"{type(error).__name__}: {error}"
+    parts = _meet(_Part(work, False, done, fault))
+    for rank, part in enumerate(parts):
+        if part.fault is not None:
+            raise RuntimeError(f"process {rank}: {part.fault}")
+    if any(part.has_ended or part.work != work for part in parts):
+        raise RuntimeError(_parting(parts))
+    done = {index: value for part in parts for index, value in part.done.items()}
     return [done[index] for index in range(number)]
+
+
+def end_together(work: str, fault: str | None) -> str | None:
+    """Meet the others at the end of some work, in which each may have called `share_out`; returns why it
+    failed, the same in all: the first process's own fault, or another's; None: it went well everywhere.
+
+    fault: why it failed here. A process that ends early fails the others' calls of `share_out` until they
+        come here.
+    """
+    if num_processes() == 1:
+        return fault
+    while True:
+        parts = _meet(_Part(work, True, {}, fault))
+        if all(part.has_ended for part in parts):
+            break
+        fault = fault or _parting(parts)
+    for rank, part in enumerate(parts):
+        if part.fault is not None:
+            return f"process {rank}: {part.fault}" if rank else part.fault
+    return None if {part.work for part in parts} == {work} else _parting(parts)
+
+
+def _meet(own: _Part) -> list[_Part]:
+    parts: list[Any] = [None] * num_processes()
+    dist.all_gather_object(parts, own)
+    return parts
+
+
+def _parting(parts: list[_Part]) -> str:
+    """Processes that are not in the same work, in words."""
+    where = (
+        f"process {rank} {'has ended' if part.has_ended else 'is in'} '{part.work}'"
+        for rank, part in enumerate(parts)
+    )
+    return f"the processes went apart: {', '.join(where)}"
 
 
 def from_first(value: Any) -> Any:
