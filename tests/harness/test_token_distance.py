@@ -68,7 +68,7 @@ def test_with_more_numbers_than_pictures_the_leading_directions_count():
 
 def test_directions_are_those_of_all_real_pictures_though_they_are_sorted(monkeypatch):
     monkeypatch.setattr(token_distance, "_FIT", 60)
-    real = 0.1 * drawn(400, 40, 0)
+    real = 0.1 * drawn(400, 20, 0)
     real[:200, :10] += 5 * drawn(200, 1, 1)  # in the first class ten numbers change together,
     real[200:, 10:20] += 5 * drawn(200, 1, 2)  # in the second another ten
     lost = real.clone()
