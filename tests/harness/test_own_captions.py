@@ -114,7 +114,7 @@ def test_a_plan_has_no_estimates_for_other_pictures_or_another_language_model(fo
         return {stage.name: (stage.seconds, stage.disk_mb) for stage in chosen}
 
     preset = estimates()
-    assert all(min(pair) > 0 for pair in preset.values()) and len(preset) == 4
+    assert all(min(pair) > 0 for pair in preset.values()) and len(preset) == 5
     none = dict.fromkeys(preset, (0.0, 0.0))
     assert estimates(f"own_data.source={folder}") == none
     words = ["seconds.llava_instruct=3600", "disk_mb.llava_instruct=9000"]
@@ -122,7 +122,7 @@ def test_a_plan_has_no_estimates_for_other_pictures_or_another_language_model(fo
     assert given == none | {"llava_instruct": (3600.0, 9000.0)}
     shutil.copytree(ROOT / "weights/demo/llama", tmp_path / "llm")
     other = estimates(f"llava.language_model={tmp_path / 'llm'}")
-    assert other == none | {"tokens": preset["tokens"]}
+    assert other == none | {name: preset[name] for name in ("tokens", "probe")}
 
 
 def test_own_captions_go_through_the_understanding_suite_with_no_scenes(folder, tmp_path, monkeypatch):
@@ -136,15 +136,18 @@ def test_own_captions_go_through_the_understanding_suite_with_no_scenes(folder, 
     row = plan.rows[0]
     wanted = [stage for stage in graph if "blind" not in stage.label]
     monkeypatch.chdir(ROOT)
-    before = dict(os.environ)
+    before, results = dict(os.environ), {}
     for stage in wanted:
         stage.folder.mkdir(parents=True)
         module = importlib.import_module(stage.module)
         act = {"llava_bridge.train": "train", "llava_bridge.evaluate": "evaluate"}.get(stage.module, "run")
-        result = getattr(module, act)(stage.config, stage.folder)
+        results[stage.name] = getattr(module, act)(stage.config, stage.folder)
         for name in set(os.environ) - set(before):
             del os.environ[name]  # monkeypatch would set it again at the end
-    assert row.parts[0].keys == tuple(result["metrics"]) == ("Own-Captions",)
+    result, probe = results["llava_evaluate"], results["probe"]
+    assert (plan.rows[1].kind, plan.rows[1].parts[0].keys) == ("probe", tuple(probe["metrics"]))
+    assert probe["metrics"]["Own-Captions"]["num_samples"] == result["metrics"]["Own-Captions"]["num_samples"]
+    assert row.parts[0].keys == ("Own-Captions",) and "Own-Captions" in result["metrics"]
     lines = [json.loads(line) for line in row.parts[0].answers.read_text().splitlines()]
     assert result["metrics"]["Own-Captions"]["num_samples"] == len(lines) >= 4
     right = 100 * sum(line["is_correct"] for line in lines) / len(lines)
