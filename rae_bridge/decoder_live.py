@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from encoder.data.picture_set import PictureSet, Split, open_pictures
+from encoder.data.picture_set import Split, open_pictures
 from encoder.frozen import FrozenEncoder
 from encoder.runtime import checkpoint
 from encoder.runtime.config import ROOT
 from rae_bridge.config import LivePicturesConfig, TrainDecoderConfig
 from rae_bridge.live import encode_images
+from rae_bridge.readable import ReadablePictures
 
 
 def draw_cuts(config: TrainDecoderConfig, step: int) -> Tensor:
@@ -29,14 +30,12 @@ def draw_cuts(config: TrainDecoderConfig, step: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class LiveSplit:
-    """The first `limit` pictures of a set and a frozen encoder."""
+    """The pictures of a set and a frozen encoder."""
 
-    pictures: PictureSet
-    limit: int | None
+    pictures: ReadablePictures
     encoder: FrozenEncoder
     size: int  # S
     config: LivePicturesConfig
-    pool: ThreadPoolExecutor  # reads and decodes
 
     @staticmethod
     def open(
@@ -49,20 +48,21 @@ class LiveSplit:
         """
         live, size = config.live, config.image_size or encoder.image_size
         pictures = open_pictures(ROOT / config.data, split, cache=ROOT / live.picture_cache)
-        return LiveSplit(pictures, limit, encoder, size, live, ThreadPoolExecutor(live.num_threads))
+        readable = ReadablePictures(pictures, limit, ThreadPoolExecutor(live.num_threads))
+        return LiveSplit(readable, encoder, size, live)
 
     def __len__(self) -> int:
-        return len(range(len(self.pictures))[: self.limit])
+        return len(self.pictures)
 
     def rows(self, indices: Tensor, cuts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Tokens (B N D, fp32, on the encoder's device) and pictures (B S S 3, uint8) at `indices` (B,), cut
         as `cuts` (B 3) and the config say; None: as ADM cuts ImageNet.
 
         Raises:
-            ValueError: a picture cannot be decoded, by name.
+            ValueError: as `ReadablePictures.images`.
         """
         places = cuts[:, :2] if cuts is not None and self.config.crop == "random" else None
-        images = self.pictures.images(indices.tolist(), self.size, self.pool, places)
+        images = self.pictures.images(indices, self.size, places)
         if cuts is not None and self.config.flip:
             images = torch.where(cuts[:, 2, None, None, None] < 0.5, images.flip(2), images)
         return encode_images(self.encoder, images, self.config.encode_batch_size), images

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from encoder.data.batch import to_pixels
-from encoder.data.picture_set import PictureSet, open_pictures
+from encoder.data.picture_set import open_pictures
 from encoder.frozen import FrozenEncoder
 from encoder.runtime import checkpoint
 from encoder.runtime.config import ROOT
@@ -22,16 +22,16 @@ from encoder.token_store import StreamingMoments
 from rae_bridge.codec import load_for_generation, origin_of
 from rae_bridge.config import PicturesConfig
 from rae_bridge.latents import LatentStatistics, grid_side, to_latents
+from rae_bridge.readable import ReadablePictures
 
 
 @dataclass(frozen=True, slots=True)
 class LiveTokens:
     """A frozen encoder over a set of pictures, cut to squares."""
 
-    pictures: PictureSet
+    pictures: ReadablePictures
     encoder: FrozenEncoder
     image_size: int  # px on a side to which they are cut
-    pool: ThreadPoolExecutor  # reads and decodes
     num_for_statistics: int
     batch_size: int
 
@@ -47,9 +47,9 @@ class LiveTokens:
         encoder = load_for_generation(config.encoder, config.features, device)
         grid_side(encoder.num_tokens)
         pictures = open_pictures(ROOT / config.folder, config.split, cache=ROOT / config.picture_cache)
-        pool = ThreadPoolExecutor(config.num_threads)
+        readable = ReadablePictures(pictures, None, ThreadPoolExecutor(config.num_threads))
         sizes = {"num_for_statistics": config.num_for_statistics, "batch_size": config.encode_batch_size}
-        return LiveTokens(pictures, encoder, config.image_size or encoder.image_size, pool, **sizes)
+        return LiveTokens(readable, encoder, config.image_size or encoder.image_size, **sizes)
 
     @property
     def labels(self) -> Tensor:
@@ -72,20 +72,29 @@ class LiveTokens:
         return self.encoder.width
 
     def latents(self, indices: Tensor, is_flipped: Tensor | None = None) -> Tensor:
-        """Latents (B D h w, fp32, not normalised) of the pictures at `indices` (B,), mirrored where asked."""
-        images = self.pictures.images(indices.tolist(), self.image_size, self.pool)
+        """Latents (B D h w, fp32, not normalised) of the pictures at `indices` (B,), mirrored where asked.
+
+        Raises:
+            ValueError: as `ReadablePictures.images`.
+        """
+        images = self.pictures.images(indices, self.image_size)
         if is_flipped is not None:
             images = torch.where(is_flipped[:, None, None, None], images.flip(2), images)
         return to_latents(encode_images(self.encoder, images, self.batch_size), self.side)
 
     def statistics(self) -> LatentStatistics:
         """Statistics of `num_for_statistics` pictures and their mirror images, drawn once and for all; of all
-        pictures where there are no more."""
+        pictures where there are no more.
+
+        Raises:
+            TooManyBadSamples: over 1 % of them cannot be decoded.
+        """
         order = torch.randperm(len(self.labels), generator=checkpoint.step_generator(0, 0, "statistics"))
         moments = StreamingMoments()
         for indices in order[: self.num_for_statistics].split(self.batch_size):
             for flipped in (False, True):
                 moments.update(self.latents(indices, torch.full((len(indices),), flipped)).cpu())
+        self.pictures.account.finish()
         return LatentStatistics(moments.mean.float(), (moments.squares / moments.count).float())
 
 

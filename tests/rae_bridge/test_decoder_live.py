@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from encoder.data.account import TooManyBadSamples
 from encoder.data.batch import to_pixels
 from encoder.data.picture_set import centre_crop, place_crop
 from encoder.load import load_encoder
@@ -114,6 +115,29 @@ def test_wrong_input_is_refused_before_the_first_step(config, tmp_path, folder):
         replace(config, crop="centre")
     with pytest.raises(FileNotFoundError, match="no pictures of split test"):
         stage.train(replace(config, eval_split="test"), tmp_path)
-    files(folder, "train")[3].write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"picture n1/3\.png: not a picture"):
-        stage.train(config, tmp_path)
+
+
+def test_the_next_of_its_class_stands_for_a_picture_that_cannot_be_decoded(config, tmp_path, folder, caplog):
+    places = files(folder, "train")  # three classes of three
+    for i in (4, 5):
+        places[i].write_bytes(b"no picture")
+    split = LiveSplit.open(config, load_encoder(config.encoder), "train", None)
+    order, cuts = torch.tensor([4, 8, 5]), draw_cuts(config, 1)[:3]
+    _, images = split.rows(order, cuts)
+    for row, index in enumerate((3, 8, 3)):
+        square = place_crop(Image.open(places[index]), 8, cuts[row, :2].tolist())
+        assert np.array_equal(images[row], np.asarray(square))
+    account = split.pictures.account
+    assert (account.num_good, account.num_bad) == (3, 3)
+    assert [bad.name for bad in account.bad] == ["n1/4.png", "n1/5.png", "n1/5.png"]  # of 4 also 5 is tried
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    assert stage.train(config, tmp_path / "one") == stage.train(config, tmp_path / "two")
+    assert "skipped n1/5.png: not a picture" in caplog.text
+    with pytest.raises(TooManyBadSamples, match=r"pictures are unusable, more than the allowed 1\.00%: n1/"):
+        stage.train(replace(config, num_steps=60), tmp_path / "one")
+    places[3].write_bytes(b"no picture")
+    with pytest.raises(
+        ValueError, match=r"no picture of class 1 can be decoded, as n1/4\.png: not a picture"
+    ):
+        split.rows(order)

@@ -64,6 +64,16 @@ def test_statistics_are_those_of_the_pictures_and_their_mirror_images(folder, in
     assert not torch.equal(few.mean, statistics.mean)
 
 
+def test_too_many_that_cannot_be_decoded_are_refused_before_the_first_step(folder, invertible):
+    (folder / "train" / "n1" / "4.png").write_bytes(b"no picture")
+    live = LiveTokens.open(config(folder, invertible), "cpu")
+    index = live.pictures.pictures.names.index("n1/4.png")
+    stands_for_it = naive(folder, invertible, [index + 1], False)[0]  # the class has 1, 10, 4, 7
+    torch.testing.assert_close(live.latents(torch.tensor([index]))[0], stands_for_it)
+    with pytest.raises(ValueError, match=r"3 of 28 pictures are unusable.*n1/4\.png: not a picture"):
+        live.statistics()
+
+
 def test_a_dit_learns_from_live_tokens_and_resumes_to_the_bit(folder, invertible, tmp_path):
     def run(name: str, **changes) -> dict:
         (tmp_path / name).mkdir(exist_ok=True)
