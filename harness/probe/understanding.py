@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from encoder.data.options import ScenesConfig
 from encoder.data.scenes.compose import make_scene
 from encoder.data.scenes.scene import Scene
 from encoder.load import load_encoder
 from encoder.metrics.readout import ReadoutConfig
-from encoder.runtime.config import ROOT
+from encoder.runtime.config import ROOT, load
 from encoder.runtime.device import require_device
 from encoder.runtime.files import replacing
 from encoder.runtime.stage import main, progress
@@ -35,20 +36,23 @@ _LEAST = 20  # pictures to fit a probe to, so that some can choose
 
 
 def scenes_of(data: Path, keys: list[str]) -> list[Scene]:
-    """The scenes of pictures `images/<number>.png`, made again from the seed that card.json names.
+    """The scenes of pictures `images/<number>.png`, made again by the config in card.json.
 
     Raises:
+        ConfigError: that is no config of encoder.data.scenes.write.
         FileNotFoundError: the folder has no card.
         ValueError: a picture is no numbered scene.
     """
     path = data / "card.json"
     if not path.is_file():
         raise FileNotFoundError(f"{data} is no folder of encoder.data.scenes.write: no {path.name}")
-    config = json.loads(path.read_text())["config"]
+    config = load(ScenesConfig, json.loads(path.read_text())["config"], name=str(path))
     stems = [Path(key).stem for key in keys]
     if unknown := [stem for stem in stems if not stem.isdecimal()]:
         raise ValueError(f"{data}: picture {unknown[0]} is no numbered scene")
-    return [make_scene(config["seed"], int(stem), "train") for stem in stems]
+    return [
+        make_scene(config.seed, int(stem), "train", config.composition, config.held_out) for stem in stems
+    ]
 
 
 def captions_of(data: Path, keys: list[str]) -> list[str]:

@@ -1,14 +1,18 @@
 """A probe's readers: what they find where it is there, chance where it is not, and what they refuse."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional
 
+from encoder.data.options import HeldOut, ScenesConfig
 from encoder.data.scenes.compose import make_scene
 from encoder.data.scenes.questions import ANSWERS, facts
 from encoder.metrics.readout import ReadoutConfig
+from encoder.runtime.config import load, resolve
+from harness.config import parse
 from harness.probe.readers import CaptionReader, SceneReader, configs_of, flat_tokens
 from harness.probe.scene_facts import NUM_VALUES, facts_of
 from harness.probe.understanding import captions_of, scenes_of
@@ -94,8 +98,14 @@ def test_a_large_grid_is_averaged_and_a_small_one_left():
 def test_pictures_whose_truth_is_not_there_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no card\.json"):
         scenes_of(tmp_path, ["images/000000001.png"])
-    (tmp_path / "card.json").write_text(json.dumps({"config": {"seed": 4}}))
-    assert scenes_of(tmp_path, ["images/000000007.png"]) == [make_scene(4, 7, "train")]
+    shown = SCENES[0].items[0]
+    held_out = HeldOut(colors={shown.kind: [shown.color]})
+    config = replace(load(ScenesConfig, parse(["preset=demo"])[1].scenes), seed=6, held_out=held_out)
+    (tmp_path / "card.json").write_text(json.dumps({"config": resolve(config)}))
+    keys = [f"images/{number:09d}.png" for number in range(9)]
+    found = scenes_of(tmp_path, keys)
+    assert found == [make_scene(6, number, "train", held_out=held_out) for number in range(9)]
+    assert found[0] != SCENES[0]  # whose object is held out, so that another scene was drawn and written
     with pytest.raises(ValueError, match="picture cat is no numbered scene"):
         scenes_of(tmp_path, ["images/cat.png"])
     with pytest.raises(FileNotFoundError, match="no captions"):
