@@ -298,23 +298,17 @@ for name in sys.argv[2:]:
 
 
 def test_two_processes_learn_what_one_does(config, tmp_path):
+    """To rounding: gradients are summed in another order, and Adam divides by a gradient's own size, so that
+    where it is nothing but rounding a weight moves by up to the rate, anywhere."""
     few = {"num_steps": 2, "optim": OptimConfig(lr=1e-4, warmup_steps=0)}
-    chosen = {
-        name: replace(each, **few) for name, each in variants(config, tmp_path).items() if name != "dmd2"
-    }
+    chosen = {name: replace(each, **few) for name, each in variants(config, tmp_path).items()}
     for name, each in chosen.items():
         dump(each, tmp_path / f"{name}.yaml")
         run(each, tmp_path / f"{name} by one")
     (tmp_path / "program.py").write_text(PROGRAM)
-    words = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(tmp_path / "program.py"),
-    ]
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    together = [sys.executable, *words, str(tmp_path), *chosen]
+    together = [sys.executable, *words, str(tmp_path / "program.py"), str(tmp_path), *chosen]
     subprocess.run(together, env=environment, check=True, capture_output=True)
     for name in chosen:
         one, two = (
@@ -322,9 +316,10 @@ def test_two_processes_learn_what_one_does(config, tmp_path):
             for num in ("one", "two")
         )
         start = flat(TrainedFlow.load(config.teacher).model.state_dict())
-        moved = max(float((one[key] - start[key]).abs().max()) for key in start)
-        apart = max(float((one[key] - two[key]).abs().max()) for key in one)
-        assert moved > 1e-5 and apart < 0.05 * moved, name
+        moved = torch.cat([(one[key] - start[key]).abs().flatten() for key in start])
+        apart = torch.cat([(one[key] - two[key]).abs().flatten() for key in one])
+        assert moved.max() > 1e-5 and apart.mean() < 1e-4 * moved.mean(), name
+        assert apart.max() < 0.05 * moved.max(), name  # a weight whose gradient is rounding
 
 
 # ---- what is learnt: separated modes, where transitions beat a flow at few steps (arXiv:2512.12465)
