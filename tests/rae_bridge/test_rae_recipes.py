@@ -40,7 +40,6 @@ def test_the_decoder_is_raes_first_stage():
     assert (config.tau, config.noise, config.ema_decay, config.precision) == (0.8, "uniform", 0.9978, "fp32")
     assert config.optim.betas == (0.9, 0.95) and config.optim.weight_decay == 0
     assert config.optim.clip_norm is None
-    assert (config.live.crop, config.live.flip, config.image_size) == ("random", False, 256)
     adversarial = config.adversarial
     assert (adversarial.weight, adversarial.max_adaptive_weight, adversarial.lr) == (0.75, 1e4, 2e-4)
     assert adversarial.learns_from * config.num_steps == 6 * STEPS_OF_512
