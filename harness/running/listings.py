@@ -3,7 +3,7 @@ what comes with pictures: records, parquet, tars, weights. ImageNet and LLaVA ho
 
 A folder's part is remembered beside the runs, with the time at which a name in it last came or went. A plan
 trusts that time and looks at folders alone; a run looks at every file, so that it also sees a picture
-that was written over in its place. No time is part of a hash.
+that was written over in its place with another size. No time is part of a hash.
 """
 
 import json

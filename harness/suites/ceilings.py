@@ -11,7 +11,17 @@ from rae_bridge.config import DecodeConfig
 
 RECONSTRUCTIONS, DECODED = "reconstructions.npz", "decoded.npz"
 CEILING = "decoded real tokens"
-CEILING_REASON = "these are other pictures than those that are reconstructed: see the row of the encoder"
+_SOURCE = "tokens of real pictures that nobody compares with, decoded"
+_REASON = "these are other pictures than those that are reconstructed: see the row of the encoder"
+_PUBLISHED_SOURCE = "the reconstructions, scored like samples"
+_PUBLISHED_REASON = "these are the reconstructions themselves: see the row of the encoder"
+
+
+def ceiling_says(reference: Stage) -> tuple[str, str]:
+    """What a ceiling's pictures are, and why it has no numbers of reconstructions."""
+    if reference.config.statistics is not None:
+        return _PUBLISHED_SOURCE, _PUBLISHED_REASON
+    return _SOURCE, _REASON
 
 
 def add_ceiling(

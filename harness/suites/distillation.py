@@ -53,7 +53,9 @@ def plan(request: Request) -> SuitePlan:
     """
     sections = request.preset.distillation
     if sections is None:
-        raise ConfigError("this preset has no distillation section; suite=distillation runs with preset=demo")
+        raise ConfigError(
+            "this preset has no distillation section; suite=distillation runs with preset=demo or evening"
+        )
     encoder = _encoder(request)
     if encoder is None:  # other suites may have rows for such encoders
         return SuitePlan(suite=request.suite, rows=[], draw=lambda folder, board: [], check=_refuse)

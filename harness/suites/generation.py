@@ -27,7 +27,7 @@ from harness.metrics.config import (
     keys_of,
 )
 from harness.running.stages import Stage
-from harness.suites.ceilings import CEILING, CEILING_REASON, RECONSTRUCTIONS, add_ceiling
+from harness.suites.ceilings import CEILING, RECONSTRUCTIONS, add_ceiling, ceiling_says
 from harness.suites.released import describe
 from harness.suites.request import Request, SuitePlan
 from harness.suites.scoring import Tokens, add_score, add_stage, if_present
@@ -40,7 +40,7 @@ from harness.suites.shared import (
     trunk_to_train_with,
 )
 from harness.suites.sizes import add_count, check_sizes, says_how_small
-from harness.tables.result_files import Part, Row
+from harness.tables.result_files import SCENE_CENTRIC, Part, Row
 from rae_bridge.config import (
     GenerateConfig,
     ReconstructConfig,
@@ -51,7 +51,6 @@ from rae_bridge.config import (
 
 SAMPLES = "samples.npz"
 TOKENS = "tokens"  # folder of the samples' tokens, below their stage's
-SCENE_CENTRIC = "scene-centric/"  # before the keys of the second set of pictures
 TRAIN = "train"  # as an encoder's decoder: a pixel decoder is trained for it
 FLOOR = "real vs real"
 GUIDED_REASON = "guidance changes nothing in what is reconstructed: see the row without"
@@ -195,13 +194,14 @@ def _rows_of(request: Request, encoder: Encoder, yards: Sequence[Yard]) -> list[
                 undefined=dict.fromkeys(rebuilt, GUIDED_REASON),
             )
         )
+    what, reason = ceiling_says(yards[0].reference)
     rows.append(
         Row(
             encoder=f"{name}, {CEILING}",
             kind="ceiling",
-            source=f"{source}: tokens of real pictures that nobody compares with, decoded",
+            source=f"{source}: {what}",
             parts=tuple(ceiling),
-            undefined=dict.fromkeys(rebuilt, CEILING_REASON),
+            undefined=dict.fromkeys(rebuilt, reason),
         )
     )
     return rows

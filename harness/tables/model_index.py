@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from harness.tables.result_files import SCENE_CENTRIC
 from llava_bridge.benchmark_table import BENCHMARKS
 
 _OWNER = "lmms-lab-encoder"  # of the benchmarks' data sets on the hub
@@ -57,7 +58,7 @@ def model_index(name: str, numbers: Iterable[Shown]) -> list[dict[str, Any]]:
 
 def task_of(suite: str, key: str) -> dict[str, str]:
     """The task that a number is of."""
-    if suite == "generation" and _OF_RECONSTRUCTIONS.match(key):
+    if suite == "generation" and _OF_RECONSTRUCTIONS.match(key.removeprefix(SCENE_CENTRIC)):
         suite = "reconstruction"
     kind, name = _TASKS.get(suite, ("image-feature-extraction", f"suite {suite}"))
     return {"type": kind, "name": name}

@@ -22,6 +22,8 @@ from harness.running.stages import Stage
 
 Kind = Literal["measured", "blind", "floor", "probe", "ceiling", "published"]
 
+SCENE_CENTRIC = "scene-centric/"  # before the keys of a generation table's second set of pictures
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:

@@ -14,6 +14,7 @@ from harness.tables import model_card
 from harness.tables.model_index import Shown, data_set_of, metric_of, model_index, task_of
 from harness.tables.results_folder import RUN_CONFIG
 from harness.verify import verify
+from llava_bridge.benchmark_table import BENCHMARKS
 
 REAL = {"released": {"ov3-b": {}}}  # a preset on real sources
 OWN = {"own_data": {"source": "mine"}}
@@ -127,6 +128,9 @@ def test_a_folder_of_several_presets_or_without_its_config_is_refused(results, m
         ("generation", "rFID", REAL, "ILSVRC/imagenet-1k", "image-to-image", "fid"),
         ("generation", "gFID", REAL, "ILSVRC/imagenet-1k", "image-generation", "fid"),
         ("generation", "rFD-lite0", {}, "scenes", "image-to-image", "rfd_lite0"),
+        ("generation", "scene-centric/rFD-lite0", {}, "scenes", "image-to-image", "scene_centric_rfd_lite0"),
+        ("generation", "scene-centric/PSNR", {}, "scenes", "image-to-image", "scene_centric_psnr"),
+        ("generation", "scene-centric/gFD-lite0", {}, "scenes", "image-generation", "scene_centric_gfd"),
         ("generation", "IS", {}, "scenes", "image-generation", "inception_score"),
         ("generation", "LPIPS", {}, "scenes", "image-to-image", "lpips"),
     ],
@@ -135,7 +139,9 @@ def test_each_number_stands_under_its_task_and_data_set(suite, key, preset, data
     unit = {"score": "points", "acc": "%", "accuracy": "%", "f1": "%"}.get(metric, "")
     found = data_set_of(suite, key, {"reference": {"split": "val"}, **preset})
     assert found["type"] == data_set and found["name"]
-    assert found.get("split") == ("val" if suite == "generation" else found.get("split"))
+    splits = {each.data_set: each.split for each in BENCHMARKS.values()}
+    of_benchmark = splits.get(found["name"]) if preset is REAL else None
+    assert found.get("split") == ("val" if suite == "generation" else of_benchmark)
     assert task_of(suite, key)["type"].startswith(task)
     assert metric_of(key, unit).startswith(metric)
 

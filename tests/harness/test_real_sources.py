@@ -251,6 +251,11 @@ def test_a_guided_row_draws_with_what_the_same_grid_found(data_root):
     assert set(row.undefined) == set(rows["ov3-b"].parts[0].keys)
     assert "PSNR" not in row.parts[0].keys
     assert set(rows["real vs real"].undefined) == set(rows["ov3-b"].parts[0].keys)  # LPIPS too
+    ceiling = rows["ov3-b, decoded real tokens"]  # against published statistics the reconstructions serve
+    assert ceiling.source.endswith("the reconstructions, scored like samples")
+    assert set(ceiling.undefined.values()) == {
+        "these are the reconstructions themselves: see the row of the encoder"
+    }
     without = plan(data_root, "suite=generation", "rae.guided=null")
     names = [row.encoder for row in without.plans[0].rows if row.kind != "ceiling"]
     assert names == ["ov3-b", "clip-b", "real vs real"]
