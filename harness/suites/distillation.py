@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from encoder.runtime.config import ConfigError, choose
+from encoder.runtime.config import ROOT, ConfigError, choose
 from harness.config import DistillationSections, RaeSections, merged, stage_config
 from harness.encoders import Encoder
 from harness.metrics.config import PICTURES, keys_of
@@ -179,6 +179,7 @@ class Bench:
             label=f"{self.encoder.name}: {label}",
             inputs=[self.teacher, *self.teacher.inputs, *before],
             files=self.encoder.files,
+            pictures=[] if source.pictures is None else [ROOT / source.pictures.folder],
             seconds=request.seconds(f"rae_distill_{name}"),
         )
 

@@ -30,7 +30,7 @@ from harness.running.stages import Stage
 from harness.suites.ceilings import CEILING, RECONSTRUCTIONS, add_ceiling, ceiling_says
 from harness.suites.released import describe
 from harness.suites.request import Request, SuitePlan
-from harness.suites.scoring import Tokens, add_score, add_stage, if_present
+from harness.suites.scoring import Tokens, add_score, add_stage, if_present, trunk_of
 from harness.suites.shared import (
     Pictures,
     add_scenes,
@@ -225,9 +225,11 @@ def _with_decoder(request: Request, encoder: Encoder, pictures: Pictures) -> Enc
         data=pictures.folder,
         device=request.device,
     )
-    stage = add_stage(
-        request, encoder, "train_decoder", config, "pixel decoder", pictures.inputs, pictures.places
-    )
+    files = trunk_of(config.perceptual, config.perceptual_weight, config.lpips_trunk)
+    if config.adversarial is not None and config.adversarial.checkpoint not in (None, "random"):
+        files.append(ROOT / config.adversarial.checkpoint)
+    about = (pictures.inputs, pictures.places, files)
+    stage = add_stage(request, encoder, "train_decoder", config, "pixel decoder", *about)
     decoded = dataclasses.replace(encoder.config, decoder=str(stage.folder / "weights"))
     described = describe(request.graph, decoded, made_by=[*encoder.stages, stage])
     return dataclasses.replace(described, files=encoder.files)

@@ -1,10 +1,12 @@
 """Stages of the generation suite that every kind of row has: something of `rae_bridge`, then its scores."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from encoder.metrics import weights
+from encoder.runtime.config import ROOT
 from harness.config import stage_config
 from harness.encoders import Encoder
 from harness.metrics.config import PICTURES, ScoreConfig, keys_of, lpips_judge
@@ -38,6 +40,12 @@ def if_present(path: Path) -> list[Path]:
     return [path] if path.is_file() else []
 
 
+def trunk_of(perceptual: str, weight: float, trunk: str | None) -> list[Path]:
+    """LPIPS' trunk, where a training's loss has that term and says where the file lies."""
+    has_term = perceptual == "lpips" and weight > 0 and trunk is not None
+    return if_present(ROOT / trunk) if has_term else []
+
+
 def add_stage(
     request: Request,
     encoder: Encoder,
@@ -46,15 +54,17 @@ def add_stage(
     label: str,
     inputs: list[Stage],
     places: tuple[Path, ...] = (),
+    files: Sequence[Path] = (),
 ) -> Stage:
-    """A stage of `rae_bridge` that reads an encoder, what other stages made, and pictures at `places`."""
+    """A stage of `rae_bridge` that reads an encoder, what other stages made, pictures at `places`, and other
+    networks' files."""
     return request.graph.add(
         f"rae_{module}",
         f"rae_bridge.{module}",
         config,
         label=f"{encoder.name}: {label}",
         inputs=[*inputs, *encoder.stages],
-        files=encoder.files,
+        files=[*encoder.files, *files],
         pictures=places,
         seconds=request.seconds(f"rae_{module}"),
     )

@@ -17,6 +17,7 @@ from harness.config import TrainedEncoder, merged
 from harness.described import ENCODER_FILE
 from harness.encoders import Encoder
 from harness.running.stages import Graph, Stage
+from harness.suites.scoring import trunk_of
 from harness.suites.shared import trunk_to_train_with
 from harness.trained import TrainedConfig
 
@@ -108,4 +109,7 @@ def _add_phase(
         before = [_add_phase(graph, name, recipe, configs, init, files)]
         config = dataclasses.replace(config, init=str(before[0].folder))
     label = f"{name}: train, {phase}"
-    return graph.add("encoder_train", "encoder.train", config, label=label, inputs=before, files=files)
+    trunk = trunk_of(config.perceptual, config.objective.perceptual_weight, config.lpips_trunk)
+    return graph.add(
+        "encoder_train", "encoder.train", config, label=label, inputs=before, files=[*files, *trunk]
+    )

@@ -82,6 +82,18 @@ def test_each_suite_judges_its_phase_of_the_recipe_on_the_sources(data_root):
     assert not of_module(graph, "rae_bridge.train_decoder")  # it decodes itself
 
 
+def test_the_networks_that_it_is_trained_with_are_part_of_its_fingerprint(data_root):
+    trunk = data_root / "lpips" / "vgg16-397923af.pth"
+    before = of_module(plan(data_root, "suite=generation", ROWS), "encoder.train")
+    trunk.write_bytes(b"one")
+    graph = plan(data_root, "suite=generation", ROWS)
+    after = of_module(graph, "encoder.train")
+    assert [trunk in stage.files for stage in after] == [False, True]  # at 128 px there is no such term
+    assert before[0].fingerprint == after[0].fingerprint and before[1].fingerprint != after[1].fingerprint
+    (decoder,) = of_module(graph, "rae_bridge.train_decoder", "clip-b")
+    assert {trunk, data_root / SOURCES["dino"].places[0]} <= set(decoder.files)
+
+
 def test_its_row_stands_beside_the_others_with_the_same_keys(data_root):
     graph = plan(data_root, "suite=all", ROWS)
     for suite in graph.plans:
