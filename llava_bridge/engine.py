@@ -26,7 +26,7 @@ from transformers import Trainer
 from encoder.runtime.config import ROOT
 from encoder.runtime.stage import is_first_process
 
-COMPLETE = "COMPLETE"  # in a checkpoint whose every file was written: {processes, seconds}
+COMPLETE = "COMPLETE"  # in a checkpoint whose every file was written: {processes, seconds, data}
 _LONGEST_WAIT = timedelta(minutes=30)  # for the process that reads or converts; NCCL's own is 10
 _UNIVERSAL = "universal"  # in a checkpoint: the same state in whole tensors
 
@@ -103,6 +103,18 @@ class Mark:
 
     processes: int  # that wrote it
     seconds: float  # of training behind it, all attempts together
+    data: dict | None = None  # {num_samples, sha256} of what its steps were made of; None: nobody noted it
+
+    def check_data(self, data: dict, folder: Path) -> None:
+        """Raises: ValueError: a run goes on in `folder` with other data than its checkpoint's were."""
+        if self.data in (None, data):
+            return
+        raise ValueError(
+            f"{folder} was begun on other data: {self.data['num_samples']} samples, now "
+            f"{data['num_samples']}, or as many with other words or lengths; start again in another folder, "
+            "or bring records and pictures back to what they were (one that was mended or lost counts) and "
+            "delete records_cache"
+        )
 
 
 def read_mark(checkpoint: Path | None, num_processes: int) -> Mark:

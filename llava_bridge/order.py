@@ -1,6 +1,10 @@
 """In which order a run visits its samples: fixed before the first step, so that a resumed run sees what an
 uninterrupted one sees, on any number of processes."""
 
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,6 +47,13 @@ def training_order(
         shuffle = torch.randperm(len(batches), generator=step_generator(seed, i, "batches"))
         groups.append(batches[shuffle].flatten())
     return torch.cat(groups).tolist()
+
+
+def describe_steps(order: Sequence[int], num_samples: int, records: str) -> dict[str, int | str]:
+    """What the steps of a run are made of, which may not change on the way: how many samples, and a hash of
+    their records' own hash and of the order."""
+    digest = hashlib.sha256(records.encode() + np.asarray(order, "<i8").tobytes())
+    return {"num_samples": num_samples, "sha256": digest.hexdigest()}
 
 
 def _batch_alike(group: Tensor, is_text: Tensor, batch_size: int) -> Tensor:

@@ -53,7 +53,7 @@ from llava_bridge.model import (
     outline_saved,
     save,
 )
-from llava_bridge.order import training_order
+from llava_bridge.order import describe_steps, training_order
 from llava_bridge.over_tokens import OverTokens
 from llava_bridge.packing import attend_within_samples
 from llava_bridge.pictures import open_pictures
@@ -241,6 +241,10 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
         has_picture=dataset.has_picture,
     )
 
+    steps_of = describe_steps(order, len(dataset), dataset.report.sha256)
+    checkpoint = last_checkpoint(out_dir / "checkpoints")
+    mark = read_mark(checkpoint, world_size)
+    mark.check_data(steps_of, out_dir)
     make_batch = partial(
         collate,
         pictures=pictures,
@@ -263,13 +267,11 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
         compile_blocks(model)
 
     # ---- loop: Trainer under DeepSpeed, from the last complete checkpoint
-    checkpoint = last_checkpoint(out_dir / "checkpoints")
-    mark = read_mark(checkpoint, world_size)
     is_reshaped = config.deepspeed is not None and mark.processes != world_size
     arguments = training_arguments(config, out_dir, num_steps, world_size, is_reshaped)
     if is_reshaped:
         make_universal(checkpoint)
-    report = StageReport(journal, config.batch_size, world_size, mark.seconds)
+    report = StageReport(journal, config.batch_size, world_size, mark.seconds, steps_of)
     tower = hide_tower(model)
     trainer = OrderedTrainer(
         model=model,

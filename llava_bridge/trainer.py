@@ -87,11 +87,14 @@ class _FixedOrder(Sampler):
 class StageReport(TrainerCallback):
     """Writes the stage's progress, marks complete checkpoints, and stops on a loss that is not finite."""
 
-    def __init__(self, journal: Journal, batch_size: int, num_processes: int, seconds_before: float):
+    def __init__(
+        self, journal: Journal, batch_size: int, num_processes: int, seconds_before: float, data: dict
+    ):
         self.journal = journal
         self.batch_size = batch_size
         self.num_processes = num_processes
         self.seconds_before = seconds_before  # of the attempts that this one goes on from
+        self.data = data  # as `order.describe_steps` says it
         self.started = time.monotonic()
 
     def seconds(self) -> float:
@@ -129,7 +132,7 @@ class StageReport(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            mark = {"processes": self.num_processes, "seconds": round(self.seconds(), 2)}
+            mark = {"processes": self.num_processes, "seconds": round(self.seconds(), 2), "data": self.data}
             write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, mark)
 
 

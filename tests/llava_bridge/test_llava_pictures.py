@@ -5,6 +5,7 @@ import errno
 import fcntl
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,6 +146,30 @@ def test_training_drops_and_states_broken_pictures_and_resumes_alike(config, tmp
     with pytest.raises(ValueError, match=r"broken: 1, allowed .*: 0 .*: images/2\.png"):
         stage.train(replace(config, max_missing_fraction=0.0), tmp_path / "strict")
     assert json.loads((tmp_path / "whole" / "result.json").read_text())["data"] == whole["data"]
+
+
+def test_a_run_does_not_go_on_over_other_data(config, live_data, tmp_path, train_until_killed):
+    """A picture that was missing when the run began and is there now makes more samples, in another order."""
+    lost = live_data / "images" / "5.png"
+    whole = lost.read_bytes()
+    lost.unlink()
+    config = replace(config, max_missing_fraction=0.3)
+    train_until_killed(config, tmp_path / "out", 6)
+    lost.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"out was begun on other data: 29 samples, now 32"):
+        stage.train(config, tmp_path / "out")
+    lost.unlink()
+    shutil.rmtree(config.records_cache)  # which remembers that the picture was whole
+    assert stage.train(config, tmp_path / "out")["data"]["num_samples"] == 29
+
+
+def test_a_checkpoint_that_says_nothing_of_its_data_goes_on(config, tmp_path, train_until_killed):
+    train_until_killed(config, tmp_path, 6)
+    (mark,) = (tmp_path / "checkpoints").glob("checkpoint-*/COMPLETE")
+    held = json.loads(mark.read_text())
+    assert held["data"]["num_samples"] == 32 and len(held.pop("data")["sha256"]) == 64
+    mark.write_text(json.dumps(held))
+    assert stage.train(config, tmp_path)["num_steps"] == 8
 
 
 @pytest.fixture
