@@ -128,7 +128,8 @@ class DistillConfig:
             raise ValueError(f"stage {self.stage} of {self.method} {has}; got student={self.student}")
         if self.of_head and (self.method, self.stage) != ("tmd", 1):
             which = "stage 2 of tmd takes those of its stage 1" if is_second else f"{self.method} has none"
-            raise ValueError(f"{self.of_head} is of stage 1 of tmd: {which}; leave it out")
+            given = ", ".join(f"{name}={value}" for name, value in self.of_head.items())
+            raise ValueError(f"{given} is of stage 1 of tmd: {which}; leave it out")
         if self.steps < 1 or self.inner_steps < 1:
             raise ValueError(f"steps {self.steps} and inner_steps {self.inner_steps} must be 1 or more")
         if self.method != "tmd" and self.inner_steps > 1:

@@ -84,7 +84,7 @@ def test_the_largest_norm_is_of_all_steps_not_of_those_that_are_kept():
         ({"student": "b"}, "starts from the teacher"),
         ({"method": "dmd2", "stage": 2, "student": "b"}, "starts from the teacher"),
         ({"method": "meanflow", "inner_steps": 2}, "has no inner flow"),
-        ({"method": "meanflow", "anchor": "noise"}, "is of stage 1 of tmd: meanflow has none"),
+        ({"method": "meanflow", "anchor": "noise"}, "anchor=noise is of stage 1 of tmd: meanflow has none"),
         ({"method": "dmd2", "stage": 2, "fusion": "gated"}, "dmd2 has none"),
         ({"stage": 2, "student": "b", "fusion": "concat"}, "tmd takes those of its stage 1"),
         ({"steps": 0}, "must be 1 or more"),
