@@ -13,8 +13,8 @@ from encoder.options import TokensConfig
 from encoder.runtime.ranks import Ranks
 from encoder.runtime.stage import main
 from encoder.tokens import write_tokens
-from rae_bridge.config import CacheConfig
 from rae_bridge.latents import open_latents
+from rae_bridge.pictures_config import CacheConfig
 
 
 def run(config: CacheConfig, out_dir: Path) -> dict:

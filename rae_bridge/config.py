@@ -11,6 +11,7 @@ from encoder.options import Features
 from encoder.runtime.device import Device, Precision
 from encoder.runtime.trackers import Tracker
 from encoder.training.options import OptimConfig
+from rae_bridge.pictures_config import LivePicturesConfig, PicturesConfig
 from rae_bridge.shapes import (
     DIT_SIZES,
     DecoderConfig,
@@ -55,24 +56,6 @@ class DiTOptimConfig:
             raise ValueError(f"decay_steps {self.decay_steps} must be (first, last) with first < last")
         if self.muon_lr is not None and self.weight_decay:
             raise ValueError(f"weight_decay {self.weight_decay} must be 0 with muon_lr, which has none")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PicturesConfig:
-    """Pictures whose tokens are encoded anew at every step: `rae_bridge.live`."""
-
-    MAY_CHANGE: ClassVar = ("encode_batch_size", "num_threads", "picture_cache")
-
-    folder: str  # as `encoder.data.picture_set.open_pictures` takes it
-    encoder: str  # what `encoder.load_encoder` takes
-    features: Features | None = None  # None: those that the encoder's config names for generation
-    split: Literal["train", "val", "test"] = "train"
-    # px on a side to which they are cut, before the encoder brings them to its own; None: its own. RAE: 256
-    image_size: int | None = None
-    num_for_statistics: int = 50_000  # pictures whose tokens give the latents' mean and variance
-    encode_batch_size: int = 64
-    num_threads: int = 8  # of each process, which read and decode
-    picture_cache: str = "runs/pictures"  # where parquet's pictures are copied, once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,9 +156,7 @@ class AdversarialConfig:
     checkpoint: str | None = None  # its weights. None: timm's own (a download), "random", or a file
     weight: float = 0.75  # times the adaptive weight
     max_adaptive_weight: float = 1e4
-    learns_from: float = (
-        6 / 16
-    )  # fraction of the steps after which the discriminator learns; RAE: epoch 6 of 16
+    learns_from: float = 6 / 16  # fraction of the steps after which it learns; RAE: epoch 6 of 16
     acts_from: float = 8 / 16  # fraction of the steps after which the decoder's loss has this term
     lr: float = 2e-4
     kernel_size: int = 9  # of the heads' convolution along the tokens
@@ -185,22 +166,6 @@ class AdversarialConfig:
             raise ValueError(
                 f"learns_from {self.learns_from} and acts_from {self.acts_from} must be 0 to 1, in this order"
             )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LivePicturesConfig:
-    """Pictures that a decoder's training reads, cuts and encodes anew at every step: nothing is kept of them.
-    Defaults: RAE's."""
-
-    MAY_CHANGE: ClassVar = ("encode_batch_size", "num_threads")
-
-    # random: the shorter side to 1.5 sides of what is drawn, then a square anywhere, in training; centre: as
-    # ADM does, which is how the evaluation's are always cut
-    crop: Literal["random", "centre"] = "random"
-    flip: bool = False  # half of the train pictures mirrored
-    encode_batch_size: int = 64
-    num_threads: int = 8  # of each process, which read and decode
-    picture_cache: str = "runs/pictures"  # where parquet's pictures are copied, once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -347,22 +312,6 @@ class DecodeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CacheConfig:
-    """Stage `rae_bridge.cache`: frozen tokens of pictures and of their mirror images; see `TokensConfig`."""
-
-    encoder: str  # what `encoder.load_encoder` takes
-    features: Features | None = None  # None: those that the encoder's config names for generation
-    data: str  # folder with {train,val,test}/*.tar
-    split: Literal["train", "val", "test"] = "train"
-    flips: bool = True  # keep the mirror images' tokens too; training then draws either
-    limit: int | None = None  # take only this many, the first, readable or not
-    dtype: Literal["fp16", "fp32"] = "fp16"
-    shard_size: int | None = None  # pictures; None: as many as fill 512 MB
-    batch_size: int = 64
-    device: Device = "cpu"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SweepConfig:
     """Stage `rae_bridge.sweep`: the Frechet distance against guidance scale and number of steps."""
 
@@ -380,9 +329,7 @@ class SweepConfig:
     kind: Literal["cfg", "autoguidance"] = "cfg"
     weaker: str | None = None  # autoguidance: the weaker model's weights folder
     interval: tuple[float, float] = (0.0, 1.0)
-    ends: tuple[
-        float, ...
-    ] = ()  # of more intervals, from the first of `interval`, that each scale is tried on
+    ends: tuple[float, ...] = ()  # of more intervals, from the first of `interval`, to try each scale on
     solver: Literal["euler", "heun"] = "euler"
     end: Literal["rae", "zero"] = "zero"
     image_size: int | None = None  # px on a side, as in `GenerateConfig`

@@ -17,8 +17,9 @@ from encoder.data.picture_set import Split, open_pictures
 from encoder.frozen import FrozenEncoder
 from encoder.runtime import checkpoint
 from encoder.runtime.config import ROOT
-from rae_bridge.config import LivePicturesConfig, TrainDecoderConfig
+from rae_bridge.config import TrainDecoderConfig
 from rae_bridge.live import encode_images
+from rae_bridge.pictures_config import LivePicturesConfig
 from rae_bridge.readable import ReadablePictures
 
 

@@ -20,8 +20,8 @@ from encoder.runtime import checkpoint
 from encoder.runtime.config import ROOT
 from encoder.token_store import StreamingMoments
 from rae_bridge.codec import load_for_generation, origin_of
-from rae_bridge.config import PicturesConfig
 from rae_bridge.latents import LatentStatistics, grid_side, to_latents
+from rae_bridge.pictures_config import PicturesConfig
 from rae_bridge.readable import ReadablePictures
 
 

@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from encoder.runtime import checkpoint
 from encoder.runtime.ahead import made_ahead
 from encoder.runtime.config import ROOT
-from encoder.runtime.device import set_tf32
+from encoder.runtime.device import Device, set_tf32
 from encoder.runtime.ranks import Ranks, no_sync
 from encoder.runtime.stage import main
 from encoder.runtime.trackers import Journal
@@ -39,6 +40,7 @@ from rae_bridge.held_out import Tokens, check_classes, losses_at_the_end, open_h
 from rae_bridge.latents import LatentStatistics, open_latents
 from rae_bridge.live import LiveTokens
 from rae_bridge.online import Watch
+from rae_bridge.pictures_config import PicturesConfig
 from rae_bridge.run import Run, Start, kept_statistics
 from rae_bridge.shapes import DiTConfig
 from rae_bridge.weights_folder import STATISTICS_FILE, WEIGHTS
@@ -148,14 +150,24 @@ def choose_statistics(config: TrainDiTConfig, cache: Tokens, start: Start | None
     return cache.statistics() if start is None else start.weights.statistics
 
 
-def open_tokens(config: TrainDiTConfig, device: str) -> Tokens:
+class OnTokens(Protocol):
+    """What a training on tokens, of a model or of a student, says of them and of its batches."""
+
+    tokens: str | None
+    pictures: PicturesConfig | None
+    batch_size: int
+    device: Device
+    seed: int
+
+
+def open_tokens(config: OnTokens, device: str) -> Tokens:
     """The tokens to train on: kept in a folder, or encoded as they are needed."""
     if config.pictures is not None:
         return LiveTokens.open(config.pictures, device)
     return open_latents(ROOT / config.tokens)
 
 
-def load_rows(cache: Tokens, config: TrainDiTConfig, part: slice, step: int) -> tuple[Tensor, Tensor]:
+def load_rows(cache: Tokens, config: OnTokens, part: slice, step: int) -> tuple[Tensor, Tensor]:
     """Latents (B D h w, not normalised) and classes (B,) of rows of a step, some mirrored if they can be:
     kept ones on the CPU, live ones where the encoder is.
     """

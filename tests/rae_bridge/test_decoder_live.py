@@ -14,8 +14,9 @@ from encoder.load import load_encoder
 from encoder.runtime import checkpoint
 from encoder.training.options import OptimConfig
 from rae_bridge import train_decoder as stage
-from rae_bridge.config import DecoderSize, LivePicturesConfig, TrainDecoderConfig
+from rae_bridge.config import DecoderSize, TrainDecoderConfig
 from rae_bridge.decoder_live import LiveSplit, draw_cuts
+from rae_bridge.pictures_config import LivePicturesConfig
 
 SIZE = DecoderSize(
     decoder_hidden_size=32,

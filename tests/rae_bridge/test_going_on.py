@@ -15,16 +15,10 @@ from encoder.runtime.stage import write_json
 from rae_bridge import draw, generate
 from rae_bridge import train as stage
 from rae_bridge.cache import run as cache_tokens
-from rae_bridge.config import (
-    CacheConfig,
-    DiTOptimConfig,
-    DiTSize,
-    GenerateConfig,
-    GuidanceConfig,
-    TrainDiTConfig,
-)
+from rae_bridge.config import DiTOptimConfig, DiTSize, GenerateConfig, GuidanceConfig, TrainDiTConfig
 from rae_bridge.held_out import evaluate
 from rae_bridge.latents import LatentStatistics, open_latents
+from rae_bridge.pictures_config import CacheConfig
 from rae_bridge.sample import sample
 from rae_bridge.watch_config import GridConfig, JudgeConfig, OnlineConfig
 from rae_bridge.weights_folder import WeightsFolder, alike, check_guide

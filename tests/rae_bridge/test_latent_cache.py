@@ -10,8 +10,9 @@ from encoder.data.shards import load_images
 from rae_bridge import cache as stage
 from rae_bridge import train
 from rae_bridge.codec import load_for_generation
-from rae_bridge.config import CacheConfig, DiTOptimConfig, DiTSize, TrainDiTConfig
+from rae_bridge.config import DiTOptimConfig, DiTSize, TrainDiTConfig
 from rae_bridge.latents import LatentStatistics, open_latents, to_latents
+from rae_bridge.pictures_config import CacheConfig
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ from PIL import Image
 from encoder.data.batch import to_pixels
 from encoder.data.picture_set import open_pictures
 from encoder.load import load_encoder
-from rae_bridge.config import PicturesConfig, TrainDiTConfig
+from rae_bridge.config import TrainDiTConfig
 from rae_bridge.latents import to_latents
 from rae_bridge.live import LiveTokens
+from rae_bridge.pictures_config import PicturesConfig
 from rae_bridge.shapes import DiTSize
 from rae_bridge.train import train
 

@@ -18,19 +18,18 @@ from encoder.runtime.ranks import Ranks
 from rae_bridge import decoder_data
 from rae_bridge.config import (
     AdversarialConfig,
-    CacheConfig,
     DecodeConfig,
     DecoderSize,
     DiTOptimConfig,
     DiTSize,
     GenerateConfig,
-    LivePicturesConfig,
     ReconstructConfig,
     SweepConfig,
     TrainDecoderConfig,
     TrainDiTConfig,
 )
 from rae_bridge.latents import open_latents
+from rae_bridge.pictures_config import CacheConfig, LivePicturesConfig
 from rae_bridge.watch_config import JudgeConfig, OnlineConfig
 
 # All stages in one start of torch, which costs more than they do.
@@ -40,11 +39,12 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from encoder.runtime.config import load
-from rae_bridge import cache, config, decode, decoder_data, generate, reconstruct, sweep, train, train_decoder
+from rae_bridge import cache, config, decode, decoder_data, generate, pictures_config, reconstruct, sweep
+from rae_bridge import train, train_decoder
 decoder_data.CHUNK = 10
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 stages = {
-    "cache": (config.CacheConfig, cache.run),
+    "cache": (pictures_config.CacheConfig, cache.run),
     "decode": (config.DecodeConfig, decode.run),
     "train": (config.TrainDiTConfig, train.train),
     "decoder": (config.TrainDecoderConfig, train_decoder.train),
