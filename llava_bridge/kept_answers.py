@@ -18,11 +18,19 @@ from PIL.Image import Image
 from encoder.runtime.stage import sha256_json
 
 ANSWERS = "answers"  # folder of the files, below the stage's, until it is done
+_WEIGHTS = (".safetensors", ".bin")
 
 
 def digest(picture: Image) -> bytes:
     """The hash of a picture's size and pixels."""
     return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).digest()
+
+
+def weights_state(folder: Path) -> list[list]:
+    """[name, bytes, time of writing in ns] of each file of weights in a model's folder: enough to tell a
+    model that was trained anew in its place, none of it read."""
+    found = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHTS) if folder.is_dir() else []
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in found]
 
 
 class KeptAnswers:

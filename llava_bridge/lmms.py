@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from encoder.data.pictures import as_rgb
 from encoder.runtime.distributed import num_processes, share_out
 from llava_bridge.config import Template
-from llava_bridge.kept_answers import KeptAnswers, digest
+from llava_bridge.kept_answers import KeptAnswers, digest, weights_state
 from llava_bridge.prompt import (
     IGNORE,
     Encoded,
@@ -104,8 +104,7 @@ class LlavaLmms(lmms):
         self.template = template
         self.stop_ids = stop_ids(template, processor.tokenizer)
         self.report = report
-        about = [model.config.name_or_path, str(model.dtype), model.config._attn_implementation]
-        self.kept = answers and KeptAnswers(answers, about, self.pictures.num_tokens)
+        self.kept = answers and KeptAnswers(answers, _about(model), self.pictures.num_tokens)
 
     def clean(self) -> None:
         """Keep the model: lmms-eval deletes it after each evaluation, which would forbid a second one."""
@@ -310,6 +309,14 @@ class LlavaLmms(lmms):
             )
             logits = torch.cat([logits, after.logits], 1)
         return logits.float()
+
+
+def _about(model: LlavaForConditionalGeneration) -> list:
+    """All of a model that decides its answers: its place, its files of weights, how it runs, its canvases."""
+    config = model.config
+    canvases = getattr(config, "image_grid_pinpoints", None)
+    weights = weights_state(Path(config.name_or_path)) if config.name_or_path else []
+    return [config.name_or_path, weights, str(model.dtype), config._attn_implementation, canvases]
 
 
 def _positions(attention_mask: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from llava_bridge.evaluate import evaluate
 from llava_bridge.lmms import LlavaLmms
 from llava_bridge.model import build, save
 from llava_bridge.prompt import question_prompt
+from llava_bridge.scores import Scores
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +212,43 @@ def test_a_kept_answer_is_that_to_the_same_picture_and_words(answerer, llava, tm
     assert lm.pictures.num_encoded == 3
     lm.generate_until([request(i, text, {"max_new_tokens": 2}) for i, text in enumerate(QUESTIONS[:4])])
     assert lm.pictures.num_tokens.total() == 12
+
+
+def test_nothing_is_kept_of_a_model_that_was_trained_anew_in_its_place(llava, answerer, tmp_path):
+    """Same folder, same names, same sizes: only the time of its files differs, or what it sees."""
+    model, processor = llava
+    save(model, processor, tmp_path / "model")
+    model.config.name_or_path = str(tmp_path / "model")
+    config = EvaluateConfig(model=str(tmp_path / "model"), benchmarks=["mme"])
+    questions = [request(i, text, {}) for i, text in enumerate(QUESTIONS[:4])]
+
+    def num_asked() -> int:
+        lm = LlavaLmms(model, processor, batch_size=4, max_new_tokens=5, answers=tmp_path / "answers")
+        lm.task_dict = answerer.task_dict
+        lm.generate_until(questions)
+        return lm.pictures.num_encoded
+
+    assert [num_asked(), num_asked()] == [3, 0]
+    Scores(config, tmp_path).add("mme", {}, [])
+    assert "mme" in Scores(config, tmp_path)
+    (weights,) = (tmp_path / "model").glob("*.safetensors")
+    written = weights.stat().st_mtime_ns
+    os.utime(weights, ns=(written, written + 10**9))
+    assert [num_asked(), num_asked()] == [3, 0]
+    assert "mme" not in Scores(config, tmp_path)
+    model.config.image_grid_pinpoints = [[64, 64]]
+    assert num_asked() == 3
+
+
+def test_scores_that_say_nothing_of_the_weights_are_kept(tmp_path):
+    config = EvaluateConfig(model=str(tmp_path), benchmarks=["mme"])
+    (tmp_path / "a.safetensors").write_bytes(b"weights")
+    Scores(config, tmp_path).add("mme", {}, [])
+    file = tmp_path / "scored" / "mme.json"
+    held = json.loads(file.read_text())
+    assert [name for name, *_ in held.pop("weights")] == ["a.safetensors"]
+    file.write_text(json.dumps(held))
+    assert "mme" in Scores(config, tmp_path)
 
 
 def test_unknown_task_and_missing_data_are_named(llava, parquet, tmp_path, monkeypatch):
