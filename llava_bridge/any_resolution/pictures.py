@@ -43,8 +43,10 @@ class _Viewed:
     def inputs(self, names: Sequence[str]) -> dict[str, Tensor]:
         """The model's inputs for the named pictures: all views, V ..., and image_sizes (M 2), which the first
         views alone do without. No names give one blank view and no sizes (see `data.collate`)."""
+        if self.is_whole:
+            return self.stack(names)
         sizes = torch.tensor([self.size(name) for name in names], dtype=torch.long).view(-1, 2)
-        return self.stack(names) | ({} if self.is_whole else {"image_sizes": sizes})
+        return self.stack(names) | {"image_sizes": sizes}
 
     def stack(self, names: Sequence[str]) -> dict[str, Tensor]:
         """All views of the named pictures."""
@@ -144,9 +146,10 @@ class LiveViews(_Viewed):
         return {"pixel_values": rearrange(pixels, "V h w c -> V c h w").float() / 255}
 
     def _cut(self, name: str) -> np.ndarray:
-        picture, size = self.pictures.read(name), self.size(name)
-        if name not in self.broken and (picture.height, picture.width) != size:
-            self.broken.add(name, f"its header gives {size}, it has {(picture.height, picture.width)}")
+        picture = self.pictures.read(name)
+        found = (picture.height, picture.width)
+        if not self.is_whole and name not in self.broken and found != self.size(name):
+            self.broken.add(name, f"its header gives {self.size(name)}, it has {found}")
         if name in self.broken:
             return np.zeros((self.num_views(name), self.views.side, self.views.side, 3), np.uint8)
         return self.views.whole(picture) if self.is_whole else self.views.cut(picture)

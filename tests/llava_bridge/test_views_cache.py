@@ -105,6 +105,18 @@ def test_broken_picture_keeps_its_number_of_views(live, folder):
     assert (inputs["pixel_values"][:5] == 0).all() and inputs["pixel_values"][5:].std() > 0.1
 
 
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_picture_that_vanishes_on_the_way_is_a_broken_one(live, folder, is_whole):
+    pictures = LiveViews(live.pictures, live.views, is_whole=is_whole)
+    counted = [pictures.num_tokens(name) for name in NAMES]  # as the data are read, before the first step
+    (folder / "0.png").unlink()
+    pictures.broken.limit = 1
+    seen = pictures.inputs(["0.png", "4.png"])["pixel_values"]
+    num_views = 1 if is_whole else 5
+    assert "0.png" in pictures.broken and pictures.num_tokens("0.png") == counted[0]
+    assert (seen[:num_views] == 0).all() and seen[num_views:].std() > 0.1
+
+
 def test_unreadable_pictures_are_skipped_and_named(config, folder, live, tmp_path, monkeypatch):
     monkeypatch.setattr("encoder.tokens.MAX_BAD_FRACTION", 0.5)
     (folder / "2.png").write_text("no picture")
