@@ -59,13 +59,13 @@ class Listings:
 
     def _parts(self, place: Path) -> dict[str, str]:
         """Each folder's digest and each read file's, by its name relative to `place`; links are followed."""
-        parts, above, pending = {}, set(), [place]
+        parts, visited, pending = {}, set(), [place]
         while pending:
             folder = pending.pop()
             status = folder.stat()
-            if (status.st_dev, status.st_ino) in above:
+            if (status.st_dev, status.st_ino) in visited:
                 continue  # a link back into what was seen
-            above.add((status.st_dev, status.st_ino))
+            visited.add((status.st_dev, status.st_ino))
             seen = self._look(folder, status.st_mtime_ns)
             parts[f"{folder.relative_to(place)}/"] = seen.digest
             parts |= {str((folder / n).relative_to(place)): self.hashes.of(folder / n) for n in seen.read}

@@ -20,14 +20,9 @@ from harness.config import AblationSections, LlavaSections, RaeSections, merged,
 from harness.described import ENCODER_FILE
 from harness.encoders import Encoder
 from harness.running.stages import Stage
-from harness.suites.generation import (
-    RECONSTRUCTIONS,
-    add_generator,
-    add_reconstruction,
-    add_reference,
-    add_samples,
-)
+from harness.suites.generation import RECONSTRUCTIONS, add_generator, add_reconstruction, add_samples
 from harness.suites.lessons import of_scenes
+from harness.suites.picture_sets import add_reference
 from harness.suites.request import Request, SuitePlan
 from harness.suites.shared import Pictures, add_scenes
 from harness.suites.understanding import add_answers

@@ -17,7 +17,8 @@ from harness.config import DistillationSections, RaeSections, merged, stage_conf
 from harness.encoders import Encoder
 from harness.metrics.config import PICTURES, keys_of
 from harness.running.stages import Stage
-from harness.suites.generation import FLOOR, SAMPLES, TRAIN, add_generator, add_reference, add_samples
+from harness.suites.generation import FLOOR, SAMPLES, TRAIN, add_generator, add_samples
+from harness.suites.picture_sets import add_reference
 from harness.suites.request import Request, SuitePlan
 from harness.suites.shared import find_pictures
 from harness.suites.sizes import check_sizes, says_how_small
@@ -31,7 +32,7 @@ _WHOLE = {"meanflow": 1, "dmd2": 2}  # method -> its one stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class Contender:
     """A row before it has stages: which model is drawn from, in how many steps."""
 
     method: str  # of the row's name
@@ -63,10 +64,10 @@ def plan(request: Request) -> SuitePlan:
     pictures = find_pictures(request)
     reference = add_reference(request, pictures)
     teacher = add_generator(request, encoder, pictures, reference)  # trained once there is a judge
-    bench = Bench(request, encoder, reference, teacher, sections)
+    comparison = Comparison(request, encoder, reference, teacher, sections)
     rows, drawn = [], {}
-    for each in [*bench.of_teacher(), *bench.of_baselines(), *bench.of_tmd()]:
-        row, drawn[each.label] = bench.row(each)
+    for each in [*comparison.of_teacher(), *comparison.of_baselines(), *comparison.of_tmd()]:
+        row, drawn[each.label] = comparison.row(each)
         rows.append(row)
     return SuitePlan(
         suite=request.suite,
@@ -98,7 +99,7 @@ def _with_teacher(preset: Any, sections: DistillationSections) -> Any:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Comparison:
     """A teacher, and who is to be compared with it."""
 
     request: Request
@@ -107,39 +108,39 @@ class Bench:
     teacher: Stage
     sections: DistillationSections
 
-    def of_teacher(self) -> list[Shown]:
+    def of_teacher(self) -> list[Contender]:
         """The teacher by many Euler steps, and by few."""
         steps = dict.fromkeys([self.sections.teacher_steps, *self.sections.steps])
         about = {"method": TEACHER, "model": self.teacher, "num_inner": 1, "studies": (METHODS,)}
-        return [Shown(num_steps=num, **about) for num in steps]
+        return [Contender(num_steps=num, **about) for num in steps]
 
-    def of_baselines(self) -> list[Shown]:
+    def of_baselines(self) -> list[Contender]:
         """Students that are the whole network."""
         rows = []
         for method, stage in _WHOLE.items():
             model = self.student(method, f"{method}: distil", {"method": method, "stage": stage})
             about = {"method": method, "model": model, "num_inner": 1, "studies": (METHODS,)}
-            rows += [Shown(num_steps=num, **about) for num in self.sections.steps]
+            rows += [Contender(num_steps=num, **about) for num in self.sections.steps]
         return rows
 
-    def of_tmd(self) -> list[Shown]:
+    def of_tmd(self) -> list[Contender]:
         """TMD, its stage 1 alone at the most steps, and so its ablations, where they are asked for."""
         most, num_inner = max(self.sections.steps), self.sections.inner_steps
         first, second = self.both_stages("tmd", {}, num_inner)
         about = {"num_inner": num_inner, "studies": (METHODS,)}
-        rows = [Shown(method="tmd", model=second, num_steps=num, **about) for num in self.sections.steps]
+        rows = [Contender(method="tmd", model=second, num_steps=num, **about) for num in self.sections.steps]
         if self.sections.ablations:  # which are compared with it
             rows = [
                 dataclasses.replace(each, studies=(METHODS, ABLATIONS)) if each.num_steps == most else each
                 for each in rows
             ]
-        rows.append(Shown(method="tmd, stage 1 alone", model=first, num_steps=most, **about))
+        rows.append(Contender(method="tmd, stage 1 alone", model=first, num_steps=most, **about))
         variants = self.request.suite.studies[ABLATIONS].variants if self.sections.ablations else {}
         for label, changes in variants.items():
             changes, name = dict(changes), f"tmd, {label}"
             about = {"num_inner": changes.pop("inner_steps", num_inner), "studies": (ABLATIONS,)}
             _, second = self.both_stages(name, changes, about["num_inner"])
-            rows.append(Shown(method=name, model=second, num_steps=most, **about))
+            rows.append(Contender(method=name, model=second, num_steps=most, **about))
         return rows
 
     def both_stages(self, name: str, changes: Mapping[str, Any], num_inner: int) -> tuple[Stage, Stage]:
@@ -183,40 +184,40 @@ class Bench:
             seconds=request.seconds(f"rae_distill_{name}"),
         )
 
-    def row(self, shown: Shown) -> tuple[Row, Stage]:
+    def row(self, contender: Contender) -> tuple[Row, Stage]:
         """A row of the table, and the stage that draws its pictures."""
-        name = f"{self.encoder.name}/{shown.label}"
+        name = f"{self.encoder.name}/{contender.label}"
         encoder = dataclasses.replace(self.encoder, name=name)
-        inner = {} if shown.num_inner == 1 else {"inner_steps": shown.num_inner}
+        inner = {} if contender.num_inner == 1 else {"inner_steps": contender.num_inner}
         preset = self.request.preset
-        generate = {**preset.rae.generate, "num_steps": shown.num_steps, **inner}
+        generate = {**preset.rae.generate, "num_steps": contender.num_steps, **inner}
         few = {"rae_generate": preset.seconds.get("rae_generate_few", 0.0)}
-        seconds = preset.seconds | (few if shown.num_steps in self.sections.steps else {})
+        seconds = preset.seconds | (few if contender.num_steps in self.sections.steps else {})
         preset = dataclasses.replace(
             preset, rae=dataclasses.replace(preset.rae, generate=generate), seconds=seconds
         )
         request = dataclasses.replace(self.request, preset=preset)
-        stage, sampled = add_samples(request, encoder, self.reference, shown.model)
+        stage, sampled = add_samples(request, encoder, self.reference, contender.model)
         row = Row(
             encoder=name,
             kind="measured",
-            source=f"{self.encoder.source('generation')}: {shown.method}",
-            parts=(sampled, self._cost(encoder, shown)),
+            source=f"{self.encoder.source('generation')}: {contender.method}",
+            parts=(sampled, self._cost(encoder, contender)),
             undefined={},
-            groups=dict.fromkeys(shown.studies, shown.label),
+            groups=dict.fromkeys(contender.studies, contender.label),
         )
         return row, stage
 
-    def _cost(self, encoder: Encoder, shown: Shown) -> Part:
+    def _cost(self, encoder: Encoder, contender: Contender) -> Part:
         config = stage_config(
             CostConfig,
             self.sections.cost,
             "distillation.cost",
-            model=str(shown.model.folder / "weights"),
+            model=str(contender.model.folder / "weights"),
             teacher=str(self.teacher.folder / "weights"),
             encoder=encoder.word,
-            num_steps=shown.num_steps,
-            inner_steps=None if shown.num_inner == 1 else shown.num_inner,
+            num_steps=contender.num_steps,
+            inner_steps=None if contender.num_inner == 1 else contender.num_inner,
             teacher_steps=self.sections.teacher_steps,
             device=self.request.device,
         )
@@ -225,11 +226,11 @@ class Bench:
             "rae_bridge.distillation.cost",
             config,
             label=f"{encoder.name}: cost",
-            inputs=[*dict.fromkeys([shown.model, self.teacher]), *encoder.stages],
+            inputs=[*dict.fromkeys([contender.model, self.teacher]), *encoder.stages],
             files=encoder.files,
             seconds=self.request.seconds("rae_cost"),
         )
-        return Part(stage=stage, keys=COST_KEYS, checkpoint=(shown.model.folder / "weights",))
+        return Part(stage=stage, keys=COST_KEYS, checkpoint=(contender.model.folder / "weights",))
 
 
 def _floor(reference: Stage, is_ablated: bool) -> Row:

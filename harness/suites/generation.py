@@ -11,36 +11,29 @@ On real sources ImageNet takes Scenes' place, and the DiT sees its tokens live. 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from encoder.metrics import weights
 from encoder.runtime.config import ROOT, ConfigError
 from harness.config import stage_config
-from harness.encoders import Encoder, resolve_encoder
+from harness.encoders import Encoder
 from harness.metrics.config import (
     ENCODER,
     FEATURES,
-    INCEPTION,
     PICTURES,
-    Kind,
-    ReferenceConfig,
-    keys_of,
 )
 from harness.running.stages import Stage
 from harness.suites.ceilings import CEILING, RECONSTRUCTIONS, add_ceiling, ceiling_says
+from harness.suites.picture_sets import PictureSet, find_picture_sets
 from harness.suites.released import describe
 from harness.suites.request import Request, SuitePlan
-from harness.suites.scoring import Tokens, add_score, add_stage, if_present, trunk_of
+from harness.suites.scoring import Tokens, add_score, add_stage, trunk_of
 from harness.suites.shared import (
     Pictures,
-    add_scenes,
     add_tokens,
-    find_pictures,
     num_classes,
     trunk_to_train_with,
 )
-from harness.suites.sizes import add_count, check_sizes, says_how_small
-from harness.tables.result_files import SCENE_CENTRIC, Part, Row
+from harness.suites.sizes import check_sizes, says_how_small
+from harness.tables.result_files import Part, Row
 from rae_bridge.config import (
     GenerateConfig,
     ReconstructConfig,
@@ -61,76 +54,29 @@ BLIND_REASON = "this encoder sees nothing: there is nothing to decode"
 
 def plan(request: Request) -> SuitePlan:
     """Stages and rows of this suite."""
-    yards = find_yards(request)
+    picture_sets = find_picture_sets(request)
     rows = []
     for encoder in request.encoders:
-        rows += [_blind_row(encoder, yards)] if encoder.is_blind else _rows_of(request, encoder, yards)
-    rows.append(_floor_row(yards, rows))
-    main = yards[0]
+        rows += (
+            [_blind_row(encoder, picture_sets)]
+            if encoder.is_blind
+            else _rows_of(request, encoder, picture_sets)
+        )
+    rows.append(_floor_row(picture_sets, rows))
+    main = picture_sets[0]
     return SuitePlan(
         suite=request.suite,
         rows=rows,
         draw=lambda folder, board: _draw(folder, main),
-        check=lambda: [check_sizes(request, yard.pictures.made_by, yard.reference.config) for yard in yards],
+        check=lambda: [
+            check_sizes(request, picture_set.pictures.made_by, picture_set.reference.config)
+            for picture_set in picture_sets
+        ],
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Yard:
-    """Real pictures, what is measured by them, and what figures show of it: name -> (stage, its file)."""
-
-    pictures: Pictures
-    reference: Stage
-    note: str  # after the labels of what is measured by them
-    validation: Stage  # whose pictures choose the guidance
-    reconstructed: dict[str, tuple[Stage, str]] = dataclasses.field(default_factory=dict)
-    generated: dict[str, tuple[Stage, str]] = dataclasses.field(default_factory=dict)
-
-    def keys(self, *kinds: Kind) -> list[str]:
-        """Of all numbers of these kinds."""
-        return [key for kind in kinds for key in keys_of(kind, self.reference.config)]
-
-
-def find_yards(request: Request) -> list[Yard]:
-    """The suite's pictures, and, where the preset asks for both, its scene-centric ones after them."""
-    yards = [_yard(request, find_pictures(request))]
-    if request.preset.generation.also_scene_centric:
-        scenes = add_scenes(request)
-        pictures = Pictures(folder=str(scenes.folder), made_by=scenes)
-        yards.append(_yard(request, pictures, prefix=SCENE_CENTRIC))
-    return yards
-
-
-def _yard(request: Request, pictures: Pictures, prefix: str = "") -> Yard:
-    note = f", {prefix.removesuffix('/')}" if prefix else ""
-    reference = add_reference(request, pictures, f"real pictures and the floor{note}", prefix=prefix)
-    validation = None if prefix else _add_validation(request, pictures)
-    yard = Yard(pictures, reference, note, validation or reference)
-    if pictures.made_by is not None:
-        add_count(request, pictures.made_by, reference.config)
-    return yard
-
-
-def _add_validation(request: Request, pictures: Pictures) -> Stage | None:
-    """Pictures of the val split, by which guidance is chosen where the preset wants that.
-
-    Raises:
-        ConfigError: there are none, or too few.
-    """
-    num = request.preset.generation.num_validation
-    if num is None or request.preset.rae.guided is None:
-        return None
-    held = getattr(getattr(pictures.made_by, "config", None), "num_val", 0)
-    if held < 2 * num:
-        raise ConfigError(
-            f"generation.num_validation={num} takes two sets of val pictures, {2 * num}; there are {held}"
-        )
-    sizes = {"num_samples": num, "kernel_subset_size": max(2, num // 2)}
-    return add_reference(request, pictures, "validation pictures", split="val", **sizes)
-
-
-def _blind_row(encoder: Encoder, yards: Sequence[Yard]) -> Row:
-    keys = [key for yard in yards for key in yard.keys("reconstruction", "generation")]
+def _blind_row(encoder: Encoder, picture_sets: Sequence[PictureSet]) -> Row:
+    keys = [key for picture_set in picture_sets for key in picture_set.keys("reconstruction", "generation")]
     return Row(
         encoder=encoder.name,
         kind="blind",
@@ -140,47 +86,47 @@ def _blind_row(encoder: Encoder, yards: Sequence[Yard]) -> Row:
     )
 
 
-def _floor_row(yards: Sequence[Yard], rows: Sequence[Row]) -> Row:
+def _floor_row(picture_sets: Sequence[PictureSet], rows: Sequence[Row]) -> Row:
     """Real pictures against real pictures; `rows`: the others."""
     parts = []
-    for yard in yards:
-        data = (yard.reference.folder / PICTURES,)
-        parts.append(Part(stage=yard.reference, keys=tuple(yard.keys("generation")), data=data))
-    keys = [key for yard in yards for key in yard.keys("reconstruction")]
+    for picture_set in picture_sets:
+        data = (picture_set.reference.folder / PICTURES,)
+        parts.append(Part(stage=picture_set.reference, keys=tuple(picture_set.keys("generation")), data=data))
+    keys = [key for picture_set in picture_sets for key in picture_set.keys("reconstruction")]
     keys += [key for row in rows for part in row.parts for key in part.keys if key.startswith("LPIPS")]
     return Row(
         encoder=FLOOR,
         kind="floor",
-        source=f"two disjoint sets of real test pictures{says_how_small(yards[0].reference.config)}",
+        source=f"two disjoint sets of real test pictures{says_how_small(picture_sets[0].reference.config)}",
         parts=tuple(parts),
         undefined=dict.fromkeys(keys, FLOOR_REASON),
     )
 
 
-def _rows_of(request: Request, encoder: Encoder, yards: Sequence[Yard]) -> list[Row]:
+def _rows_of(request: Request, encoder: Encoder, picture_sets: Sequence[PictureSet]) -> list[Row]:
     """What an encoder's generator draws, with guidance where that is asked for, and what a perfect one
     would."""
-    name, encoder = encoder.name, _with_decoder(request, encoder, yards[0].pictures)
+    name, encoder = encoder.name, _with_decoder(request, encoder, picture_sets[0].pictures)
     plain, guided, ceiling, rebuilt = [], [], [], []
     note = request.graph.note
-    for yard in yards:
-        reference, request.graph.note = yard.reference, note + yard.note
-        reconstructed, part = add_reconstruction(request, encoder, yard.pictures, reference)
+    for picture_set in picture_sets:
+        reference, request.graph.note = picture_set.reference, note + picture_set.note
+        reconstructed, part = add_reconstruction(request, encoder, picture_set.pictures, reference)
         rebuilt += part.keys
-        trained = add_generator(request, encoder, yard.pictures, reconstructed)
+        trained = add_generator(request, encoder, picture_set.pictures, reconstructed)
         losses = Part(stage=trained, keys=(), checkpoint=(trained.folder / "weights",))
         generated, sampled = add_samples(request, encoder, reference, trained)
         plain += [part, sampled, *([] if reference.config.prefix else [losses])]
-        decoded, file, part = add_ceiling(request, encoder, yard.pictures, reference, reconstructed)
+        decoded, file, part = add_ceiling(request, encoder, picture_set.pictures, reference, reconstructed)
         ceiling.append(part)
-        yard.reconstructed[name] = (reconstructed, RECONSTRUCTIONS)
-        yard.generated[name] = (generated, SAMPLES)
+        picture_set.reconstructed[name] = (reconstructed, RECONSTRUCTIONS)
+        picture_set.generated[name] = (generated, SAMPLES)
         if request.preset.rae.guided is not None and not reference.config.prefix:
-            sweep = add_sweep(request, encoder, yard.validation, trained)
+            sweep = add_sweep(request, encoder, picture_set.validation, trained)
             generated, sampled = add_samples(request, encoder, reference, trained, sweep)
             guided.append(sampled)
-            yard.generated[f"{name}, guided"] = (generated, SAMPLES)
-        yard.generated[f"{name}, {CEILING}"] = (decoded, file)
+            picture_set.generated[f"{name}, guided"] = (generated, SAMPLES)
+        picture_set.generated[f"{name}, {CEILING}"] = (decoded, file)
     request.graph.note = note
     source = encoder.source("generation")
     rows = [Row(encoder=name, kind="measured", source=source, parts=tuple(plain), undefined={})]
@@ -194,7 +140,7 @@ def _rows_of(request: Request, encoder: Encoder, yards: Sequence[Yard]) -> list[
                 undefined=dict.fromkeys(rebuilt, GUIDED_REASON),
             )
         )
-    what, reason = ceiling_says(yards[0].reference)
+    what, reason = ceiling_says(picture_sets[0].reference)
     rows.append(
         Row(
             encoder=f"{name}, {CEILING}",
@@ -233,41 +179,6 @@ def _with_decoder(request: Request, encoder: Encoder, pictures: Pictures) -> Enc
     decoded = dataclasses.replace(encoder.config, decoder=str(stage.folder / "weights"))
     described = describe(request.graph, decoded, made_by=[*encoder.stages, stage])
     return dataclasses.replace(described, files=encoder.files)
-
-
-def add_reference(
-    request: Request, pictures: Pictures, label: str = "real pictures and the floor", **changes: Any
-) -> Stage:
-    """The real pictures, and the judge with all the files that it is made of; `changes` to the preset's
-    section.
-
-    Raises:
-        ConfigError: the judge is one of the encoders that are to be judged.
-        FileNotFoundError: a file of it is not there.
-    """
-    section = {**request.preset.reference, **changes}
-    filled = {"data": pictures.folder, "device": request.device}
-    if request.places is not None:
-        filled |= {"weights": str(request.places["inception"]), "statistics": str(request.places["adm"])}
-    config = stage_config(ReferenceConfig, section, "reference", **filled)
-    files = [ROOT / config.statistics] if config.statistics else []
-    if config.extractor == INCEPTION:
-        files += if_present(weights.find(weights.INCEPTION, config.weights))
-    elif config.extractor.startswith(ENCODER):
-        judge = resolve_encoder(config.extractor.removeprefix(ENCODER))
-        if judge.name in [encoder.name for encoder in request.encoders]:
-            raise ConfigError(f"{judge.name} is both a row and the judge; nothing may judge itself")
-        files += judge.files
-    return request.graph.add(
-        "reference",
-        "harness.metrics.reference",
-        config,
-        label=label,
-        inputs=pictures.inputs,
-        files=files,
-        pictures=pictures.places,
-        seconds=request.seconds("reference"),
-    )
 
 
 def add_reconstruction(
@@ -368,16 +279,16 @@ def add_samples(
     return stage, add_score(request, encoder, reference, "generation", stage, SAMPLES, **files)
 
 
-def _draw(folder: Path, yard: Yard) -> list[Path]:
+def _draw(folder: Path, picture_set: PictureSet) -> list[Path]:
     """Figures of what is there: an encoder whose stage did not complete is left out."""
     from harness.metrics.picture_sets import read_class_names, read_labels, read_pictures
     from harness.tables import figures  # here: matplotlib and numpy would delay the command line
 
-    if yard.reference.done() is None:
+    if picture_set.reference.done() is None:
         return []
-    real = yard.reference.folder / PICTURES
-    rebuilt = {"original": real, **_complete(yard.reconstructed)}
-    sampled = {"real": real, **_complete(yard.generated)}
+    real = picture_set.reference.folder / PICTURES
+    rebuilt = {"original": real, **_complete(picture_set.reconstructed)}
+    sampled = {"real": real, **_complete(picture_set.generated)}
     return [
         figures.reconstructions(
             folder / "reconstructions.png", {name: read_pictures(path) for name, path in rebuilt.items()}

@@ -88,7 +88,8 @@ def quality_against_cost(path: Path, rows: Sequence[Mapping], keys: Sequence[str
                 (each[cost]["value"], each[key]["value"]) for each in metrics if {cost, key} <= each.keys()
             )
             colour, marker = PALETTE[i % len(PALETTE)], "ovs^D*"[i // len(PALETTE) % 6]
-            panel.plot(*zip(*found, strict=True), f"{marker}-", color=colour, label=method) if found else None
+            if found:
+                panel.plot(*zip(*found, strict=True), f"{marker}-", color=colour, label=method)
         for row in rows:
             if row["kind"] == "floor" and key in row["metrics"]:
                 panel.axhline(row["metrics"][key]["value"], color="#888888", linestyle="--", linewidth=1)
