@@ -1,123 +1,60 @@
 """Benchmarks over two processes (gloo), of which one fails where the others are not looking."""
 
+import json
 import os
 import socket
-from datetime import timedelta
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-import torch
-import torch.multiprocessing as multiprocessing
 
-from encoder.runtime.distributed import end_together, process_number, share_out
-from llava_bridge.jobs import Job, run_jobs
-
-WORLD = 2
-LONGEST_WAIT = timedelta(seconds=60)  # a process that waits in vain fails here
+from encoder.runtime.config import ROOT
+from encoder.runtime.distributed import end_together
 
 
-class Kept(dict):
-    """Scores in memory."""
-
-    def add(self, name, metrics, rows):
-        self[name] = metrics
-
-
-def answers(work: str):
-    values = share_out(lambda number: f"{work} {number}", 4, work)
-    return {"answers": values}, []
-
-
-def wanted(fails: dict[str, str]) -> list[Job]:
-    """Three benchmarks of two calls each; fails: {benchmark: before, between or after these} in process 1."""
-
-    def run(name: str):
-        def fail(place: str):
-            if process_number() == 1 and fails.get(name) == place:
-                raise OSError(f"no data of {name}")
-
-        fail("before")
-        answers(f"{name}, first")
-        fail("between")
-        found = answers(name)
-        fail("after")
-        return found
-
-    return [Job(name, (f"{name}/score",), lambda name=name: run(name)) for name in ("A", "B", "C")]
-
-
-def one_rank(rank: int, port: int, case, results) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=WORLD, timeout=LONGEST_WAIT)
-    results.put((rank, case(rank)))
-    torch.distributed.destroy_process_group()
-
-
-def on_two(case) -> list:
-    """What `case(rank)` gives in each of two processes."""
+@pytest.fixture(scope="module")
+def seen() -> list[dict]:
+    """What each case of jobs_process.py gave, in each process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    results = context.SimpleQueue()
-    workers = [context.Process(target=one_rank, args=(rank, port, case, results)) for rank in range(WORLD)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
-    return [got for _, got in sorted(results.get() for _ in workers)]
+        port = str(free.getsockname()[1])
+    script = Path(__file__).with_name("jobs_process.py")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), port], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    return [json.loads(each.splitlines()[-1]) for each in said]
 
 
 @pytest.mark.parametrize("place", ["before", "between", "after"])
-def test_what_fails_in_one_process_fails_in_all_and_costs_the_others_nothing(place):
-    def case(rank: int):
-        scores = Kept()
-        return run_jobs(wanted({"B": place}), scores), dict(scores)
-
-    first, second = on_two(case)
+def test_what_fails_in_one_process_fails_in_all_and_costs_the_others_nothing(place, seen):
+    first, second = (each[place] for each in seen)
     assert first == second
     not_run, scores = first
     assert [*not_run] == ["B/score"] and "OSError: no data of B" in not_run["B/score"]
     assert scores == {name: {"answers": [f"{name} {i}" for i in range(4)]} for name in ("A", "C")}
 
 
-def test_what_is_scored_is_the_first_processs_word():
-    def case(rank: int):
-        scores = Kept({"A": {"answers": "kept"}} if rank == 0 else {})
-        return run_jobs(wanted({}), scores), sorted(scores)
-
-    assert on_two(case) == [({}, ["A", "B", "C"]), ({}, ["B", "C"])]
+def test_what_is_scored_is_the_first_processs_word(seen):
+    found = [each["run_with_scores_of_the_first"] for each in seen]
+    assert found == [[{}, ["A", "B", "C"]], [{}, ["B", "C"]]]
 
 
-def test_answers_to_other_questions_are_not_taken_for_ones_own():
-    def case(rank: int):
-        try:
-            return answers(f"questions {rank}")
-        except RuntimeError as error:
-            return str(error)
-
-    for said in on_two(case):
-        assert said == (
-            "the processes went apart: process 0 is in 'questions 0', process 1 is in 'questions 1'"
-        )
+def test_answers_to_other_questions_are_not_taken_for_ones_own(seen):
+    said = "the processes went apart: process 0 is in 'questions 0', process 1 is in 'questions 1'"
+    assert [each["ask_other_questions"] for each in seen] == [said, said]
 
 
-def test_a_process_that_calls_less_often_is_found_out():
-    def case(rank: int):
-        fault = None
-        try:
-            for _ in range(2 - rank):
-                answers("A")
-        except RuntimeError as error:
-            fault = str(error)
-        return end_together("A", fault)
-
-    first, second = on_two(case)
-    assert first == second == "the processes went apart: process 0 is in 'A', process 1 has ended 'A'"
+def test_a_process_that_calls_less_often_is_found_out(seen):
+    said = "the processes went apart: process 0 is in 'A', process 1 has ended 'A'"
+    assert [each["call_less_often"] for each in seen] == [said, said]
 
 
 def test_one_process_ends_as_it_did():
-    scores = Kept()
-    assert run_jobs(wanted({}), scores) == {} and sorted(scores) == ["A", "B", "C"]
     assert end_together("A", None) is None and end_together("A", "why") == "why"
