@@ -143,10 +143,13 @@ def read_dataset(
     """
     store = _open_store(config, tokenizer, pictures)
     absent = absent_pictures(store.picture_names, pictures, ROOT / config.records_cache)
+    absent = from_first(absent)  # one file may be mended or lost between two processes' looks
+    if isinstance(pictures, LiveViews):
+        pictures.read_sizes(store.picture_names, absent)
     return _choose(
         store,
         pictures,
-        from_first(absent),  # one file may be mended or lost between two processes' looks
+        absent,
         tokenizer.convert_tokens_to_ids(IMAGE),
         num_image_tokens=num_image_tokens,
         max_length=config.max_length,

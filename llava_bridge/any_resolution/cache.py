@@ -23,6 +23,7 @@ from encoder.data.shards import in_order, num_threads
 from encoder.frozen import FrozenEncoder
 from encoder.load import load_encoder
 from encoder.runtime.config import ROOT
+from encoder.runtime.distributed import from_first, process_number
 from encoder.runtime.ranks import Ranks
 from encoder.runtime.stage import main, sha256_json, write_json
 from encoder.tokens import FilePictures, Picture, store
@@ -39,11 +40,13 @@ def view_key(name: str, view: int) -> str:
 
 
 class ViewPictures:
-    """The views of picture files, one after another, as `encoder.tokens` reads pictures."""
+    """The views of picture files, one after another, as `encoder.tokens` reads pictures. The first process
+    reads the pictures' sizes, for all."""
 
     def __init__(self, files: FilePictures, views: Views):
         self.files, self.views = files, views
-        self.sizes = list(in_order(self._size, files.names, num_threads()))
+        found = list(in_order(self._size, files.names, num_threads())) if process_number() == 0 else None
+        self.sizes = from_first(found)
         counts = [views.num_views(size) for size in self.sizes]
         self.starts = [0, *itertools.accumulate(counts)]
 

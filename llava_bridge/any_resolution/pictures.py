@@ -12,8 +12,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from encoder.data.pictures import open_header, upright_size
+from encoder.data.pictures import open_header, picture_fault, upright_size
+from encoder.data.shards import in_order, num_threads
 from encoder.runtime.config import ROOT
+from encoder.runtime.distributed import from_first, process_number
 from encoder.token_store import TokenStore
 from llava_bridge.any_resolution.cache import read_sizes, view_key
 from llava_bridge.any_resolution.views import Size, Views
@@ -133,6 +135,27 @@ class LiveViews(_Viewed):
             with self.pictures.open(name) as file, open_header(file) as picture:
                 self._sizes[name] = upright_size(picture)
         return self._sizes[name]
+
+    def read_sizes(self, names: Sequence[str], absent: dict[int, str]) -> None:
+        """Read the sizes of the named pictures but for those that are absent, {place: reason}, in the first
+        process, for all. One that cannot be read is absent too. Every process of a launch calls."""
+        if self.is_whole:  # which asks for none
+            return
+        places = [place for place in range(len(names)) if place not in absent]
+        wanted = [names[place] for place in places]
+        found = list(in_order(self._header, wanted, num_threads())) if process_number() == 0 else None
+        for place, size in zip(places, from_first(found), strict=True):
+            if isinstance(size, str):
+                absent[place] = size
+            else:
+                self._sizes[names[place]] = size
+
+    def _header(self, name: str) -> Size | str:
+        """A picture's size, or why it cannot be used."""
+        try:
+            return self.size(name)
+        except Exception as error:  # of any kind: PIL's readers raise whatever the bytes make them
+            return picture_fault(error)
 
     def stack(self, names: Sequence[str]) -> dict[str, Tensor]:
         """pixel_values (V 3 S S in [0, 1]); the views of a broken picture are black.

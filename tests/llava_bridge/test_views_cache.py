@@ -117,6 +117,24 @@ def test_a_picture_that_vanishes_on_the_way_is_a_broken_one(live, folder, is_who
     assert (seen[:num_views] == 0).all() and seen[num_views:].std() > 0.1
 
 
+def test_headers_are_read_once_before_the_first_step(folder, live, monkeypatch):
+    (folder / "3.png").write_text("no picture")
+    opened = []
+    original = LivePictures.open
+
+    def open_noted(self, name):
+        opened.append(name)
+        return original(self, name)
+
+    monkeypatch.setattr(LivePictures, "open", open_noted)
+    absent = {2: "not there"}
+    live.read_sizes(NAMES, absent)
+    assert sorted(opened) == [name for name in NAMES if name != "2.png"]
+    assert absent.keys() == {2, 3} and absent[2] == "not there" and "not a picture" in absent[3]
+    assert [live.size(NAMES[place]) for place in (0, 1, 4)] == [SIZES[0], SIZES[1], SIZES[4]]
+    assert len(opened) == 4  # nothing is read again
+
+
 def test_unreadable_pictures_are_skipped_and_named(config, folder, live, tmp_path, monkeypatch):
     monkeypatch.setattr("encoder.tokens.MAX_BAD_FRACTION", 0.5)
     (folder / "2.png").write_text("no picture")
