@@ -107,7 +107,7 @@ class ViewsConfig(TokensConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlavaConfig:
-    """Stage `llava_bridge.train`: one of LLaVA-1.5's two stages over one frozen encoder.
+    """Stage `llava_bridge.train`: one of the two stages of LLaVA-1.5 or LLaVA-NeXT over one frozen encoder.
 
     Stage 1 trains the projector on captions (`plain`), stage 2 projector and language model on
     conversations (`vicuna_v1`).

@@ -1,5 +1,5 @@
-"""Stage: one of LLaVA-1.5's two training stages over one frozen encoder, by transformers' Trainer under
-DeepSpeed.
+"""Stage: one of the two training stages of LLaVA-1.5 or LLaVA-NeXT over one frozen encoder, by transformers'
+Trainer under DeepSpeed.
 
 `python -m llava_bridge.train <config.yaml> <out_dir>` writes out_dir/weights, a folder that
 `AutoModelForImageTextToText` and `AutoProcessor` load after `import llava_bridge.hf`. Stage 1 trains the
