@@ -116,7 +116,14 @@ def test_checkpointed_activations_change_no_gradient_and_no_name(root):
     assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
 
 
-def test_every_block_of_a_second_phase_runs_compiled(root, monkeypatch):
+@pytest.fixture
+def dynamo_limits():
+    """What a test sets of dynamo's limits ends with it; monkeypatch would delete the setting at its end."""
+    with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):
+        yield
+
+
+def test_every_block_of_a_second_phase_runs_compiled(root, monkeypatch, dynamo_limits):
     """Counted by a backend that runs what it is given; without the reset it was none of the second phase."""
     ran, calls = [], []
 
@@ -125,7 +132,6 @@ def test_every_block_of_a_second_phase_runs_compiled(root, monkeypatch):
 
     true_compile = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: true_compile(self, backend=backend))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", torch._dynamo.config.recompile_limit)
     for side, width in ((8, 16), (4, 32)):
         towers = config(root).openvision3
         sizes = {"width": width, "layers": 1, "head_width": 16}
