@@ -102,7 +102,8 @@ def test_only_the_published_file_bears_the_reserved_names(inception_file, monkey
     mine = dataclasses.replace(weights.INCEPTION, file=f"inception-{digest[:8]}.pth")
     monkeypatch.setattr(weights, "INCEPTION", mine)
     assert judge_of(config) == Judge(extractor="inception", label=None, sha256=digest)
-    assert keys_of("generation", config) == ("gFID", "sFID", "KID", "precision", "recall", "IS", "IS/std")
+    of_samples = ("gFID", "sFID", "KID", "precision", "recall", "class-accuracy", "IS", "IS/std")
+    assert keys_of("generation", config) == of_samples
     assert keys_of("reconstruction", config) == ("rFID", "PSNR", "SSIM")
 
 
@@ -257,7 +258,8 @@ def test_any_encoder_can_judge_and_is_named(shards, tmp_path):
     config = dataclasses.replace(config, kernel_subset_size=6)
     floor = reference.run(config, tmp_path)["metrics"]
     assert tuple(floor) == keys_of("generation", config)
-    assert list(floor) == ["gFD-clip-demo", "KID-clip-demo", "precision-clip-demo", "recall-clip-demo"]
+    names = ("gFD", "KID", "precision", "recall", "class-accuracy")
+    assert list(floor) == [f"{name}-clip-demo" for name in names]
     assert floor["gFD-clip-demo"]["judge"].startswith("encoder:clip-demo sha256:")
     files = {"pictures": str(tmp_path / PICTURES), "reference": str(tmp_path)}
     rebuilt = score.run(ScoreConfig(kind="reconstruction", **files), tmp_path)["metrics"]
