@@ -11,7 +11,7 @@ import torch
 from _table import Row, make_row, peak_bytes, seconds
 from torch.nn.functional import cross_entropy
 
-from llava_bridge.data import Sample, collate
+from llava_bridge.batches import Sample, collate
 from llava_bridge.loss import summed_loss
 from llava_bridge.model import LlavaOverTokens
 from llava_bridge.packing import PER_SAMPLE

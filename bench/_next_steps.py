@@ -13,8 +13,8 @@ from _table import Row, make_row, seconds
 from PIL import Image
 
 from llava_bridge.any_resolution.model import views_of
+from llava_bridge.batches import collate
 from llava_bridge.config import TILES
-from llava_bridge.data import collate
 from llava_bridge.model import build
 from llava_bridge.prompt import IGNORE
 

@@ -23,8 +23,8 @@ from encoder.data.scenes.conversations import instruct_record, word_prompt
 from encoder.data.scenes.wording import DESCRIBE, WORD_PROMPT
 from harness.metrics import psnr_ssim
 from llava_bridge.attention import WIDE, choose_attention
+from llava_bridge.batches import Sample, collate
 from llava_bridge.config import LlavaConfig
-from llava_bridge.data import Sample, collate
 from llava_bridge.lmms import LlavaLmms
 from llava_bridge.model import build
 from llava_bridge.prompt import SYSTEM, Segment, encode_conversations

@@ -29,7 +29,7 @@ from _table import ROOT, Row, make_row, peak_bytes, publish, seconds
 from PIL import Image
 
 import llava_bridge.hf  # noqa: F401 - registers the tower
-from llava_bridge.data import collate
+from llava_bridge.batches import collate
 from llava_bridge.lmms import LlavaLmms
 from llava_bridge.model import LlavaOverTokens, build, save
 from llava_bridge.prompt import IGNORE, SYSTEM

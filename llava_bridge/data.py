@@ -1,17 +1,15 @@
-"""LLaVA's training data: JSON records to samples, pictures to visual tokens, samples to batches.
+"""LLaVA's training data: JSON records to samples.
 
-Records: `encoder.data.records`. Pictures: `pictures`.
+Records: `encoder.data.records`. Pictures: `pictures`. Batches: `batches`.
 """
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -22,18 +20,17 @@ from encoder.runtime.config import ROOT
 from encoder.runtime.distributed import from_first
 from encoder.runtime.files import locked
 from encoder.runtime.stage import is_first_process, sha256_json
-from llava_bridge.any_resolution.pictures import CachedViews, LiveViews
+from llava_bridge.any_resolution.pictures import LiveViews
+from llava_bridge.batches import Pictures, Sample
 from llava_bridge.config import LlavaConfig, Template
 from llava_bridge.looks import absent_pictures
 from llava_bridge.order import training_order as training_order  # part of this module's interface
-from llava_bridge.pictures import CachedPictures, LivePictures
-from llava_bridge.prompt import IGNORE, IMAGE, Encoded, fit, length_fault
+from llava_bridge.prompt import IMAGE, Encoded, fit, length_fault
 from llava_bridge.tokenised import Tokenised, asked_pictures, is_whole, key_of, sound_records, write
 
 SKIPPED = "skipped_records.jsonl"  # in a stage's folder: {name, reason} of every record left out
 _NAMED = 20  # so many missing or broken pictures and skipped records are named in the result
 _NAMED_IN_ERROR = 3
-Pictures = CachedPictures | LivePictures | CachedViews | LiveViews
 TokenCount = int | Callable[[str], int]  # of every picture, or of a picture by its name
 
 
@@ -63,15 +60,6 @@ class DataReport:
     def of_whole(cls, records: Sequence[Mapping]) -> "DataReport":
         """Of records without pictures that are all used."""
         return cls(len(records), len(records), len(records), 0, [], 0, 0, [], sha256_json(records))
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One row of a batch: input_ids and labels (L, int64), and the picture's name if it has one."""
-
-    input_ids: Tensor
-    labels: Tensor
-    picture: str | None
 
 
 class LlavaDataset(Dataset):
@@ -332,71 +320,3 @@ def describe_data(dataset: StoredDataset, pictures: Pictures, config: LlavaConfi
         "num_dropped_samples": sum(dataset.picture(i) in broken for i in range(len(dataset))),
         "broken": dict(list(broken.items())[:_NAMED]),
     }
-
-
-def pack_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Samples to rows of at most `row_length` tokens, the longest first, each into the first row that has
-    room."""
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for sample in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        row = next((row for row, left in enumerate(room) if left >= lengths[sample]), len(rows))
-        if row == len(rows):
-            rows.append([])
-            room.append(row_length)
-        rows[row].append(sample)
-        room[row] -= lengths[sample]
-    return rows
-
-
-def collate(
-    samples: Sequence[Sample],
-    pictures: Pictures | None,
-    pad_id: int,
-    *,
-    length_multiple: int = 1,
-    pack_length: int | None = None,
-) -> dict[str, Tensor]:
-    """A right-padded batch: input_ids, labels (B L), the pictures in order, and attention_mask (B L), or
-    position_ids (B L) where several samples share a row.
-
-    In a packed row positions restart with each sample and the padding, from which transformers builds the
-    block-diagonal mask. An attention_mask beside them, even of ones, would switch that off without a word.
-    A batch of text alone carries one zero picture of which the model takes no token, as LLaVA does: every
-    process then runs the same graph, which gradient reduction and split weights need. A sample whose picture
-    is broken keeps its place, under a black picture, and loses its labels.
-    """
-    rows = [[i] for i in range(len(samples))]
-    if pack_length is not None:
-        rows = pack_rows([len(sample.input_ids) for sample in samples], pack_length)
-    if pictures is not None:
-        names = [samples[i].picture for row in rows for i in row]
-        seen = pictures.inputs([name for name in names if name])
-        samples = [_unlabelled(sample) if sample.picture in pictures.broken else sample for sample in samples]
-    ids = [torch.cat([samples[i].input_ids for i in row]) for row in rows]
-    labels = [torch.cat([_without_first(samples[i].labels) for i in row]) for row in rows]
-    length = -(-max(map(len, ids)) // length_multiple) * length_multiple
-    batch = {"input_ids": _pad(ids, pad_id, length), "labels": _pad(labels, IGNORE, length)}
-    if pack_length is None:
-        batch["attention_mask"] = _pad([torch.ones_like(row) for row in ids], 0, length)
-    else:
-        spans = [[len(samples[i].input_ids) for i in row] for row in rows]
-        places = [torch.cat([torch.arange(n) for n in (*row, length - sum(row))]) for row in spans]
-        batch["position_ids"] = torch.stack(places)
-    if pictures is not None:
-        batch |= seen
-    return batch
-
-
-def _without_first(labels: Tensor) -> Tensor:
-    """A sample's first token follows nothing: in a packed row, another sample's last token."""
-    return torch.cat([torch.full_like(labels[:1], IGNORE), labels[1:]])
-
-
-def _unlabelled(sample: Sample) -> Sample:
-    return replace(sample, labels=torch.full_like(sample.labels, IGNORE))
-
-
-def _pad(rows: Sequence[Tensor], value: int, length: int) -> Tensor:
-    padded = pad_sequence(list(rows), batch_first=True, padding_value=value)
-    return torch.nn.functional.pad(padded, (0, length - padded.shape[1]), value=value)

@@ -4,8 +4,8 @@ projector stays live), or pixels of picture files and rows that the tower encode
 A file is looked at twice. Before the first step its header is read, and its last bytes where the format has
 an end mark; without the mark it is decoded whole. What is broken in the middle shows when it is read: the
 sample then keeps its place and its length, takes a black picture, and none of its tokens carries a loss
-(see `data.collate`). That depends on the sample alone, so it is the same after a resume and on any number of
-processes.
+(see `batches.collate`). That depends on the sample alone, so it is the same after a resume and on any number
+of processes.
 """
 
 import hashlib
@@ -105,7 +105,7 @@ class CachedPictures:
         return {"image_tokens": self.stack(names)}
 
     def stack(self, names: Sequence[str]) -> Tensor:
-        """Tokens of the named pictures, B N D; no names give one zero picture (see `data.collate`)."""
+        """Tokens of the named pictures, B N D; no names give one zero picture (see `batches.collate`)."""
         tokens = self.store.named(names) if names else torch.zeros_like(self.store.rows(torch.tensor([0])))
         if self.num_tokens is None:
             return tokens
@@ -168,7 +168,7 @@ class LivePictures:
 
     def stack(self, names: Sequence[str]) -> Tensor:
         """Pixels in [0, 1] of the named pictures, B 3 H W, a broken one black and noted in `broken`; no names
-        give one black picture (see `data.collate`).
+        give one black picture (see `batches.collate`).
 
         Raises:
             TooManyBadSamples: more pictures are broken than allowed.

@@ -28,8 +28,9 @@ from encoder.runtime.trackers import Journal
 from llava_bridge.any_resolution.model import check_framework, draw_newline, learns_newline, views_of
 from llava_bridge.any_resolution.pictures import open_views
 from llava_bridge.attention import choose_attention
+from llava_bridge.batches import collate
 from llava_bridge.config import LlavaConfig
-from llava_bridge.data import collate, describe_data, read_dataset
+from llava_bridge.data import describe_data, read_dataset
 from llava_bridge.engine import (
     check_engine,
     describe_engine,

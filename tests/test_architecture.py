@@ -43,6 +43,7 @@ WINGS = {
         "harness.own_data",
         "harness.probe.config",
         "harness.running",
+        "harness.sections",
         "harness.tables",
         "harness.trained",
     ),
@@ -65,7 +66,12 @@ WINGS = {
         "rae_bridge.shapes",
         "rae_bridge.transition",
     ),
-    "llava_bridge.demo_llm": ("llava_bridge.config", "llava_bridge.data", "llava_bridge.prompt"),
+    "llava_bridge.demo_llm": (
+        "llava_bridge.batches",
+        "llava_bridge.config",
+        "llava_bridge.data",
+        "llava_bridge.prompt",
+    ),
 }
 
 # What a wing may import of the packages below its own, where that is not all of them.

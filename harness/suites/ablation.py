@@ -16,10 +16,11 @@ from typing import Any
 from encoder.options import EncoderConfig
 from encoder.runtime.config import ConfigError, choose
 from encoder.training.options import SynergyConfig, TrainConfig
-from harness.config import AblationSections, LlavaSections, RaeSections, merged, stage_config
+from harness.config import merged, stage_config
 from harness.described import ENCODER_FILE
 from harness.encoders import Encoder
 from harness.running.stages import Stage
+from harness.sections import AblationSections, LlavaSections, RaeSections
 from harness.suites.generation import RECONSTRUCTIONS, add_generator, add_reconstruction, add_samples
 from harness.suites.lessons import of_scenes
 from harness.suites.picture_sets import add_reference

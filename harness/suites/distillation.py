@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from encoder.runtime.config import ROOT, ConfigError, choose
-from harness.config import DistillationSections, RaeSections, merged, stage_config
+from harness.config import merged, stage_config
 from harness.encoders import Encoder
 from harness.metrics.config import PICTURES, keys_of
 from harness.running.stages import Stage
+from harness.sections import DistillationSections, RaeSections
 from harness.suites.generation import FLOOR, SAMPLES, TRAIN, add_generator, add_samples
 from harness.suites.picture_sets import add_reference
 from harness.suites.request import Request, SuitePlan

@@ -15,10 +15,11 @@ from encoder.data.options import ScenesConfig
 from encoder.options import EncoderConfig
 from encoder.training.options import TrainConfig, TrainVaeConfig
 from encoder.training.recipe import at_resolution
-from harness.config import FoundationSections, MadeEncoder, PhaseSection, Preset, merged, stage_config
+from harness.config import Preset, merged, stage_config
 from harness.described import ENCODER_FILE
 from harness.encoders import Encoder
 from harness.running.stages import Graph, Stage
+from harness.sections import FoundationSections, MadeEncoder, PhaseSection
 from harness.trained import TrainedConfig
 from llava_bridge.config import TrainLlmConfig
 from rae_bridge.config import TrainDecoderConfig

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from encoder.runtime.config import ConfigError
-from harness.config import LlavaSections, merged
+from harness.config import merged
+from harness.sections import LlavaSections
 
 EQUAL, SQUARE = "equal_tokens", "square_eval"
 

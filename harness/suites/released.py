@@ -9,10 +9,11 @@ from typing import Any
 
 from encoder.options import EncoderConfig
 from encoder.runtime.config import ConfigError
-from harness.config import ReleasedEncoder, stage_config
+from harness.config import stage_config
 from harness.described import ENCODER_FILE
 from harness.encoders import Encoder, files_of
 from harness.running.stages import Graph, Stage
+from harness.sections import ReleasedEncoder
 
 _RELEASE = "open_clip_config.json"  # in a release's own folder
 

@@ -13,10 +13,11 @@ from encoder.options import EncoderConfig
 from encoder.runtime.config import ROOT, ConfigError, choose, load, read_yaml
 from encoder.training.options import TrainConfig
 from encoder.training.recipe import RecipeConfig
-from harness.config import TrainedEncoder, merged
+from harness.config import merged
 from harness.described import ENCODER_FILE
 from harness.encoders import Encoder
 from harness.running.stages import Graph, Stage
+from harness.sections import TrainedEncoder
 from harness.suites.scoring import trunk_of
 from harness.suites.shared import trunk_to_train_with
 from harness.trained import TrainedConfig

@@ -44,7 +44,7 @@ class _Viewed:
 
     def inputs(self, names: Sequence[str]) -> dict[str, Tensor]:
         """The model's inputs for the named pictures: all views, V ..., and image_sizes (M 2), which the first
-        views alone do without. No names give one blank view and no sizes (see `data.collate`)."""
+        views alone do without. No names give one blank view and no sizes (see `batches.collate`)."""
         if self.is_whole:
             return self.stack(names)
         sizes = torch.tensor([self.size(name) for name in names], dtype=torch.long).view(-1, 2)

@@ -26,8 +26,9 @@ from encoder.runtime.device import require_device
 from encoder.runtime.trackers import Journal
 from encoder.training.finite import FiniteSteps
 from encoder.training.optim import MuonWithAdamW, autocast, build_adamw, update
+from llava_bridge.batches import collate
 from llava_bridge.config import LlamaShape, TrainLlmConfig
-from llava_bridge.data import DataReport, LlavaDataset, collate, read_records, training_order
+from llava_bridge.data import DataReport, LlavaDataset, read_records, training_order
 from llava_bridge.demo_llm.lessons import ask_for_words, build_lessons, draw_lessons
 from llava_bridge.demo_llm.tokenizer import build_tokenizer
 from llava_bridge.prompt import IGNORE, encode_conversations

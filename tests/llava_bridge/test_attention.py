@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from llava_bridge.attention import WIDE, attend_in_fp32, choose_attention, shared_length
+from llava_bridge.batches import collate
 from llava_bridge.config import LlavaConfig
-from llava_bridge.data import CachedPictures, build_dataset, collate, read_records
+from llava_bridge.data import build_dataset, read_records
 from llava_bridge.model import build
 from llava_bridge.packing import attend_per_sample
+from llava_bridge.pictures import CachedPictures
 from llava_bridge.prompt import IGNORE
 
 PICTURE = 9

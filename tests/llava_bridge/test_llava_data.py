@@ -12,15 +12,10 @@ from pyarrow import parquet
 
 from encoder.data.account import BadSample
 from encoder.runtime.checkpoint import load_tensors
-from llava_bridge.data import (
-    CachedPictures,
-    LivePictures,
-    build_dataset,
-    collate,
-    read_records,
-    training_order,
-)
+from llava_bridge.batches import collate
+from llava_bridge.data import build_dataset, read_records, training_order
 from llava_bridge.hf import UnitImageProcessor
+from llava_bridge.pictures import CachedPictures, LivePictures
 from llava_bridge.prompt import IGNORE
 
 

@@ -20,8 +20,9 @@ from PIL import Image, ImageFile
 import llava_bridge.train as stage
 from encoder.data.embedded import EmbeddedPictures, refuse_outside_pictures
 from encoder.runtime.checkpoint import load_tensors
+from llava_bridge.batches import collate
 from llava_bridge.config import LlavaConfig
-from llava_bridge.data import build_dataset, collate, read_records
+from llava_bridge.data import build_dataset, read_records
 from llava_bridge.hf import UnitImageProcessor
 from llava_bridge.model import build
 from llava_bridge.pictures import BrokenPictures, LivePictures
