@@ -23,7 +23,7 @@ from transformers import (
 from llava_bridge import jobs
 from llava_bridge.benchmark_table import BENCHMARKS, TASK_SETS
 from llava_bridge.benchmarks import find_parquet, pope_metrics, reason
-from llava_bridge.config import EvaluateConfig
+from llava_bridge.config import TOKENS_SEEN, EvaluateConfig
 from llava_bridge.evaluate import evaluate, evaluate_all
 
 TEXT, NUMBER = Value("string"), Value("int64")
@@ -201,7 +201,7 @@ def test_llava_hf_folder_runs_the_papers_benchmarks_offline(llava_hf, data_root,
     assert result["not_run"] == {}
     assert (result["encoder"], result["num_image_tokens"]) == ("clip_vision_model", 4)
     wanted = {key for task in TASK_SETS["paper"] for key in BENCHMARKS[task].keys}
-    assert set(result["metrics"]) == wanted
+    assert set(result["metrics"]) == wanted | {*TOKENS_SEEN}
     counts = {key: metric["num_samples"] for key, metric in result["metrics"].items()}
     assert (counts["MME-P"], counts["SEED-Bench"], counts["ScienceQA-IMG"], counts["GQA"]) == (2, 3, 4, 4)
     assert counts["ScienceQA"] == 8
@@ -264,12 +264,13 @@ def test_extended_benchmarks_run_on_their_columns_and_the_rest_says_why_not(
 ):
     result, rows = run(llava_hf, extended_root, tmp_path, monkeypatch, task_set="extended")
     added = set(TASK_SETS["extended"]) - set(TASK_SETS["paper"])
-    assert set(result["metrics"]) == {key for task in added for key, _ in BENCHMARKS[task].metrics.values()}
+    wanted = {key for task in added for key, _ in BENCHMARKS[task].metrics.values()}
+    assert set(result["metrics"]) == wanted | {*TOKENS_SEEN}
     missing = {key for task in TASK_SETS["paper"] for key in BENCHMARKS[task].keys}
     assert set(result["not_run"]) == missing
     assert all(why.startswith("FileNotFoundError: no data: ") for why in result["not_run"].values())
     values = {key: metric["value"] for key, metric in result["metrics"].items()}
-    counts = {key: metric["num_samples"] for key, metric in result["metrics"].items()}
+    counts = {key: result["metrics"][key]["num_samples"] for key in wanted}
     assert counts == {"TextVQA": 4, "MMBench-static": 3, "OCRBench": 4, "ChartQA": 4}
     said = {task: [row["response"].lower() for row in rows if row["task"] == task] for task in added}
     found = ["e" in said["ocrbench"][0]]
