@@ -4,6 +4,7 @@ step from picture files and rows. `pictures` says what happens to a picture that
 Letters: M pictures of a batch, V their views together.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,15 +25,15 @@ from llava_bridge.pictures import BrokenPictures, LivePictures, check_fingerprin
 from llava_bridge.tower import FrozenTowerConfig
 
 
-class _Viewed:
+class _Viewed(ABC):
     """What both kinds count alike. is_whole: the first view alone."""
 
     views: Views
     is_whole: bool
 
+    @abstractmethod
     def size(self, name: str) -> Size:
         """(height, width) of a picture."""
-        raise NotImplementedError
 
     def num_views(self, name: str) -> int:
         """Views of a picture that the tower sees."""
@@ -50,9 +51,9 @@ class _Viewed:
         sizes = torch.tensor([self.size(name) for name in names], dtype=torch.long).view(-1, 2)
         return self.stack(names) | {"image_sizes": sizes}
 
+    @abstractmethod
     def stack(self, names: Sequence[str]) -> dict[str, Tensor]:
         """All views of the named pictures."""
-        raise NotImplementedError
 
 
 class CachedViews(_Viewed):
