@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from PIL import Image
 from transformers import LlavaNextForConditionalGeneration
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -19,7 +20,8 @@ import llava_bridge.train as stage
 from encoder.runtime.checkpoint import load_tensors
 from llava_bridge.any_resolution.views import Views
 from llava_bridge.config import TILES, ViewsConfig
-from llava_bridge.model import load
+from llava_bridge.model import build, load, save
+from llava_bridge.prompt import question_prompt
 
 SIZES = [(40, 70), (64, 64), (30, 100), (90, 35), (5, 350), (32, 32)]
 
@@ -128,6 +130,35 @@ def test_zero3_gathers_the_newline(align, tmp_path):
     torch.testing.assert_close(losses(tmp_path / "zero3"), losses(tmp_path / "zero2"), atol=1e-4, rtol=1e-4)
     found, expected = weights(tmp_path / "zero3"), weights(tmp_path / "zero2")
     torch.testing.assert_close(found["image_newline"], expected["image_newline"], atol=1e-4, rtol=1e-3)
+
+
+def test_lora_learns_the_newline_too_and_is_merged_as_peft_itself_merges_it(align, pictures, tmp_path, llm):
+    save(*build("tiny", None, llm, "eager", seed=0, tiles=TILES), tmp_path / "init")
+    lora = {"lora_rank": 3, "lora_alpha": 6.0, "lora_dropout": 0.1}
+    result = stage.train(replace(align, stage=2, init=str(tmp_path / "init"), **lora), tmp_path / "lora")
+    assert result["trained"] == ["projector", "newline", "lora"]
+    before, after = load_tensors(tmp_path / "init" / "model.safetensors"), weights(tmp_path / "lora")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    matrices = {name for name in changed if name.startswith("language_model")}
+    assert len(matrices) == 2 * 7  # the matrices of two blocks
+    for name in matrices:
+        assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 3
+    assert "image_newline" in changed
+
+    base, processor = load(tmp_path / "init", "eager", torch.float32)
+    merged, _ = load(tmp_path / "lora" / "weights", "eager", torch.float32)
+    inputs = processor(
+        images=[Image.open(pictures / "images" / f"{i}.png") for i in range(2)],
+        text=[question_prompt("what is this", 1)] * 2,
+        padding=True,
+        return_tensors="pt",
+    )
+    expected = merged(**inputs).logits
+    with_adapter = PeftModel.from_pretrained(base, tmp_path / "lora" / "adapter").eval()
+    torch.testing.assert_close(with_adapter(**inputs).logits, expected, atol=1e-5, rtol=1e-5)
+    found = with_adapter.base_model.model.model.image_newline
+    assert torch.equal(found, after["image_newline"])
 
 
 def test_whole_pictures_in_stage_1_leave_the_newline_to_stage_2(align, tmp_path):

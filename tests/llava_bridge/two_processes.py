@@ -1,5 +1,6 @@
-"""Run by `test_llava_ranks` under a launcher, in each of its processes: trainings under ZeRO-3, one after the
-other, over the settings in a folder."""
+"""Run by `test_llava_ranks` under a launcher, in each of its processes: trainings one after the other over
+the settings in a folder, LLaVA-1.5's under ZeRO-3, with LoRA and killed too, LLaVA-NeXT's under ZeRO-2 and 3.
+"""
 
 import sys
 from dataclasses import replace
@@ -25,7 +26,7 @@ def die_after_last_step(self, args, state, control, **kwargs):
         raise Killed
 
 
-def main(folder: Path) -> None:
+def llava_1_5(folder: Path) -> None:
     zero3 = {"deepspeed": "configs/deepspeed/zero3.json"}
     config = replace(load(LlavaConfig, folder / "config.yaml", []), **zero3)
     lora = replace(load(LlavaConfig, folder / "lora.yaml", []), **zero3)
@@ -39,9 +40,16 @@ def main(folder: Path) -> None:
         stage.train(config, folder / "killed")
     except Killed:
         print("killed as wanted")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()  # its threads may abort a process that ends over them
+
+
+def llava_next(folder: Path) -> None:
+    config = load(LlavaConfig, folder / "config.yaml", [])
+    for zero in ("zero2", "zero3"):
+        stage.train(replace(config, deepspeed=f"configs/deepspeed/{zero}.json"), folder / zero)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    given = Path(sys.argv[1])
+    {"llava_1_5": llava_1_5, "llava_next": llava_next}[sys.argv[2]](given)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()  # its threads may abort a process that ends over them
