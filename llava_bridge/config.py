@@ -54,7 +54,7 @@ class LlamaShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainLlmConfig:
-    """Stage `llava_bridge.train_llm`: train the demo's Llama on text alone, from scratch."""
+    """Stage `llava_bridge.train_llm`: train the demo's Llama on text and on scenes laid out in cells."""
 
     MAY_CHANGE: ClassVar = (
         "precision", "attention", "compile", "device", "log_steps", "checkpoint_steps", "keep_checkpoints",
@@ -66,6 +66,10 @@ class TrainLlmConfig:
     batch_size: int = 16
     num_lesson_steps: int = 0  # before them, on single questions of growing length: see `lessons`
     lesson_batch_size: int = 96
+    layouts: list[str] = field(default_factory=list)  # JSONL files of scenes in cells, layouts.jsonl
+    num_cell_steps: int = 0  # after them, on these scenes: see `cells`
+    cell_batch_size: int = 64
+    init: str | None = None  # folder of a Llama of this shape to go on from
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=1.5e-3, warmup_steps=200, betas=(0.9, 0.98))
     )
@@ -80,13 +84,20 @@ class TrainLlmConfig:
     muon_lr: float | None = None
     text_weight: float = 1.0  # of the loss on all tokens, beside the loss on answers
     device: Device = "cpu"
-    num_held_out: int = 1000  # last rows of the corpus: scored, not trained on
+    num_held_out: int = 1000  # last rows of the corpus and of the layouts: scored, not trained on
     seed: int = 0
     trackers: list[Tracker] = field(default_factory=list)
     log_steps: int = 50
     checkpoint_steps: int = 500
     keep_checkpoints: int = 1  # as in `encoder.training.options.TrainConfig`
     skip_non_finite: int = 0  # as in `encoder.training.options.TrainConfig`
+
+    def __post_init__(self):
+        if bool(self.layouts) != (self.num_cell_steps > 0):
+            raise ValueError(
+                f"layouts {self.layouts} and num_cell_steps {self.num_cell_steps} go together: give both, "
+                "or neither"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -143,6 +143,8 @@ class ScenesConfig:
     num_text: int  # rows of text.jsonl
     num_seed_questions: int  # of Scenes-SEED, in each of nine dimensions; whole groups of 4
     num_pope_pairs: int  # of Scenes-POPE, in each of three settings
+    num_layouts: int = 0  # rows of layouts.jsonl: scenes laid out in cells, for a language model's lessons
+    layout_grid: int = 4  # cells on a side of them: as many as a picture has tokens on a side
     seed: int = 0
     shard_size: int = 1000  # pictures a shard; 10,000 at most (the keys give four digits to them)
     num_workers: int = 1
@@ -164,8 +166,9 @@ class ScenesConfig:
             raise ValueError(f"object_scale must be from 0.25 to 1, got {self.object_scale}")
         if not 1 <= self.shard_size <= 10_000:
             raise ValueError(f"shard_size must be from 1 to 10000 pictures, got {self.shard_size}")
-        if self.num_workers < 1:
-            raise ValueError(f"num_workers must be 1 or more, got {self.num_workers}")
+        for name in ("num_workers", "layout_grid"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         for name in self.__slots__:
             if name.startswith("num_") and getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
@@ -178,4 +181,4 @@ class ScenesConfig:
 
 
 # Counts that only scene-centric pictures can have
-OF_SCENE_CENTRIC = ("num_llava_images", "num_text", "num_seed_questions", "num_pope_pairs")
+OF_SCENE_CENTRIC = ("num_llava_images", "num_text", "num_layouts", "num_seed_questions", "num_pope_pairs")

@@ -16,6 +16,7 @@ from typing import Any
 
 from encoder.data.scenes import wording
 from encoder.data.scenes.compose import make_scene
+from encoder.data.scenes.layout import lay_out
 from encoder.data.scenes.objects import AFFINITY, KINDS, article
 from encoder.data.scenes.questions import ANSWERS, Fact, facts
 from encoder.data.scenes.scene import Scene, pick, pick_weighted
@@ -26,6 +27,8 @@ _RARE = {7, 9}  # dimensions that few scenes can be asked about: asked whenever 
 _NUM_CHOICE_TURNS = 5
 _NUM_PRESENCE_TURNS, _NUM_SHORT_TURNS = 2, 4  # of a short conversation: Yes/No at most; others without those
 _DESCRIBED = 0.12  # of all conversations
+_NUM_LAYOUT_PRESENCE, _NUM_LAYOUT_TURNS = 3, 9  # of a scene laid out in cells: Yes/No at most; others at most
+_LAYOUT_WITH_PRESENCE, _LAYOUT_DESCRIBED = 0.7, 0.2  # of these scenes
 _CENSUS = 1500  # scenes that tell how frequent each answer is
 _FAVOUR = 2.5  # how much less strict than exactly even answers
 
@@ -63,16 +66,21 @@ def short_conversation(scene: Scene, rng: random.Random) -> list[Turn]:
     a benchmark's only one is.
     """
     others = [(fact.question, fact.answer) for fact in _choose_facts(scene, rng)][:_NUM_SHORT_TURNS]
-    presence: dict[str, str] = {}  # by kind
+    presence: list[Turn] = []
     if rng.random() < 0.5 or not others:
-        num_kinds = len({item.kind for item in scene.items})
-        for _ in range(min(_NUM_PRESENCE_TURNS, num_kinds)):
-            kind, answer = _draw_presence(scene, rng, presence)
-            presence[kind] = answer
+        presence = _presence_turns(scene, rng, _NUM_PRESENCE_TURNS)
         others = others[: _NUM_SHORT_TURNS - 1]
-    turns = [(_presence_question(kind), answer) for kind, answer in presence.items()]
-    (first, answer), *rest = turns + sorted(others, key=lambda _: rng.random())
+    (first, answer), *rest = presence + sorted(others, key=lambda _: rng.random())
     return [(word_prompt(first), answer), *rest, *_description(scene, rng)]
+
+
+def _presence_turns(scene: Scene, rng: random.Random, most: int) -> list[Turn]:
+    """At most `most` questions about different kinds; no more than kinds are shown."""
+    answers: dict[str, str] = {}  # by kind
+    for _ in range(min(most, len({item.kind for item in scene.items}))):
+        kind, answer = _draw_presence(scene, rng, answers)
+        answers[kind] = answer
+    return [(_presence_question(kind), answer) for kind, answer in answers.items()]
 
 
 def _choose_facts(scene: Scene, rng: random.Random) -> list[Fact]:
@@ -88,9 +96,11 @@ def _choose_facts(scene: Scene, rng: random.Random) -> list[Fact]:
 
 def _description(scene: Scene, rng: random.Random) -> list[Turn]:
     """One turn for 12 % of the conversations, none for the others."""
-    if rng.random() >= _DESCRIBED:
-        return []
-    return [(pick(rng, wording.DESCRIBE), re_caption(scene, variant=int(rng.random() * 16)))]
+    return [] if rng.random() >= _DESCRIBED else [_describe(scene, rng)]
+
+
+def _describe(scene: Scene, rng: random.Random) -> Turn:
+    return pick(rng, wording.DESCRIBE), re_caption(scene, variant=int(rng.random() * 16))
 
 
 def choice_turn(scene: Scene, fact: Fact, rng: random.Random) -> Turn:
@@ -154,6 +164,27 @@ def text_record(scene: Scene, name: str, seed: int) -> dict[str, Any]:
         return {"id": name, "text": f"{caption}\n{re_caption(scene, variant=16 + int(rng.random() * 16))}"}
     (question, answer), *rest = conversation(scene, rng)
     return _record(name, [(f"{caption}\n{question}", answer), *rest], None)
+
+
+def layout_record(scene: Scene, name: str, seed: int, grid: int) -> dict[str, Any]:
+    """Reading by place: the scene's cells (`layout.lay_out`) stand where a picture will stand, and many turns
+    ask for what they hold; one row in five describes the scene instead."""
+    rng = random.Random(f"layout/{seed}/{name}")
+    (question, answer), *rest = _layout_turns(scene, rng)
+    record = _record(name, [(f"<image>\n{question}", answer), *rest], None)
+    return record | {"cells": lay_out(scene, grid)}
+
+
+def _layout_turns(scene: Scene, rng: random.Random) -> list[Turn]:
+    if rng.random() < _LAYOUT_DESCRIBED:
+        return [_describe(scene, rng)]
+    facts_ = dict.fromkeys([*_choose_facts(scene, rng), *_choose_facts(scene, rng)])
+    others = [(fact.question, fact.answer) for fact in facts_][:_NUM_LAYOUT_TURNS]
+    presence: list[Turn] = []
+    if rng.random() < _LAYOUT_WITH_PRESENCE or not others:
+        presence = _presence_turns(scene, rng, _NUM_LAYOUT_PRESENCE)
+    (first, answer), *rest = presence + sorted(others, key=lambda _: rng.random())
+    return [(word_prompt(first) if rng.random() < 0.5 else first, answer), *rest]
 
 
 def _record(name: str, turns: list[Turn], image: str | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from encoder.data.scenes.objects import EXTENT, KINDS
 Split = Literal["train", "val", "test"]
 SPLIT_SHARES: dict[str, float] = {"train": 0.8, "val": 0.1, "test": 0.1}
 T = TypeVar("T")
+Box = tuple[float, float, float, float]  # left, top, right, bottom, fractions of the picture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,16 +126,15 @@ def pick_weighted(rng: random.Random, weights: dict[T, float]) -> T:
 def all_visible(scene: Scene, limit: float = 0.34) -> bool:
     """Whether what is in front covers at most `limit` of every object's box (the interaction's own cover
     aside)."""
-    boxes = [_box(item.kind, item.pose) for item in scene.items]
+    boxes = [item_box(item) for item in scene.items]
     depths = [item.pose.depth for item in scene.items]
     if scene.sign is not None:
-        p = scene.sign.pose
-        boxes.append((p.x - p.half, p.y - 0.62 * p.half, p.x + p.half, p.y + 0.34 * p.half))
-        depths.append(p.depth)
+        boxes.append(sign_box(scene.sign))
+        depths.append(scene.sign.pose.depth)
     pair = () if scene.interaction is None else (scene.interaction[0], scene.interaction[2])
     for i, box in enumerate(boxes):
         covered = sum(
-            _overlap(box, other)
+            overlap(box, other)
             for j, other in enumerate(boxes)
             if depths[j] > depths[i] and not (i in pair and j in pair)
         )
@@ -144,15 +144,19 @@ def all_visible(scene: Scene, limit: float = 0.34) -> bool:
     return True
 
 
-def _box(kind: str, pose: Pose) -> tuple[float, float, float, float]:
-    width, top = EXTENT[kind]
-    return (
-        pose.x - width * pose.half,
-        pose.y + top * pose.half,
-        pose.x + width * pose.half,
-        pose.y + pose.half,
-    )
+def item_box(item: Item) -> Box:
+    """The box of an object's silhouette."""
+    width, top = EXTENT[item.kind]
+    x, y, half = item.pose.x, item.pose.y, item.pose.half
+    return (x - width * half, y + top * half, x + width * half, y + half)
 
 
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+def sign_box(sign: Sign) -> Box:
+    """The box of a sign's board."""
+    x, y, half = sign.pose.x, sign.pose.y, sign.pose.half
+    return (x - half, y - 0.62 * half, x + half, y + 0.34 * half)
+
+
+def overlap(a: Box, b: Box) -> float:
+    """The area that two boxes share."""
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))

@@ -1,8 +1,8 @@
 """Stage `python -m encoder.data.scenes.write CONFIG OUT`: Scenes on disk, laid out as real data is.
 
 {train,val,test}/SHARD.tar (img2dataset's WebDataset layout), llava/{pretrain,instruct}.json and llava/images,
-lmms/scenes_{seed,pope}.parquet, text.jsonl, contact_sheet.png, card.json. The same config gives the same
-bytes.
+lmms/scenes_{seed,pope}.parquet, text.jsonl, layouts.jsonl if asked for, contact_sheet.png, card.json. The
+same config gives the same bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ from PIL import Image
 
 from encoder.data.options import Composition, ScenesConfig
 from encoder.data.scenes.compose import SCENES_VERSION, make_scene
-from encoder.data.scenes.conversations import instruct_record, pretrain_record, text_record
+from encoder.data.scenes.conversations import (
+    instruct_record,
+    layout_record,
+    pretrain_record,
+    text_record,
+)
 from encoder.data.scenes.drawing import Drawing
 from encoder.data.scenes.objects import KINDS
 from encoder.data.scenes.parquet import png, write_pope, write_seed
@@ -37,6 +42,8 @@ from encoder.runtime.stage import main, progress, sha256_file, sha256_json, writ
 
 SHEET_COLUMNS, SHEET_ROWS, SHEET_SIZE = 8, 5, 160
 TEXT_FIRST_INDEX = 5_000_000  # scenes of the text corpus: train split, never drawn
+LAYOUTS = "layouts.jsonl"
+LAYOUTS_FIRST_INDEX = 7_000_000  # scenes that are laid out: likewise
 _CHUNK = 500  # pictures or rows a piece of work
 Done = TypeVar("Done")
 
@@ -51,15 +58,25 @@ class Piece:
     count: int
     path: Path
 
+    @property
+    def indices(self) -> range:
+        """The numbers of its scenes."""
+        return range(self.first, self.first + self.count)
+
     def scene(self, index: int) -> Scene:
         """The scene of this number."""
         return make_scene(self.config.seed, index, self.split, self.config.composition, self.config.held_out)
+
+    def named(self, index: int) -> tuple[Scene, str]:
+        """The scene of this number and its name in records."""
+        return self.scene(index), f"{index:09d}"
 
 
 def run(config: ScenesConfig, out_dir: Path) -> dict[str, Any]:
     """Write everything; files that are complete are kept. Returns the counts and the hash of all data
     files."""
-    total = config.num_train + config.num_val + config.num_test + config.num_llava_images + config.num_text
+    total = config.num_train + config.num_val + config.num_test
+    total += config.num_llava_images + config.num_text + config.num_layouts
     done = 0
 
     def count(pieces: Iterable[int]) -> None:
@@ -76,7 +93,10 @@ def run(config: ScenesConfig, out_dir: Path) -> dict[str, Any]:
         ):
             count(mapper(_write_shard, _shards(config, out_dir / split, split, number)))
         _write_llava(config, out_dir / "llava", mapper, count)
-        _write_text(config, out_dir / "text.jsonl", mapper, count)
+        text, layouts = out_dir / "text.jsonl", out_dir / LAYOUTS
+        _write_rows(config, text, _text_rows, TEXT_FIRST_INDEX, config.num_text, mapper, count)
+        if config.num_layouts:
+            _write_rows(config, layouts, _layout_rows, LAYOUTS_FIRST_INDEX, config.num_layouts, mapper, count)
         lmms, seed, how = out_dir / "lmms", config.seed, drawing(config)
         lmms.mkdir(exist_ok=True)
         num_seed = write_seed(lmms / "scenes_seed.parquet", seed, config.num_seed_questions, how, mapper)
@@ -84,6 +104,7 @@ def run(config: ScenesConfig, out_dir: Path) -> dict[str, Any]:
     contact_sheet(config.seed, composition=config.composition).save(out_dir / "contact_sheet.png")
     counts = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
     counts |= {"llava_images": config.num_llava_images, "text": config.num_text}
+    counts |= {"layouts": config.num_layouts} if config.num_layouts else {}
     counts |= {"seed_questions": num_seed, "pope_questions": num_pope}
     card = {"name": "Scenes", "version": SCENES_VERSION, "counts": counts, "classes": list(KINDS)}
     card |= {"config": resolve(config), "sha256": _sha256_of_data(out_dir)}
@@ -146,7 +167,7 @@ def _write_shard(piece: Piece) -> int:
         replacing(piece.path) as temporary,
         tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
     ):
-        for index in range(piece.first, piece.first + piece.count):
+        for index in piece.indices:
             text, record, picture = sample_record(piece.scene(index), index, how)
             add_member(tar, f"{record['key']}.json", json.dumps(record).encode())
             add_member(tar, f"{record['key']}.png", picture)
@@ -171,9 +192,8 @@ def _write_llava(config: ScenesConfig, folder: Path, mapper: Callable, count: Ca
 
 def _llava_records(piece: Piece) -> tuple[list[dict], list[dict]]:
     pretrain, instruct = [], []
-    for index in range(piece.first, piece.first + piece.count):
-        scene = piece.scene(index)
-        name = f"{index:09d}"
+    for index in piece.indices:
+        scene, name = piece.named(index)
         (piece.path / f"{name}.png").write_bytes(png(scene, drawing(piece.config)))
         image = f"images/{name}.png"
         pretrain.append(pretrain_record(scene, name, image))
@@ -181,18 +201,29 @@ def _llava_records(piece: Piece) -> tuple[list[dict], list[dict]]:
     return pretrain, instruct
 
 
-def _write_text(config: ScenesConfig, path: Path, mapper: Callable, count: Callable) -> None:
+def _write_rows(
+    config: ScenesConfig,
+    path: Path,
+    rows_of: Callable,
+    first: int,
+    number: int,
+    mapper: Callable,
+    count: Callable,
+) -> None:
+    """A JSONL file of a row for each of `number` scenes of the train split."""
     with replacing(path) as temporary, temporary.open("w") as file:
-        for rows in mapper(_text_rows, _pieces(config, TEXT_FIRST_INDEX, config.num_text, path)):
-            file.writelines(f"{row}\n" for row in rows)
+        for rows in mapper(rows_of, _pieces(config, first, number, path)):
+            file.writelines(f"{json.dumps(row)}\n" for row in rows)
             count([len(rows)])
 
 
-def _text_rows(piece: Piece) -> list[str]:
-    indices = range(piece.first, piece.first + piece.count)
-    return [
-        json.dumps(text_record(piece.scene(index), f"{index:09d}", piece.config.seed)) for index in indices
-    ]
+def _text_rows(piece: Piece) -> list[dict]:
+    return [text_record(*piece.named(index), piece.config.seed) for index in piece.indices]
+
+
+def _layout_rows(piece: Piece) -> list[dict]:
+    config = piece.config
+    return [layout_record(*piece.named(i), config.seed, config.layout_grid) for i in piece.indices]
 
 
 def _pieces(config: ScenesConfig, first: int, number: int, path: Path) -> Iterator[Piece]:
@@ -223,7 +254,7 @@ def _mapper(
 
 def _sha256_of_data(out_dir: Path) -> str:
     names = [*out_dir.glob("*/*.tar"), *out_dir.glob("llava/*.json"), *out_dir.glob("lmms/*.parquet")]
-    names.append(out_dir / "text.jsonl")
+    names += [out_dir / "text.jsonl", *out_dir.glob(LAYOUTS)]
     return sha256_json({str(path.relative_to(out_dir)): sha256_file(path) for path in names})
 
 
