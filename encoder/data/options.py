@@ -153,6 +153,7 @@ class ScenesConfig:
     # px: drawn at this size and enlarged to image_size, which then shows nothing more; None: at image_size
     rendered_at: int | None = None
     composition: Composition = "scene_centric"
+    num_object_centric: int = 0  # the last of num_train that are object-centric in a scene-centric set
     held_out: HeldOut = field(default_factory=HeldOut)
 
     def __post_init__(self):
@@ -172,6 +173,10 @@ class ScenesConfig:
         for name in self.__slots__:
             if name.startswith("num_") and getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.num_object_centric > self.num_train:
+            raise ValueError(
+                f"num_object_centric {self.num_object_centric} must be at most num_train {self.num_train}"
+            )
         asked = [name for name in OF_SCENE_CENTRIC if getattr(self, name)]
         if self.composition == "object_centric" and asked:
             raise ValueError(
@@ -179,6 +184,14 @@ class ScenesConfig:
                 "and conversations are about scenes of several objects"
             )
 
+    def composition_of(self, split: str, index: int) -> Composition:
+        """How picture number `index` of a split is composed."""
+        is_other = split == "train" and self.num_train - self.num_object_centric <= index < self.num_train
+        return "object_centric" if is_other else self.composition
+
 
 # Counts that only scene-centric pictures can have
-OF_SCENE_CENTRIC = ("num_llava_images", "num_text", "num_layouts", "num_seed_questions", "num_pope_pairs")
+OF_SCENE_CENTRIC = (
+    "num_object_centric", "num_llava_images", "num_text", "num_layouts", "num_seed_questions",
+    "num_pope_pairs",
+)  # fmt: skip

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import tarfile
 from collections import Counter
 
 import numpy as np
@@ -14,6 +15,7 @@ from encoder.data.scenes import write
 from encoder.data.scenes.compose import make_scene, split_of
 from encoder.data.scenes.objects import EXTENT, KINDS
 from encoder.data.scenes.render import render, visible_fraction
+from encoder.data.scenes.text import re_caption
 from encoder.data.shards import read_samples
 from encoder.runtime.config import ConfigError, load
 
@@ -123,3 +125,25 @@ def test_shards_of_a_class_hold_its_pictures_and_their_labels(tmp_path):
             assert sample.record["label"] == scene.label
             assert np.array_equal(sample.pixels, render(scene, 64))
         assert index == count - 1
+
+
+def test_the_last_train_pictures_may_be_of_their_class(tmp_path):
+    config = ScenesConfig(
+        image_size=64, num_train=12, num_object_centric=5, num_val=0, num_test=0, num_llava_images=2,
+        num_text=2, num_seed_questions=0, num_pope_pairs=0,
+    )  # fmt: skip
+    write.run(config, tmp_path)
+    with tarfile.open(tmp_path / "train" / "00000.tar") as tar:
+        names = sorted(name for name in tar.getnames() if name.endswith(".json"))
+        truths = [json.load(tar.extractfile(name))["scene"] for name in names]
+    for index, truth in enumerate(truths):
+        composition = "object_centric" if index >= 7 else "scene_centric"
+        assert truth == make_scene(0, index, "train", composition).truth()
+    captions = [
+        row["conversations"][1]["value"] for row in json.loads((tmp_path / "llava/pretrain.json").read_text())
+    ]
+    assert captions == [re_caption(make_scene(0, index, "train")) for index in (12, 13)]
+    with pytest.raises(ValueError, match="num_object_centric 13 must be at most num_train 12"):
+        dataclasses.replace(config, num_object_centric=13)
+    with pytest.raises(ValueError, match="num_object_centric 5 must be 0 with composition object_centric"):
+        dataclasses.replace(config, composition="object_centric", num_text=0, num_llava_images=0)

@@ -65,7 +65,8 @@ class Piece:
 
     def scene(self, index: int) -> Scene:
         """The scene of this number."""
-        return make_scene(self.config.seed, index, self.split, self.config.composition, self.config.held_out)
+        composition = self.config.composition_of(self.split, index)
+        return make_scene(self.config.seed, index, self.split, composition, self.config.held_out)
 
     def named(self, index: int) -> tuple[Scene, str]:
         """The scene of this number and its name in records."""
