@@ -238,7 +238,7 @@ def find_places(options: Options, preset: Preset) -> dict[str, Path] | None:
     if not preset.released:
         return None
     kinds = {"is_large": preset.is_large, "has_training": has_training(options, preset)}
-    return locate(preset.sources, options.data_root, **kinds)
+    return locate(preset.sources, options.data_root, mixes=preset.llava.mixes, **kinds)
 
 
 def has_training(options: Options, preset: Preset) -> bool:

@@ -15,15 +15,38 @@ _SAMPLES = ("num_steps", "batch_size", "image_size", "train_limit", "seed", "con
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NextRecipe:
+    """A public recipe of LLaVA-NeXT on real sources."""
+
+    # What stage 2 learns from: a name in harness.paper.sources
+    mix: Literal["llava_mix", "open_next_mix", "next_mix"]
+    align: dict[str, Any] = dataclasses.field(default_factory=dict)  # over LlavaSections.align
+    instruct: dict[str, Any] = dataclasses.field(default_factory=dict)  # over LlavaSections.instruct
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NextSections:
     """What LLaVA-NeXT has instead of the preset's values for LLaVA-1.5."""
 
+    recipe: str | None = None  # one of `recipes`, below the values here; None: LLaVA-1.5's mix
+    recipes: dict[str, NextRecipe] = dataclasses.field(default_factory=dict)
     align: dict[str, Any] = dataclasses.field(default_factory=dict)  # over LlavaSections.align
     instruct: dict[str, Any] = dataclasses.field(default_factory=dict)  # over LlavaSections.instruct
     evaluate: dict[str, Any] = dataclasses.field(default_factory=dict)  # over LlavaSections.evaluate
     tiles: list[list[int]] | None = None  # llava_bridge.config.LlavaConfig's, of both stages
     # Of Scenes' pictures, whose views are encoded once: llava_bridge.config.ViewsConfig's
     holds: Literal["tokens", "latents"] = "tokens"
+
+    def __post_init__(self) -> None:
+        if self.recipe is not None and not self.recipes:
+            raise ValueError("llava.next.recipe is of the presets on real sources")
+        if self.recipe is not None:
+            choose(self.recipes, self.recipe, "llava.next.recipe")
+
+    @property
+    def chosen(self) -> NextRecipe:
+        """The recipe that is asked for."""
+        return NextRecipe(mix="llava_mix") if self.recipe is None else self.recipes[self.recipe]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +77,12 @@ class LlavaSections:
     def frameworks(self) -> list[str]:
         """Those that `framework` names."""
         return [self.framework] if isinstance(self.framework, str) else list(self.framework)
+
+    @property
+    def mixes(self) -> list[str]:
+        """The real sources that the frameworks' second stages learn from."""
+        of = {"llava_1_5": "llava_mix", "llava_next": self.next.chosen.mix}
+        return list(dict.fromkeys(of[name] for name in self.frameworks))
 
     def __post_init__(self) -> None:
         given = self.frameworks

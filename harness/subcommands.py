@@ -93,6 +93,7 @@ def look_at_sources(options: Options, preset: Preset, console: Console, *, is_ru
 
     suites = [suite.name for suite in chosen_suites(options.suite)]
     needed = dict.fromkeys(name for suite in suites for name in NEEDED.get(suite, ()))
+    needed |= dict.fromkeys(preset.llava.mixes if "understanding" in suites else ())
     trained = [preset.trained[name] for name in options.encoders or preset.encoders if name in preset.trained]
     needed |= dict.fromkeys(TO_TRAIN if trained else ())
     shards = places("recap_datacomp", TO_TRAIN["recap_datacomp"], preset.sources, options.data_root)

@@ -1,19 +1,14 @@
-"""A look at the data sets: ImageNet, LLaVA's two, the five benchmarks."""
+"""A look at the data sets of pictures and questions: ImageNet, Recap-DataComp-1B, the five benchmarks."""
 
 import itertools
 import json
 import os
 import tarfile
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
+from harness.paper.headers import opens, parquet_rows
 
-from harness.paper.headers import parquet_rows, read_json
-
-PRETRAIN_JSON, MIX_JSON = "blip_laion_cc_sbu_558k.json", "llava_v1_5_mix665k.json"
 COLUMNS = {  # data set -> folder, split, the columns that lmms-eval reads
     "SEED-Bench": (
         "data",
@@ -28,9 +23,7 @@ COLUMNS = {  # data set -> folder, split, the columns that lmms-eval reads
     "ScienceQA-IMG": ("ScienceQA-IMG", "test", "image question choices answer hint"),
 }
 _FOLDERS = {"GQA pictures": "GQA", "ScienceQA-IMG": "ScienceQA"}
-_LOOKED_AT = 200  # records of a JSON whose pictures are looked for
-_OPENED = 8  # of these, pictures whose header is read
-_MAX_MISSING = 0.01  # what the trainer tolerates too
+_OPENED = 8  # classes of whose pictures one is opened
 _CLASSES, _PUBLISHED = 1000, {"train": 1_281_167, "val": 50_000}
 _PICTURES = (".jpeg", ".jpg", ".png", ".webp")
 _TAR_BLOCK, _MEMBERS = 512, 3  # bytes; files of a sample: picture, text and JSON
@@ -123,7 +116,7 @@ def _synsets(path: Path) -> Look:
         classes[split], counts[f"{split} pictures"] = set(names), sum(num_of.values())
         faults += [f"{folder / name} is empty" for name, num in num_of.items() if not num][:3]
         for name in names[:: max(1, len(names) // _OPENED)]:
-            faults += [fault for file in sorted((folder / name).iterdir())[:1] for fault in _opens(file)]
+            faults += [fault for file in sorted((folder / name).iterdir())[:1] for fault in opens(file)]
     if classes["train"] != classes["val"]:
         odd = sorted(classes["train"] ^ classes["val"])
         faults.append(f"{path}: {len(odd)} classes are in one of train and val alone, first {odd[0]}")
@@ -133,63 +126,6 @@ def _synsets(path: Path) -> Look:
                 got = counts[f"{split} pictures"]
                 faults.append(f"{path / split} holds {got:,} pictures, ImageNet-1k has {num:,}")
     return {"classes": len(classes["train"]), **counts}, faults
-
-
-def llava_pretrain(path: Path) -> Look:
-    """The JSON of captions, and its pictures in images/."""
-    return _records(path / PRETRAIN_JSON, path / "images")
-
-
-def llava_mix(path: Path) -> Look:
-    """The JSON of conversations, and the sets of pictures beside it."""
-    return _records(path / MIX_JSON, path)
-
-
-def _records(file: Path, folder: Path) -> Look:
-    records = read_json(file)
-    if not isinstance(records, list) or not records:
-        raise ValueError(f"{file} is not a list of records")
-    for number, record in enumerate(records):
-        if fault := _fault(record):
-            raise ValueError(f"{file}: record {number} {fault}")
-    pictured = [record["image"] for record in records if "image" in record]
-    by_set = defaultdict(list)
-    for name in pictured:
-        by_set["/".join(name.split("/")[:-1]) if folder == file.parent else ""].append(name)
-    faults = []
-    for place, names in sorted(by_set.items()):
-        tried = names[:: max(1, len(names) // _LOOKED_AT)]
-        missing = [name for name in tried if not (folder / name).is_file()]
-        if len(missing) > _MAX_MISSING * len(tried):
-            where = folder / place if place else folder
-            faults.append(
-                f"{where}: {len(missing)} of {len(tried)} pictures are not there, first {missing[0]}"
-            )
-        there = [name for name in tried if name not in missing]
-        faults += [fault for name in there[:_OPENED] for fault in _opens(folder / name)]
-    return {"records": len(records), "without a picture": len(records) - len(pictured)}, faults
-
-
-def _fault(record: Any) -> str | None:
-    if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
-        return "has no list of conversations"
-    turns = record["conversations"]
-    if not turns or not all(isinstance(turn, dict) and {"from", "value"} <= turn.keys() for turn in turns):
-        return "has a turn without from and value"
-    if not isinstance(record.get("image", ""), str):
-        return f"names no picture: image is {record['image']!r}"
-    return None
-
-
-def _opens(file: Path) -> list[str]:
-    """What is wrong with a picture's header, if anything."""
-    try:
-        with Image.open(file) as picture:
-            picture.verify()
-    except Exception as error:  # of any kind: Pillow's readers raise whatever the bytes make them
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return [f"{file} is not a picture: {reason[:120]}"]
-    return []
 
 
 def benchmarks(path: Path) -> Look:

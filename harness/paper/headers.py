@@ -6,9 +6,10 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 
 Shape = tuple[int, ...]
 _OF = re.compile(r"-(\d{5})-of-(\d{5})(-[0-9a-f]+)?$")  # some end in a hash
@@ -56,6 +57,38 @@ def parquet_rows(files: Sequence[Path], columns: Iterable[str]) -> int:
         num += meta.num_rows
     _check_parts(files)
     return num
+
+
+def parquet_nulls(files: Sequence[Path], column: str) -> int | None:
+    """How often a column of parquet files, `a.b` within a structure, has no value, by the files' own count;
+    None where one does not count."""
+    from pyarrow import parquet
+
+    num = 0
+    for path in files:
+        meta = parquet.read_metadata(path)
+        names = [meta.schema.column(place).path for place in range(meta.num_columns)]
+        for group in range(meta.num_row_groups):
+            counted = meta.row_group(group).column(names.index(column)).statistics
+            if counted is None or not counted.has_null_count:
+                return None
+            num += counted.null_count
+    return num
+
+
+def first_rows(path: Path, num: int, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The first rows of a parquet file.
+
+    Raises: ValueError: they are damaged.
+    """
+    from pyarrow import ArrowException, parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            batch = next(file.iter_batches(num, columns=list(columns)), None)
+            return batch.to_pylist() if batch is not None else []
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0][:120]}") from None
 
 
 def _check_parts(files: Sequence[Path]) -> None:
@@ -114,6 +147,23 @@ def _of_torch(path: Path) -> dict[str, Shape]:
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{path} is not a state dict of tensors")
     return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def opens(file: Path) -> list[str]:
+    """What is wrong with a picture's header, if anything."""
+    fault = picture_fault(file)
+    return [f"{file} {fault}"] if fault is not None else []
+
+
+def picture_fault(file: Path | BinaryIO) -> str | None:
+    """As `opens`, without the file's name."""
+    try:
+        with Image.open(file) as picture:
+            picture.verify()
+    except Exception as error:  # of any kind: Pillow's readers raise whatever the bytes make them
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return f"is not a picture: {reason[:120]}"
+    return None
 
 
 def npz_shapes(path: Path) -> dict[str, Shape]:

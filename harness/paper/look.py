@@ -4,16 +4,18 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from harness.paper import data_sets, networks
-from harness.paper.sources import LARGE, SOURCES, TO_TRAIN, SourcesConfig, how_to_get, places
+from harness.paper import data_sets, networks, records
+from harness.paper.sources import LARGE, NEXT_MIXES, SOURCES, TO_TRAIN, SourcesConfig, how_to_get, places
 from harness.replica.mark import is_in_replica
 
 Counts = Mapping[str, int]
 # source -> a look at its place: what is counted, then each fault in one line
 CHECKS: dict[str, Callable[[Path], tuple[Counts, list[str]]]] = {
     "imagenet": data_sets.imagenet,
-    "llava_pretrain": data_sets.llava_pretrain,
-    "llava_mix": data_sets.llava_mix,
+    "llava_pretrain": records.llava_pretrain,
+    "llava_mix": records.llava_mix,
+    "open_next_mix": records.open_next_mix,
+    "next_mix": records.next_mix,
     "benchmarks": data_sets.benchmarks,
     "language_model": networks.language_model,
     "openvision3": networks.openvision3,
@@ -28,11 +30,10 @@ CHECKS: dict[str, Callable[[Path], tuple[Counts, list[str]]]] = {
 }
 
 
-# What each suite reads
+# What each suite reads; understanding also the mix of each of its frameworks
 NEEDED = {
     "understanding": (
         "llava_pretrain",
-        "llava_mix",
         "benchmarks",
         "language_model",
         "openvision3",
@@ -78,7 +79,7 @@ def look(
     checks = CHECKS | ({"recap_datacomp": data_sets.recap_held_out} if is_streamed else {})
     seen = []
     for name in needed:
-        source = (SOURCES | TO_TRAIN | (LARGE if is_large else {}))[name]
+        source = (SOURCES | NEXT_MIXES | TO_TRAIN | (LARGE if is_large else {}))[name]
         looked = tuple(places(name, source, config, data_root))
         path = next((place for place in looked if place.exists()), None)
         counts, faults = _check(checks[name], path) if path is not None else ({}, [])

@@ -1,8 +1,9 @@
-"""The sources by name, twelve for the tables and two to train an encoder on: where each is looked for, how it
-is got. The layout: docs/paper.md.
+"""The sources by name, twelve for the tables, two for LLaVA-NeXT's recipes, two to train an encoder on: where
+each is looked for, how it is got. The layout: docs/paper.md.
 """
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 
 from encoder.runtime import hub
@@ -26,6 +27,8 @@ class SourcesConfig:
     lpips: str | None = None
     adm: str | None = None
     dino: str | None = None
+    open_next_mix: str | None = None
+    next_mix: str | None = None  # folder of parquet files that hold their pictures
     recap_datacomp: str | None = None  # folder with train/*.tar and held_out/val/*.tar
     bert: str | None = None  # folder with vocab.txt
 
@@ -71,6 +74,14 @@ SOURCES = {
     ),
     "dino": Source("DINO ViT-S/8", ("dino/model.safetensors",), "hub timm/vit_small_patch8_224.dino"),
 }
+NEXT_MIXES = {  # read only by LLaVA-NeXT's rows, where llava.next.recipe asks
+    "open_next_mix": Source(
+        "Open-LLaVA-NeXT's 1M",
+        ("Open-LLaVA-NeXT",),
+        "hub Lin-Chen/Open-LLaVA-NeXT-mix1M, and its pictures' sets",
+    ),
+    "next_mix": Source("LLaVA-NeXT's 779k", ("LLaVA-NeXT-Data",), "hub lmms-lab/LLaVA-NeXT-Data"),
+}
 TO_TRAIN = {  # read only where a row's encoder is trained first
     "recap_datacomp": Source(
         "Recap-DataComp-1B", ("recap-datacomp",), "hub UCSC-VLAA/Recap-DataComp-1B, by img2dataset"
@@ -79,21 +90,27 @@ TO_TRAIN = {  # read only where a row's encoder is trained first
         "BERT's vocabulary", ("bert-base-uncased",), "hub google-bert/bert-base-uncased, vocab.txt"
     ),
 }
-DATA = ("imagenet", "llava_pretrain", "llava_mix", "benchmarks", "recap_datacomp")
+DATA = ("imagenet", "llava_pretrain", "llava_mix", "benchmarks", "recap_datacomp", *NEXT_MIXES)
 WEIGHTS = tuple(name for name in SOURCES | TO_TRAIN if name not in DATA)
 LARGE = {"clip": Source("CLIP L/14", ("clip-vit-large-patch14",), "hub openai/clip-vit-large-patch14")}
 
 
 def locate(
-    config: SourcesConfig, data_root: Path | None, *, is_large: bool = False, has_training: bool = False
+    config: SourcesConfig,
+    data_root: Path | None,
+    *,
+    is_large: bool = False,
+    has_training: bool = False,
+    mixes: Collection[str] = (),
 ) -> dict[str, Path]:
     """Every source's path by its name: the first of its places that is there, else the first of them.
 
-    has_training: those of `TO_TRAIN` too.
+    has_training: those of `TO_TRAIN` too. mixes: those of `NEXT_MIXES` too that are among them.
     Raises:
         ConfigError: a source has no place: neither one of its own nor a `data_root`.
     """
     found, more = {}, (LARGE if is_large else {}) | (TO_TRAIN if has_training else {})
+    more |= {name: source for name, source in NEXT_MIXES.items() if name in mixes}
     for name, source in (SOURCES | more).items():
         looked = places(name, source, config, data_root)
         if not looked:

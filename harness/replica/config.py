@@ -24,6 +24,9 @@ class ReplicaConfig:
     imagenet: tuple[Form, ...] = ("folders", "parquet")
     pretrain_records: int = 48
     mix_records: int = 48  # with a picture; one more in eight is text alone
+    next_records: int = (
+        24  # with a picture, of each of LLaVA-NeXT's two mixes; one more in eight is text alone
+    )
     questions: int = 2  # of each kind: SEED-Bench dimension, MME category, POPE picture, ...
     adm_pictures: int = 16
     num_shards: int = 4  # of Recap-DataComp-1B: the last is held out

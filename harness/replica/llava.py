@@ -9,7 +9,7 @@ and some begin with a turn of gpt.
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ NAMES = {
 _TEXT_ONLY = 8  # one row without a picture to so many with one
 _INSTRUCTIONS = ("Describe the image concisely.", "What is this?", "Write a terse but informative summary.")
 Record = dict[str, Any]
+Drawn = tuple[Record, bytes | None]  # a record and its picture, if it has one
 
 
 def write_pretrain(root: Path, config: ReplicaConfig) -> str:
@@ -45,34 +46,49 @@ def write_pretrain(root: Path, config: ReplicaConfig) -> str:
         scene, rng = next(stream), random.Random(f"{config.seed}/pretrain/{number}")
         name = f"{number * 1237:09d}"
         image = f"{number % 4:05d}/{name}.jpg"
-        _write_picture(folder / "images" / image, scene, number)
+        _write(folder / "images" / image, jpeg(draw(scene, size_of(number))))
         words = rng.choice(_INSTRUCTIONS)
         human = f"<image>\n{words}" if rng.random() < 0.5 else f"{words}\n<image>"
         records.append(_record(name, [(human, org_caption(scene))], image))
-    _write_json(folder / PRETRAIN_JSON, records)
+    _write(folder / PRETRAIN_JSON, json.dumps(records, indent=2).encode())
     (folder / README).write_text(readme("LLaVA-Pretrain", "hub: liuhaotian/LLaVA-Pretrain"))
     return f"{len(records)} records, each with a picture"
 
 
 def write_mix(root: Path, config: ReplicaConfig) -> str:
     """The mix (hub: liuhaotian/LLaVA-Instruct-150K) with the five sets of pictures beside it."""
-    folder, records = root / MIX, []
-    stream = scenes(config.seed, MIX, "train")
-    for number in range(config.mix_records):
-        scene, rng = next(stream), random.Random(f"{config.seed}/mix/{number}")
-        place = list(NAMES)[number % len(NAMES)]
-        name = NAMES[place].format(number * 7919 + 1)
-        _write_picture(folder / place / name, scene, number)
-        records.append(_record(Path(name).stem, list(_turns(scene, rng)), f"{place}/{name}"))
-        if number % _TEXT_ONLY == 0:
-            records.append(_text_only(scene, number))
-    random.Random(f"{config.seed}/mix").shuffle(records)
-    _write_json(folder / MIX_JSON, records)
-    (folder / README).write_text(
+    said = write_records(root / MIX, MIX_JSON, mix(MIX, NAMES, config.mix_records, config.seed))
+    (root / MIX / README).write_text(
         readme("LLaVA-1.5's mix of 665k", "hub: liuhaotian/LLaVA-Instruct-150K; pictures: see docs/paper.md")
     )
+    return f"{said}, pictures of {len(NAMES)} folders"
+
+
+def mix(source: str, names: Mapping[str, str], num_pictured: int, seed: int) -> Iterator[Drawn]:
+    """Records of conversations and their pictures, called as `names` says, of its folders in turn; one record
+    more in eight is text alone."""
+    stream = scenes(seed, source, "train")
+    for number in range(num_pictured):
+        scene, rng = next(stream), random.Random(f"{seed}/{source}/{number}")
+        place = list(names)[number % len(names)]
+        name = names[place].format(number * 7919 + 1)
+        picture = jpeg(draw(scene, size_of(number)))
+        yield _record(Path(name).stem, list(_turns(scene, rng)), f"{place}/{name}"), picture
+        if number % _TEXT_ONLY == 0:
+            yield _text_only(scene, number), None
+
+
+def write_records(folder: Path, file: str, drawn: Iterable[Drawn]) -> str:
+    """Write pictures where their records name them below `folder`, and the records in any order."""
+    records = []
+    for record, picture in drawn:
+        if picture is not None:
+            _write(folder / record["image"], picture)
+        records.append(record)
+    random.Random(file).shuffle(records)
+    _write(folder / file, json.dumps(records, indent=2).encode())
     num_text = sum("image" not in record for record in records)
-    return f"{len(records)} records, {num_text} of them text alone, pictures of {len(NAMES)} folders"
+    return f"{len(records)} records, {num_text} of them text alone"
 
 
 def _turns(scene: Scene, rng: random.Random) -> Iterator[tuple[str, str]]:
@@ -108,10 +124,6 @@ def _record(name: str, turns: list[tuple[str, str]], image: str | None = None) -
     return {"id": name} | ({"image": image} if image else {}) | {"conversations": values}
 
 
-def _write_picture(path: Path, scene: Scene, number: int) -> None:
+def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(jpeg(draw(scene, size_of(number))))
-
-
-def _write_json(path: Path, records: list[Record]) -> None:
-    path.write_text(json.dumps(records, indent=2))
+    path.write_bytes(content)

@@ -30,7 +30,11 @@ from harness.running.cost import FP32, above, dit_flops, pixel_decoder_flops
 from harness.running.stages import Stage
 
 # Records of LLaVA's files where they are too large to count for a plan, and tokens of their texts: assumed
-RECORDS = {"blip_laion_cc_sbu_558k.json": 558_128, "llava_v1_5_mix665k.json": 665_298}
+RECORDS = {
+    "blip_laion_cc_sbu_558k.json": 558_128, "llava_v1_5_mix665k.json": 665_298,
+    "open-llava-next_instruct_mix1M.json": 1_000_000,
+}  # fmt: skip
+PARQUET_RECORDS = 779_289  # of LLaVA-NeXT-Data, by its card
 COUNTED_BYTES = 64e6
 TEXT, QUESTION = {1: 30, 2: 250}, 70
 # LLaVA-NeXT's picture in its views: tokens to one view's (mean over sides uniform in 64..1600 px), most views
@@ -149,7 +153,15 @@ def _block(config: Mapping[str, Any]) -> float:
 
 
 def count_records(path: Path) -> int:
-    """Conversations in a file of LLaVA's; the published number where it is large."""
+    """Conversations in a file of LLaVA's, or in a folder of parquet files; the published number where it is
+    large."""
+    if path.is_dir():
+        files = sorted(path.rglob("*.parquet"))
+        if not files or sum(file.stat().st_size for file in files) > COUNTED_BYTES:
+            return PARQUET_RECORDS
+        from pyarrow import parquet  # here: it would delay every plan
+
+        return sum(parquet.read_metadata(file).num_rows for file in files)
     if path.stat().st_size > COUNTED_BYTES:
         return RECORDS[path.name]
     return path.read_bytes().count(b'"conversations"')

@@ -22,6 +22,7 @@ class Judgement:
     instruct: dict[str, Any]
     evaluate: dict[str, Any]  # of llava_bridge.config.EvaluateConfig
     says: tuple[str, ...] = field(default=())  # what a row's source adds
+    mix: str = "llava_mix"  # the real source that stage 2 learns from
 
     @property
     def is_next(self) -> bool:
@@ -55,9 +56,12 @@ def llava_1_5(sections: LlavaSections, num_image_tokens: int | None = None) -> J
 
 
 def llava_next(sections: LlavaSections, *, is_square: bool = False) -> Judgement:
-    """LLaVA-NeXT: the preset's sections with its own laid over them."""
-    own = sections.next
-    stages = [merged(sections.align, own.align), merged(sections.instruct, own.instruct)]
+    """LLaVA-NeXT: the preset's sections, over them the recipe's, over those its own."""
+    own, recipe = sections.next, sections.next.chosen
+    stages = [
+        merged(merged(sections.align, recipe.align), own.align),
+        merged(merged(sections.instruct, recipe.instruct), own.instruct),
+    ]
     for name, stage in zip(("align", "instruct"), stages, strict=True):
         if stage.get("num_image_tokens") is not None:
             raise ConfigError(
@@ -67,13 +71,15 @@ def llava_next(sections: LlavaSections, *, is_square: bool = False) -> Judgement
             )
     common = {"framework": "llava_next"} | ({"tiles": own.tiles} if own.tiles is not None else {})
     evaluate = merged(sections.evaluate, own.evaluate)
+    taught = () if own.recipe is None else (f"recipe {own.recipe} on {recipe.mix}",)
     return Judgement(
         framework="llava_next",
         suffix=f"/llava_next/{SQUARE}" if is_square else "/llava_next",
         align={**stages[0], **common},
         instruct={**stages[1], **common},
         evaluate={**evaluate, "square_eval": True} if is_square else evaluate,
-        says=("LLaVA-NeXT", *(("evaluated on 2 x 2 tiles",) if is_square else ())),
+        says=("LLaVA-NeXT", *taught, *(("evaluated on 2 x 2 tiles",) if is_square else ())),
+        mix=recipe.mix,
     )
 
 

@@ -16,7 +16,13 @@ from harness.suites.shared import OWN_CAPTIONS, add_captions, add_scenes
 from llava_bridge.benchmark_table import BENCHMARKS
 from llava_bridge.custom_tasks import CustomTask, find_task, refuse_equal_names
 
-PRETRAIN, MIX = "blip_laion_cc_sbu_558k.json", "llava_v1_5_mix665k.json"
+PRETRAIN = "blip_laion_cc_sbu_558k.json"
+# Source of stage 2 -> its records among its pictures; none for parquet files, which hold them
+MIXES = {
+    "llava_mix": "llava_v1_5_mix665k.json",
+    "open_next_mix": "open-llava-next/open-llava-next_instruct_mix1M.json",
+    "next_mix": None,
+}
 _STAGES = ("align", "instruct")  # LLaVA-1.5's first and second
 
 
@@ -35,7 +41,8 @@ class Lessons:
     custom_keys: tuple[str, ...] = ()  # what those are scored by, beside `keys`
     data: Stage | None = None  # makes the pictures, which are then cached as tokens; None: live pictures
     files: tuple[Path, ...] = ()  # read by both training stages and made by none
-    pictures: Mapping[str, Path] = field(default_factory=dict)  # align and instruct -> folder made by none
+    # align and instruct -> folder of records and pictures, made by none
+    pictures: Mapping[str, Path] = field(default_factory=dict)
     data_sets: Mapping[str, Path] = field(default_factory=dict)  # benchmark -> its folder, if it is there
     language_model: str | None = None  # over the preset's
     places: dict[str, str] = field(default_factory=dict)  # what a row says of its sources
@@ -57,14 +64,14 @@ class Lessons:
         return (*needed, *self.custom)
 
 
-def find_lessons(request: Request) -> Lessons:
-    """Those that the preset means, and the tasks of one's own.
+def find_lessons(request: Request, mix: str = "llava_mix") -> Lessons:
+    """Those that the preset means, and the tasks of one's own. mix: of real sources, what stage 2 reads.
 
     Raises:
         ConfigError: an unknown task.
         FileNotFoundError: a file of the real sources, or of a task, is not there.
     """
-    lessons, tasks = _of_preset(request), custom_tasks(request)
+    lessons, tasks = _of_preset(request, mix), custom_tasks(request)
     if not tasks:
         return lessons
     words = [word for word in request.tasks or () if word not in BENCHMARKS]
@@ -102,9 +109,9 @@ def _files_of(task: CustomTask) -> list[Path]:
     return [*task.files, *imported, *(each for module in task.modules for each in own_files(module))]
 
 
-def _of_preset(request: Request) -> Lessons:
+def _of_preset(request: Request, mix: str) -> Lessons:
     if request.places is not None:
-        return _real(request)
+        return _real(request, mix)
     if request.preset.own_data:
         tasks = {OWN_CAPTIONS: f"lmms/{OWN_CAPTIONS}.parquet"}
         return _made(add_captions(request), tasks, ("Own-Captions",), "captions")
@@ -132,18 +139,21 @@ def _made(
     )
 
 
-def _real(request: Request) -> Lessons:
-    """LLaVA-1.5's own records on live pictures, and the benchmarks' parquet files."""
+def _real(request: Request, mix: str) -> Lessons:
+    """LLaVA's own records on live pictures, and the benchmarks' parquet files."""
     places = request.places
     given = request.tasks or request.preset.llava.benchmarks
     wanted = [name for name in given if name in BENCHMARKS or not request.tasks]
     chosen = [choose(BENCHMARKS, name, "task") for name in wanted]
     if not given:
         raise ConfigError("no benchmarks: give tasks=[...] or llava.benchmarks")
-    pretrain, mix = places["llava_pretrain"], places["llava_mix"]
+    pretrain, folder, records = places["llava_pretrain"], places[mix], MIXES[mix]
+    among = {"data": [str(folder)]}
+    if records is not None:
+        among = {"data": [str(folder / records)], "image_root": str(folder)}
     stages = {
         "align": {"data": [str(pretrain / PRETRAIN)], "image_root": str(pretrain / "images")},
-        "instruct": {"data": [str(mix / MIX)], "image_root": str(mix)},
+        "instruct": among,
     }
     keys = dict.fromkeys(key for benchmark in chosen for key in benchmark.keys)
     return Lessons(
@@ -151,8 +161,8 @@ def _real(request: Request) -> Lessons:
         stages=stages,
         questions={"benchmarks": list(wanted), "data_root": str(places["benchmarks"])},
         asked=(places["benchmarks"],) if wanted else (),
-        files=(pretrain / PRETRAIN, mix / MIX, places["language_model"]),
-        pictures={"align": pretrain, "instruct": mix},
+        files=(places["language_model"],),
+        pictures={"align": pretrain, "instruct": folder},
         data_sets={name: _folder(places["benchmarks"], name) for name in wanted},
         language_model=str(places["language_model"]),
         places={"language model": hub.name_of(places["language_model"])},

@@ -32,10 +32,10 @@ PROBE_REASON = "a probe answers from facts that tasks of one's own do not give"
 
 def plan(request: Request) -> SuitePlan:
     """Stages and rows of this suite."""
-    lessons = find_lessons(request)
     asked = judgements(request.preset.llava)
     rows = []
     for judgement in asked:
+        lessons = find_lessons(request, judgement.mix)
         for encoder in request.encoders:
             rows.append(_row(request, encoder, lessons, judgement))
             if lessons.truth is not None and not encoder.is_blind and judgement is asked[0]:

@@ -1,8 +1,10 @@
-"""A results folder as a run leaves it: stages, result files, leaderboards, figures, answers."""
+"""A results folder as a run leaves it: stages, result files, leaderboards, figures, answers. The places of
+the paper's sources, and plans over them."""
 
 import dataclasses
 import io
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,9 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from encoder.runtime.config import dump
-from harness.config import chosen_suites
+from encoder.runtime.config import ROOT, dump
+from harness.command_line import make_plans
+from harness.config import chosen_suites, parse
 from harness.metrics.config import Metric, ScoreConfig
+from harness.paper.sources import LARGE, SOURCES
 from harness.running.launch import Outcome, launch_facts
 from harness.running.stages import Graph, Stage
 from harness.tables import leaderboard
@@ -162,3 +166,47 @@ def _picture(seed: int) -> dict:
 def _noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     coarse = np.random.default_rng(seed).integers(0, 255, (height // 10 + 1, width // 10 + 1, 3), np.uint8)
     return coarse.repeat(10, 0).repeat(10, 1)[:height, :width]
+
+
+@pytest.fixture
+def data_root(tmp_path) -> Path:
+    """The places of the paper's sources, the folders empty but for what is read before anything runs."""
+    root, layout = tmp_path / "data", {name: source.places[0] for name, source in SOURCES.items()}
+    for name, place in layout.items():
+        path = root / place
+        is_file = path.suffix in (".pth", ".npz", ".safetensors")  # vicuna-7b-v1.5 is a folder
+        (path.parent if is_file else path).mkdir(parents=True, exist_ok=True)
+        if is_file:
+            path.write_bytes(name.encode())
+    (root / LARGE["clip"].places[0]).mkdir()
+    for name in ("base-patch2-28", "base-patch2-32", "large-patch2-32"):
+        (root / layout["openvision3"] / f"openvision3-vit-{name}").mkdir()
+    for place in ("LLaVA-Pretrain/blip_laion_cc_sbu_558k.json", "LLaVA-Instruct/llava_v1_5_mix665k.json"):
+        (root / place).write_text("[]")
+    np.savez(
+        root / layout["adm"], mu=np.zeros(2048), sigma=np.eye(2048), arr_0=np.zeros((1, 2, 2, 3), np.uint8)
+    )
+    shutil.copy(ROOT / "weights" / "demo" / "vae" / "config.json", root / layout["vae"])
+    return root
+
+
+@pytest.fixture
+def plan() -> Callable[..., Graph]:
+    """plan(data_root, *words, preset="paper"): the graph of what these words ask for."""
+
+    def plan(data_root: Path, *words: str, preset: str = "paper") -> Graph:
+        words = [f"data_root={data_root}", f"preset={preset}", f"runs_dir={data_root}/runs", *words]
+        options, preset = parse(words)
+        graph = Graph(options.runs_dir)
+        graph.plans = make_plans(graph, options, preset)
+        return graph
+
+    return plan
+
+
+@pytest.fixture
+def stages() -> Callable[..., list[Stage]]:
+    """stages(graph, module, name): those of a module whose labels begin with a name."""
+    return lambda graph, module, name: [
+        each for each in graph if each.module == module and each.label.startswith(name)
+    ]

@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -63,6 +65,14 @@ def test_a_clip_towers_flops_are_torchs(tmp_path):
     expected = counted(CLIPVisionModel(CLIPVisionConfig(**sizes)).eval(), torch.zeros(1, 3, 64, 64))
     assert tower.flops / FP32 == pytest.approx(expected, rel=0.03)  # the pooled projection is ours alone
     assert (tower.num_tokens, tower.width, tower.side) == (16, 48, 64)
+
+
+def test_rows_of_parquet_are_counted_and_the_cards_number_stands_for_many(tmp_path, monkeypatch):
+    for name, num in (("a", 3), ("b", 4)):
+        pq.write_table(pa.table({"id": list(range(num))}), tmp_path / f"{name}.parquet")
+    assert cost_released.count_records(tmp_path) == 7
+    monkeypatch.setattr(cost_released, "COUNTED_BYTES", 10)
+    assert cost_released.count_records(tmp_path) == 779_289
 
 
 def test_records_are_counted_and_the_published_number_stands_for_a_large_file(tmp_path, monkeypatch):

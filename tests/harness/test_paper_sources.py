@@ -13,19 +13,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from harness.paper import data_sets
 from harness.paper.look import Seen, look, render
-from harness.paper.sources import SOURCES, TO_TRAIN, SourcesConfig
+from harness.paper.sources import NEXT_MIXES, SOURCES, TO_TRAIN, SourcesConfig
 from harness.replica.config import ReplicaConfig
 from harness.replica.mark import MARK, is_in_replica
 from harness.replica.write import write
 
 SMALL = ReplicaConfig(
     num_classes=2, train_pictures=4, val_pictures=3, pretrain_records=4, mix_records=12, questions=1,
-    adm_pictures=3, num_shards=2, shard_samples=2,
+    adm_pictures=3, num_shards=2, shard_samples=2, next_records=4,
 )  # fmt: skip
+
+EVERY = SOURCES | NEXT_MIXES | TO_TRAIN
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +66,6 @@ def test_a_replica_is_found_whole_and_known_as_one(whole):
     assert {name: each.faults for name, each in seen.items() if not each.is_fine} == {}
     assert all(each.is_replica for each in seen.values())
     assert dict(seen["imagenet"].counts) == {"classes": 2, "train pictures": 8, "val pictures": 6}
-    assert dict(seen["llava_pretrain"].counts) == {"records": 4, "without a picture": 0}
-    assert dict(seen["llava_mix"].counts) == {"records": 14, "without a picture": 2}
     assert seen["benchmarks"].counts["MME"] == 28
     assert dict(seen["language_model"].counts) == {"layers": 2, "wide": 64, "pieces": 512}
     assert dict(seen["clip"].counts) == {"tokens": 196, "wide": 48}
@@ -97,14 +95,14 @@ def test_the_hub_s_parquet_and_shards_of_imagenet_are_found_too(root):
     assert dict(_see(root, "imagenet").counts) == {"train shards": 1, "val shards": 1}
 
 
-@pytest.mark.parametrize("name", SOURCES | TO_TRAIN)
+@pytest.mark.parametrize("name", EVERY)
 def test_what_is_missing_says_where_it_was_looked_for_and_how_to_get_it(tmp_path, name):
     seen = _see(tmp_path, name)
     assert seen.path is None and not seen.is_fine
     text = render([seen])
     assert text.startswith("missing")
-    assert all(str(tmp_path / place) in text for place in (SOURCES | TO_TRAIN)[name].places)
-    assert (SOURCES | TO_TRAIN)[name].how in text
+    assert all(str(tmp_path / place) in text for place in EVERY[name].places)
+    assert EVERY[name].how in text
 
 
 def test_each_place_is_settable_alone(whole, tmp_path):
@@ -139,13 +137,6 @@ def _lose_a_column(root: Path) -> None:
     table = pq.read_table(path).drop_columns(["category"])
     path.unlink()
     pq.write_table(table, path)
-
-
-def _turn_without_value(root: Path) -> None:
-    path = root / "LLaVA-Instruct/llava_v1_5_mix665k.json"
-    records = json.loads(path.read_text())
-    records[3]["conversations"][0].pop("value")
-    _replace(path, json.dumps(records).encode())
 
 
 def _sd_vae(root: Path) -> None:
@@ -202,11 +193,6 @@ def _no_width(root: Path) -> None:
     _edit(root / "clip-vit-base-patch16/config.json", vision_config={"patch_size": 16, "image_size": 224})
 
 
-def _png_of_text(root: Path) -> None:
-    path = min((root / "LLaVA-Pretrain/images").rglob("*.jpg"))
-    _replace(path, b"not found")
-
-
 def _cut_file(place: str) -> Callable[[Path], None]:
     return lambda root: _cut(root / place)
 
@@ -254,12 +240,6 @@ DAMAGES = {
     "flat val": ("imagenet", _flat_val, "6 pictures and no class folders: sort them into synsets"),
     "a class in train alone": ("imagenet", _lose_a_class, "1 classes are in one of train and val alone"),
     "no val": ("imagenet", _away("imagenet/val"), "no folder val"),
-    "no json": ("llava_pretrain", _away("LLaVA-Pretrain/blip_laion_cc_sbu_558k.json"), "no blip_laion"),
-    "cut json": ("llava_mix", _cut_file("LLaVA-Instruct/llava_v1_5_mix665k.json"), "is not JSON"),
-    "no images": ("llava_pretrain", _away("LLaVA-Pretrain/images"), "4 of 4 pictures are not there"),
-    "a page as picture": ("llava_pretrain", _png_of_text, "is not a picture"),
-    "no ocr_vqa": ("llava_mix", _away("LLaVA-Instruct/ocr_vqa"), "ocr_vqa/images: 2 of 2 pictures"),
-    "a turn without value": ("llava_mix", _turn_without_value, "record 3 has a turn without from and value"),
     "cut parquet": (
         "benchmarks",
         _cut_file("benchmarks/SEED-Bench/data/test-00000-of-00002.parquet"),
@@ -327,23 +307,3 @@ def test_one_benchmark_that_is_missing_costs_no_other_its_count(root):
     seen = _see(root, "benchmarks")
     assert seen.faults == (f"POPE: no folder {root / 'benchmarks/POPE'}",)
     assert {"SEED-Bench", "MME", "GQA", "ScienceQA", "ScienceQA-IMG"} <= seen.counts.keys()
-
-
-def test_a_few_missing_pictures_of_many_are_no_fault(tmp_path):
-    """As the trainer: up to one in a hundred may be missing."""
-    folder = tmp_path / "LLaVA-Pretrain"
-    (folder / "images").mkdir(parents=True)
-    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a"}]
-    records = [{"id": str(i), "image": f"{i}.jpg", "conversations": turns} for i in range(100)]
-    (folder / "blip_laion_cc_sbu_558k.json").write_text(json.dumps(records))
-    for i in range(1, 100):
-        Image.new("RGB", (8, 8)).save(folder / "images" / f"{i}.jpg")
-    assert _see(tmp_path, "llava_pretrain").is_fine
-    (folder / "images" / "1.jpg").unlink()
-    assert "2 of 100 pictures are not there" in _see(tmp_path, "llava_pretrain").faults[0]
-
-
-def test_a_picture_too_large_to_open_is_a_fault_and_no_traceback(tmp_path):
-    Image.new("1", (20_000, 20_000)).save(tmp_path / "big.png")
-    (fault,) = data_sets._opens(tmp_path / "big.png")
-    assert "big.png is not a picture: Image size (400000000 pixels)" in fault

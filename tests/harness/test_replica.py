@@ -19,7 +19,7 @@ from torchvision.datasets import ImageFolder
 import harness.replica
 from encoder.runtime.config import ConfigError, load
 from harness.replica import __main__ as command
-from harness.replica import benchmarks, imagenet, llava, shards, yes_no
+from harness.replica import benchmarks, imagenet, llava, llava_next, shards, yes_no
 from harness.replica.config import ReplicaConfig
 from harness.replica.mark import MARK, README, is_marked, write_mark
 from harness.replica.write import write
@@ -29,7 +29,7 @@ from llava_bridge.benchmarks import find_parquet
 TASKS = Path(lmms_eval.__file__).parent / "tasks"
 SMALL = ReplicaConfig(
     num_classes=2, train_pictures=6, val_pictures=4, pretrain_records=5, mix_records=12, questions=1,
-    num_shards=3, shard_samples=13, networks=False,
+    num_shards=3, shard_samples=13, networks=False, next_records=19,
 )  # fmt: skip
 YAMLS = {
     "seedbench/seedbench.yaml": "SEED-Bench",
@@ -47,7 +47,8 @@ YAMLS = {
 def data(tmp_path_factory) -> Path:
     """The data sets alone: no network is written."""
     root = tmp_path_factory.mktemp("replica")
-    for make in (imagenet.write, llava.write_pretrain, llava.write_mix, benchmarks.write, shards.write):
+    for make in (imagenet.write, llava.write_pretrain, llava.write_mix, benchmarks.write, shards.write,
+                 llava_next.write_open_mix, llava_next.write_next_mix):  # fmt: skip
         make(root, SMALL)
     return root
 
@@ -171,6 +172,7 @@ def test_the_hub_s_parquet_of_imagenet_holds_the_same_pictures(data, tmp_path):
     [
         (llava.PRETRAIN, llava.PRETRAIN_JSON, llava.PRETRAIN + "/images"),
         (llava.MIX, llava.MIX_JSON, llava.MIX),
+        (llava_next.OPEN, llava_next.OPEN_JSON, llava_next.OPEN),
     ],
 )
 def test_llava_s_records_name_pictures_that_are_there(data, folder, file, pictures):
@@ -184,11 +186,29 @@ def test_llava_s_records_name_pictures_that_are_there(data, folder, file, pictur
         senders = [turn["from"] for turn in record["conversations"]]
         asked = senders if senders[0] == "human" else senders[1:]
         assert asked == ["human", "gpt"] * (len(asked) // 2)
-    if folder == llava.MIX:
+    if folder != llava.PRETRAIN:
         places = {str(Path(record["image"]).parent) for record in named}
-        assert places == set(llava.NAMES)
-        alone = [record["conversations"][0]["from"] for record in records if "image" not in record]
-        assert sorted(alone) == ["gpt", "human"]
+        assert places == set({llava.MIX: llava.NAMES, llava_next.OPEN: llava_next.NAMES}[folder])
+        alone = {record["conversations"][0]["from"] for record in records if "image" not in record}
+        assert alone == {"gpt", "human"}
+
+
+def test_llava_next_s_rows_hold_their_pictures_and_those_of_text_come_last(data, tmp_path):
+    rows = datasets.load_dataset(str(data / llava_next.NEXT), split="train", cache_dir=str(tmp_path))
+    assert list(rows.features) == ["id", "conversations", "data_source", "image"]
+    assert rows.features["image"] == datasets.Image()
+    assert rows.features["conversations"] == datasets.List(
+        {"from": datasets.Value("string"), "value": datasets.Value("string")}
+    )
+    pictures = [row["image"] for row in rows]
+    assert [picture is not None for picture in pictures] == [True] * 19 + [False] * 3
+    assert len({picture.size for picture in pictures[:19]}) > 3
+    for row in rows:
+        senders = [turn["from"] for turn in row["conversations"]]
+        assert senders == ["human", "gpt"] * (len(senders) // 2)
+        held = sum(turn["value"].count("<image>") for turn in row["conversations"])
+        assert held == (row["image"] is not None)
+    assert {row["data_source"] for row in rows} == {"llava-next-instruct"}
 
 
 def test_shards_open_as_webdataset_s_with_a_row_for_each_address(data):

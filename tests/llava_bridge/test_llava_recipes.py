@@ -45,7 +45,7 @@ RECIPES |= {
     },
     "next_open_instruct": NEXT | {
         "stage": 2, "views": "tiles", "batch_size": 128, "micro_batch_size": 4, "learning_rate": 2e-5,
-        "grouping": "modality", "chosen_template": "vicuna_v1", "deepspeed": ZERO3,
+        "grouping": "modality", "chosen_template": "vicuna_v1", "deepspeed": ZERO2,
     },
 }  # fmt: skip
 
