@@ -45,7 +45,7 @@ lint: setup
 bench: setup
 	@for subject in bench/[!_]*.py; do echo "== $$subject"; $(BIN)/python $$subject || exit 1; done
 
-# Rebuilds weights/demo from nothing, about 100 minutes on one quiet core; resumes where it stopped.
+# Rebuilds weights/demo from nothing, about 150 minutes on one quiet core; resumes where it stopped.
 weights: setup
 	$(BIN)/python -m encoder.data.scenes.write configs/weights/scenes.yaml runs/weights/scenes
 	$(BIN)/python -m encoder.train_vae configs/weights/vae-l1.yaml runs/weights/vae-l1
@@ -57,6 +57,7 @@ weights: setup
 	$(call ship,clip)
 	$(BIN)/python -m rae_bridge.train_decoder configs/weights/clip_decoder.yaml runs/weights/clip_decoder
 	$(call ship,clip_decoder)
+	$(BIN)/python -m llava_bridge.train_llm configs/weights/llama-reading.yaml runs/weights/llama-reading
 	$(BIN)/python -m llava_bridge.train_llm configs/weights/llama.yaml runs/weights/llama
 	$(call ship,llama)
 
