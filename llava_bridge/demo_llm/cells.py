@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from encoder.runtime.checkpoint import step_generator
 from llava_bridge.batches import collate
 from llava_bridge.data import DataReport, LlavaDataset
-from llava_bridge.prompt import IMAGE, Segment, read_turns, render_vicuna_v1, tokenise
+from llava_bridge.prompt import IMAGE, Segment, read_turns, render_plain, render_vicuna_v1, tokenise
 
 LEAST_SEEN = (0.02, 0.10)  # of a cell: the share under which a word is left out lies between these
 NOISE = 0.45  # its largest deviation, in units of an embedding's entries
@@ -99,7 +99,10 @@ def build_cell_lessons(
 
 
 def _render(record: Mapping, tokenizer: PreTrainedTokenizerBase) -> list[Segment]:
-    return render_vicuna_v1(read_turns(record), tokenizer)[1:]
+    turns = read_turns(record)
+    if turns[0][0] == IMAGE:  # a caption, as stage 1 renders it
+        return render_plain(turns, tokenizer)
+    return render_vicuna_v1(turns, tokenizer)[1:]
 
 
 def _tabulate(layouts: Sequence[Cells], tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:

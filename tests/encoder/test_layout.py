@@ -74,6 +74,7 @@ def test_layouts_are_written_beside_the_text_and_are_the_same_again(tmp_path):
     assert len(rows) == 30 and all(len(row["cells"]) == 9 for row in rows)
     for row in rows:
         turns = row["conversations"]
+        assert turns[0]["value"] == "<image>" or turns[0]["value"].startswith("<image>\n")
         assert [turn["value"].count("<image>") for turn in turns] == [1] + [0] * (len(turns) - 1)
         kinds = {word for cell in row["cells"] for word in cell if word in KINDS}
         for question, answer in zip(turns[::2], turns[1::2], strict=True):

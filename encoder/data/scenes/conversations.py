@@ -28,7 +28,7 @@ _NUM_CHOICE_TURNS = 5
 _NUM_PRESENCE_TURNS, _NUM_SHORT_TURNS = 2, 4  # of a short conversation: Yes/No at most; others without those
 _DESCRIBED = 0.12  # of all conversations
 _NUM_LAYOUT_PRESENCE, _NUM_LAYOUT_TURNS = 3, 9  # of a scene laid out in cells: Yes/No at most; others at most
-_LAYOUT_WITH_PRESENCE, _LAYOUT_DESCRIBED = 0.7, 0.2  # of these scenes
+_LAYOUT_WITH_PRESENCE, _LAYOUT_DESCRIBED, _LAYOUT_CAPTIONED = 0.7, 0.1, 0.2  # of these scenes
 _CENSUS = 1500  # scenes that tell how frequent each answer is
 _FAVOUR = 2.5  # how much less strict than exactly even answers
 
@@ -167,12 +167,17 @@ def text_record(scene: Scene, name: str, seed: int) -> dict[str, Any]:
 
 
 def layout_record(scene: Scene, name: str, seed: int, grid: int) -> dict[str, Any]:
-    """Reading by place: the scene's cells (`layout.lay_out`) stand where a picture will stand, and many turns
-    ask for what they hold; one row in five describes the scene instead."""
+    """Reading by place: the scene's cells (`layout.lay_out`) stand where a picture will stand. Most rows ask
+    in many turns for what they hold, one in ten asks for a description, and one in five is a caption alone as
+    stage 1 has it: the frozen language model must know how to say what it sees before a projector can learn
+    from what it says."""
     rng = random.Random(f"layout/{seed}/{name}")
+    cells = {"cells": lay_out(scene, grid)}
+    if rng.random() < _LAYOUT_CAPTIONED:
+        caption = re_caption(scene, variant=int(rng.random() * 16))
+        return _record(name, [("<image>", caption)], None) | cells
     (question, answer), *rest = _layout_turns(scene, rng)
-    record = _record(name, [(f"<image>\n{question}", answer), *rest], None)
-    return record | {"cells": lay_out(scene, grid)}
+    return _record(name, [(f"<image>\n{question}", answer), *rest], None) | cells
 
 
 def _layout_turns(scene: Scene, rng: random.Random) -> list[Turn]:
