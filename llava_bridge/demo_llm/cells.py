@@ -19,6 +19,7 @@ from llava_bridge.batches import collate
 from llava_bridge.data import DataReport, LlavaDataset
 from llava_bridge.prompt import IMAGE, Segment, read_turns, render_plain, render_vicuna_v1, tokenise
 
+POWER = (0.5, 1.5)  # of the shares: what is between a word in every cell it touches and in its own alone
 LEAST_SEEN = (0.02, 0.10)  # of a cell: the share under which a word is left out lies between these
 NOISE = 0.45  # its largest deviation, in units of an embedding's entries
 Cells = Sequence[Mapping[str, float]]
@@ -45,6 +46,7 @@ class CellLessons:
         drawn = drawn[self.samples.lengths[drawn].argsort()].chunk(4)
         rows = drawn[int(torch.randint(4, (1,), generator=generator))]
         power, least, strength = torch.rand(3, len(rows), 1, 1, generator=generator)
+        power = POWER[0] + (POWER[1] - POWER[0]) * power
         least = LEAST_SEEN[0] + (LEAST_SEEN[1] - LEAST_SEEN[0]) * least
         noise = torch.randn(*self.shares[rows].shape[:2], self.width, generator=generator)
         return self._lay(rows, pad_id, power, least) | {"noise": NOISE * strength * noise}
@@ -53,7 +55,7 @@ class CellLessons:
         """The scenes that are not drawn, in order, in clear cells."""
         first = len(self.samples) - self.num_held_out
         for rows in torch.arange(first, len(self.samples)).split(batch_size):
-            yield self._lay(rows, pad_id, 0.5, sum(LEAST_SEEN) / 2) | {"noise": torch.zeros(())}
+            yield self._lay(rows, pad_id, sum(POWER) / 2, sum(LEAST_SEEN) / 2) | {"noise": torch.zeros(())}
 
     def _lay(
         self, rows: Tensor, pad_id: int, power: Tensor | float, least: Tensor | float
