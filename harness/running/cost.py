@@ -174,7 +174,8 @@ def _train_decoder(stage: Stage) -> float:
 def _train_llm(stage: Stage) -> float:
     config = stage.config
     lessons = config.num_lesson_steps * config.lesson_batch_size * llama_flops(config.shape, LESSON)
-    return 3 * (lessons + config.num_steps * config.batch_size * llama_flops(config.shape, CONVERSATION))
+    conversations = config.num_steps * config.batch_size + config.num_cell_steps * config.cell_batch_size
+    return 3 * (lessons + conversations * llama_flops(config.shape, CONVERSATION))
 
 
 def _tokens(stage: Stage) -> float:

@@ -40,14 +40,17 @@ def add_foundation(graph: Graph, preset: Preset, sections: FoundationSections, d
     """The stages that make it."""
     maker = _Maker(graph, preset, device, sections)
     encoders = {name: maker.encoder(name, made) for name, made in sections.encoders.items()}
+    scenes = maker.scenes[0]
+    layouts = [str(scenes.folder / "layouts.jsonl")] if scenes.config.num_layouts else []
     config = stage_config(
         TrainLlmConfig,
         sections.language_model,
         "foundation.language_model",
-        corpus=[str(maker.scenes[0].folder / "text.jsonl")],
+        corpus=[str(scenes.folder / "text.jsonl")],
+        layouts=layouts,
         device=device,
     )
-    model = maker.add("train_llm", "llava_bridge.train_llm", config, "language model", [maker.scenes[0]])
+    model = maker.add("train_llm", "llava_bridge.train_llm", config, "language model", [scenes])
     return Foundation(encoders=encoders, vae=maker.vae, language_model=model)
 
 
@@ -71,7 +74,7 @@ class _Maker:
 
     def _scenes(self, section: dict[str, Any], phase: PhaseSection) -> Stage:
         """A phase's pictures; the texts, which have no size, are the first one's."""
-        text = {} if phase is self.phases[0] else {"num_text": 0}
+        text = {} if phase is self.phases[0] else {"num_text": 0, "num_layouts": 0}
         config = stage_config(
             ScenesConfig,
             {**section, **text},
