@@ -1,51 +1,42 @@
-"""A grid of pictures in one command, a row a class:
+"""A grid of pictures in one command, a row a class or a row a prompt:
 
-`python -m rae_bridge.draw --model <weights folder> --classes 0 3 7 --out grid.png`. Picture i, counted row by
-row, has the noise of sample i of `rae_bridge.generate` with the same seed.
+`python -m rae_bridge.draw --model <weights folder> --classes 0 3 7 --out grid.png`, or `--prompt "a red cup
+and a blue ball"` for a model by `rae_bridge.text.train`. Picture i, counted row by row, has the noise of
+sample i of `rae_bridge.generate` with the same seed.
 """
 
 import argparse
 import json
 import sys
 import typing
-from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from einops import rearrange
 from PIL import Image
-from torch import Tensor
 
 from encoder.runtime.device import Device, Precision, require_device
-from rae_bridge.codec import TOKENS_FILE, Codec, check_tokens, load_codec
+from rae_bridge.codec import TOKENS_FILE, check_tokens, load_codec
 from rae_bridge.config import GenerateConfig, GuidanceConfig, Weights
-from rae_bridge.generate import (
-    TrainedFlow,
-    inner_noise_of_samples,
-    make_guidance,
-    noise_of_samples,
-    pictures_from_noise,
-)
-from rae_bridge.sample import Guidance
+from rae_bridge.generate import TrainedFlow, make_guidance
+from rae_bridge.grids import draw_classes
+from rae_bridge.text.generate import load_told, text_guidance
 
 
 def draw_grid(arguments: argparse.Namespace) -> None:
-    """Write a PNG with one row of pictures a class.
+    """Write a PNG with one row of pictures a class, or a prompt.
 
     Raises:
         FileNotFoundError, ValueError: no such model, device or weights, an encoder or a guide of other
-            tokens, a guide without a scale, or a class that the model has not.
+            tokens, a guide without a scale, or a class that the model has not; prompts for a model of
+            classes, or with an option that only those have.
     """
     asked = guidance_of(arguments)
     device = str(require_device(arguments.device))
-    flow = TrainedFlow.load(arguments.model.resolve(), device, arguments.weights)
-    if not all(0 <= y < flow.model.num_classes for y in arguments.classes):
-        raise ValueError(f"classes must be from 0 to {flow.model.num_classes - 1}, got {arguments.classes}")
+    rows, flow = load_rows(arguments, device)
     encoder = arguments.encoder or json.loads((arguments.model / TOKENS_FILE).read_text())["encoder"]
     config = GenerateConfig(
         model=str(arguments.model),
         encoder=encoder,
-        num_samples=len(arguments.classes) * arguments.columns,
+        num_samples=len(rows) * arguments.columns,
         num_steps=arguments.steps,
         inner_steps=arguments.inner,
         solver=arguments.solver,
@@ -54,27 +45,25 @@ def draw_grid(arguments: argparse.Namespace) -> None:
         precision=arguments.precision,
         seed=arguments.seed,
     )
-    guidance = make_guidance(config.guidance, flow, device)
+    guidance = text_guidance(asked) if arguments.prompt else make_guidance(asked, flow, device)
     codec = load_codec(encoder, decoder=arguments.decoder, device=device)
     check_tokens(arguments.model, codec.encoder)
-    grid = draw_classes(flow, codec, config, arguments.classes, arguments.columns, guidance)
+    grid = draw_classes(flow, codec, config, rows, arguments.columns, guidance)
     Image.fromarray(grid.numpy()).save(arguments.out)
 
 
-def draw_classes(
-    flow: TrainedFlow,
-    codec: Codec,
-    config: GenerateConfig,
-    classes: Sequence[int],
-    columns: int,
-    guidance: Guidance | None,
-) -> Tensor:
-    """uint8 (H W 3): a row of `columns` pictures for each of `classes`."""
-    y = torch.tensor(classes).repeat_interleave(columns)
-    noise = noise_of_samples(config.seed, range(len(y)), flow.latent_shape)
-    inner = inner_noise_of_samples(flow, config.seed, range(len(y)), config.num_steps)
-    images = pictures_from_noise(flow, codec, noise, y, config, guidance, inner)
-    return rearrange(images, "(row column) h w c -> (row h) (column w) c", column=columns)
+def load_rows(arguments: argparse.Namespace, device: str) -> tuple[list[int], TrainedFlow]:
+    """What each row of the grid is of, as the model's number for it, and the model."""
+    model = arguments.model.resolve()
+    if arguments.prompt:
+        if arguments.guide or arguments.weights != "ema":
+            raise ValueError("--prompt goes with neither --guide nor --weights online")
+        flow = load_told(model, arguments.prompt, device, arguments.text_encoder)
+        return list(range(len(arguments.prompt))), flow
+    flow = TrainedFlow.load(model, device, arguments.weights)
+    if not all(0 <= y < flow.model.num_classes for y in arguments.classes):
+        raise ValueError(f"classes must be from 0 to {flow.model.num_classes - 1}, got {arguments.classes}")
+    return arguments.classes, flow
 
 
 def guidance_of(arguments: argparse.Namespace) -> GuidanceConfig | None:
@@ -94,13 +83,16 @@ def guidance_of(arguments: argparse.Namespace) -> GuidanceConfig | None:
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line of this module."""
     parser = argparse.ArgumentParser(
-        prog="python -m rae_bridge.draw", description="Draw pictures of classes."
+        prog="python -m rae_bridge.draw", description="Draw pictures of classes, or of prompts."
     )
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="weights folder by rae_bridge.train or distill")
-    add("--classes", type=int, nargs="+", required=True, help="class indices, a row each")
+    add("--model", type=Path, required=True, help="weights folder by rae_bridge.train, distill or text.train")
+    of = parser.add_mutually_exclusive_group(required=True)
+    of.add_argument("--classes", type=int, nargs="+", help="class indices, a row each")
+    of.add_argument("--prompt", nargs="+", help="texts, a row each, for a model by rae_bridge.text.train")
+    add("--text-encoder", help="folder of the one that it was trained with (where it was then)")
     add("--out", type=Path, required=True, help="PNG file")
-    add("--columns", type=int, default=8, help="pictures a class (8)")
+    add("--columns", type=int, default=8, help="pictures a row (8)")
     add("--steps", type=int, default=50, help="model calls (50)")
     add("--inner", type=int, help="calls of a student's head in each step (as it learnt)")
     add("--solver", choices=("euler", "heun"), default="euler")

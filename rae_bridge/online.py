@@ -12,8 +12,8 @@ from encoder.runtime.ranks import Ranks
 from encoder.runtime.trackers import Journal
 from rae_bridge.codec import Codec, check_tokens_alike, load_codec, origin_of
 from rae_bridge.config import GenerateConfig, GuidanceConfig, TrainDiTConfig
-from rae_bridge.draw import draw_classes
 from rae_bridge.generate import TrainedFlow, make_guidance, stream_samples
+from rae_bridge.grids import draw_classes
 from rae_bridge.held_out import NUM_EVALUATED, Tokens, evaluate, first_of
 from rae_bridge.judge import FrechetJudge
 from rae_bridge.run import Run
