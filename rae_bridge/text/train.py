@@ -2,8 +2,8 @@
 
 `python -m rae_bridge.text.train <config.yaml> <out_dir>` (several processes: `accelerate launch -m
 rae_bridge.text.train ...`) writes out_dir/weights (and out_dir/kept) as `rae_bridge.train` does, with
-text.json beside them, which says whose texts the model knows. A run repeats, resumes to the last bit and is
-the same on any number of processes, for the same reasons.
+text.json beside them, which says whose texts the model knows. A run repeats, resumes to the last bit and
+draws the same batches on any number of processes, for the same reasons.
 
 Source: RAEv2's text-to-image training (arXiv:2605.18324; at 8a0d238) on RAE's (arXiv:2510.11690): no text is
 the empty text, with its mask, and stands for a caption with probability 0.1. Deviation: half of the captions
