@@ -12,10 +12,10 @@ from _table import Row, make_row, peak_bytes, seconds
 from torch.nn.functional import cross_entropy
 
 from llava_bridge.batches import Sample, collate
+from llava_bridge.labels import IGNORE
 from llava_bridge.loss import summed_loss
 from llava_bridge.model import LlavaOverTokens
 from llava_bridge.packing import PER_SAMPLE
-from llava_bridge.prompt import IGNORE
 
 NUM_SAMPLES, MICRO_BATCH, PACK_LENGTH = 64, 16, 2048
 LOSS_POSITIONS, LOSS_WIDTH, LOSS_VOCAB, LOSS_PART = 1024, 256, 32_000, 2**22  # a sixteenth of MAX_LOGITS

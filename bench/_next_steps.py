@@ -15,8 +15,8 @@ from PIL import Image
 from llava_bridge.any_resolution.model import views_of
 from llava_bridge.batches import collate
 from llava_bridge.config import TILES
+from llava_bridge.labels import IGNORE
 from llava_bridge.model import build
-from llava_bridge.prompt import IGNORE
 
 NUM_PICTURES, PICTURE_SIZE = 8, (128, 128)  # twice the demo's tower: a whole and 2 x 2 tiles
 PHOTOGRAPH = (480, 640)

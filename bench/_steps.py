@@ -25,9 +25,10 @@ from harness.metrics import psnr_ssim
 from llava_bridge.attention import WIDE, choose_attention
 from llava_bridge.batches import Sample, collate
 from llava_bridge.config import LlavaConfig
+from llava_bridge.labels import Segment
 from llava_bridge.lmms import LlavaLmms
 from llava_bridge.model import build
-from llava_bridge.prompt import SYSTEM, Segment, encode_conversations
+from llava_bridge.prompt import SYSTEM, encode_conversations
 from rae_bridge.config import DiTOptimConfig, TrainDiTConfig
 from rae_bridge.dit import build_dit
 from rae_bridge.shapes import DiTConfig

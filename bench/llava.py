@@ -30,9 +30,10 @@ from PIL import Image
 
 import llava_bridge.hf  # noqa: F401 - registers the tower
 from llava_bridge.batches import collate
+from llava_bridge.labels import IGNORE
 from llava_bridge.lmms import LlavaLmms
 from llava_bridge.model import LlavaOverTokens, build, save
-from llava_bridge.prompt import IGNORE, SYSTEM
+from llava_bridge.prompt import SYSTEM
 
 ENCODER, LLAMA = "ov3-demo", ROOT / "weights" / "demo" / "llama"
 NUM_QUESTIONS, NEW_TOKENS = 32, 8

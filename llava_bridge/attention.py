@@ -12,7 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from llava_bridge.config import LlavaConfig
-from llava_bridge.prompt import IGNORE
+from llava_bridge.labels import IGNORE
 
 WIDE = "sdpa_fp32"  # its name among transformers' kinds of attention, in this process alone
 _LEAST_SHARE = 0.1  # of a row: below it two passes cost more than they save

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llava_bridge.any_resolution.pictures import CachedViews, LiveViews
+from llava_bridge.labels import IGNORE
 from llava_bridge.pictures import CachedPictures, LivePictures
-from llava_bridge.prompt import IGNORE
 
 Pictures = CachedPictures | LivePictures | CachedViews | LiveViews
 

@@ -23,9 +23,10 @@ from encoder.runtime.stage import is_first_process, sha256_json
 from llava_bridge.any_resolution.pictures import LiveViews
 from llava_bridge.batches import Pictures, Sample
 from llava_bridge.config import LlavaConfig, Template
+from llava_bridge.labels import Encoded, fit, length_fault
 from llava_bridge.looks import absent_pictures
 from llava_bridge.order import training_order as training_order  # part of this module's interface
-from llava_bridge.prompt import IMAGE, Encoded, fit, length_fault
+from llava_bridge.prompt import IMAGE
 from llava_bridge.tokenised import Tokenised, asked_pictures, is_whole, key_of, sound_records, write
 
 SKIPPED = "skipped_records.jsonl"  # in a stage's folder: {name, reason} of every record left out

@@ -135,6 +135,12 @@ def read_samples(tasks: Sequence, results: Mapping) -> list[dict[str, Any]]:
     return rows
 
 
+def score_own(config: EvaluateConfig, tasks: Sequence, score: Callable[[list], dict]) -> tuple[dict, list]:
+    """Metrics and answers of our own tasks, as `score` gives lmms-eval's results."""
+    results = score(tasks)
+    return read_metrics(tasks, results, config.seed), read_samples(tasks, results)
+
+
 @contextmanager
 def as_one_process(num_processes: int) -> Iterator[None]:
     """Let lmms-eval take this process, one of several, for the only one: it would share the questions out by
@@ -193,8 +199,7 @@ def _score(
     if ranks.is_main:
         (out_dir / RESULTS).unlink(missing_ok=True)  # of an attempt before
     if tasks and OWN_TASKS not in scores:
-        results = score(tasks)
-        scores.add(OWN_TASKS, read_metrics(tasks, results, config.seed), read_samples(tasks, results))
+        scores.add(OWN_TASKS, *score_own(config, tasks, score))
     wanted = jobs(config, customs, work / "tasks", score)
     not_run = run_jobs(wanted, scores)
 

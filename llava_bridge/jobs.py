@@ -11,7 +11,7 @@ from encoder.runtime.config import ROOT
 from llava_bridge.benchmark_table import BENCHMARKS, TASK_SETS
 from llava_bridge.benchmarks import reason, run_task
 from llava_bridge.config import EvaluateConfig
-from llava_bridge.custom_tasks import CustomTask, find_task, run_custom
+from llava_bridge.custom_tasks import CustomTask, find_task, refuse_equal_names, run_custom
 from llava_bridge.scores import Scores
 
 OWN_TASKS = "tasks"  # the name, among scores, of what the config's `tasks` asks for
@@ -69,10 +69,7 @@ def custom_tasks(config: EvaluateConfig) -> list[CustomTask]:
     """
     folder = ROOT / config.include_path if config.include_path is not None else None
     found = [find_task(word, folder, ROOT) for word in config.custom]
-    names = [*benchmark_names(config), *(task.name for task in found), OWN_TASKS]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"two tasks are called '{twice}'; give yours another name in its YAML")
+    refuse_equal_names(found, [*benchmark_names(config), OWN_TASKS])
     return found
 
 

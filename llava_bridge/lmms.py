@@ -24,15 +24,8 @@ from encoder.data.pictures import as_rgb
 from encoder.runtime.distributed import num_processes, share_out
 from llava_bridge.config import Template
 from llava_bridge.kept_answers import KeptAnswers, digest, weights_state
-from llava_bridge.prompt import (
-    IGNORE,
-    Encoded,
-    Segment,
-    answer_text,
-    question_prompt,
-    stop_ids,
-    tokenise,
-)
+from llava_bridge.labels import IGNORE, Encoded, Segment, tokenise
+from llava_bridge.prompt import answer_text, question_prompt, stop_ids
 
 DEFAULT_UNTIL = ("\n\n",)  # lmms-eval's own default
 

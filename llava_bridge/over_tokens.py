@@ -12,9 +12,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
 from llava_bridge.attention import run_beginning, shared_length
+from llava_bridge.labels import IGNORE
 from llava_bridge.loss import summed_loss
 from llava_bridge.packing import PER_SAMPLE, sample_lengths
-from llava_bridge.prompt import IGNORE
 
 
 class OverTokens:

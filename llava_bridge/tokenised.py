@@ -25,7 +25,8 @@ from encoder.runtime.files import replacing
 from encoder.runtime.stage import make_writable, sha256_file, sha256_json, write_json
 from llava_bridge import prompt
 from llava_bridge.config import Template
-from llava_bridge.prompt import IGNORE, Encoded, encode_conversations, first_supervised
+from llava_bridge.labels import IGNORE, Encoded, first_supervised
+from llava_bridge.prompt import encode_conversations
 
 ABOUT = "about.json"
 _ARRAYS = {  # name -> type; T, then M each, P in the last two

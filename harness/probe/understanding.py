@@ -29,7 +29,7 @@ from encoder.token_store import TokenStore
 from harness.probe.config import ProbeConfig
 from harness.probe.readers import READERS, configs_of, flat_tokens
 from llava_bridge.config import EvaluateConfig
-from llava_bridge.evaluate import go_offline, load_tasks, read_metrics, read_samples, scorer
+from llava_bridge.evaluate import go_offline, load_tasks, score_own, scorer
 
 _CACHE = "datasets"  # lmms-eval's copy of the parquet files, removed at the end
 _LEAST = 20  # pictures to fit a probe to, so that some can choose
@@ -125,12 +125,11 @@ def run(config: ProbeConfig, out_dir: Path) -> dict:
         report=lambda done, total: progress(out_dir, done, total, "questions"),
     )
     with contextlib.chdir(out_dir):  # lmms-eval writes what it likes there
-        tasks = load_tasks(asked)
-        results = scorer(asked, answerer)(tasks)
+        metrics, rows = score_own(asked, load_tasks(asked), scorer(asked, answerer))
     shutil.rmtree(out_dir / _CACHE, ignore_errors=True)
     with replacing(out_dir / "samples.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in read_samples(tasks, results)))
-    return {"metrics": read_metrics(tasks, results, config.seed), "probe": dict(reader.about)}
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"metrics": metrics, "probe": dict(reader.about)}
 
 
 if __name__ == "__main__":

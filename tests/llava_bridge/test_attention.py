@@ -7,10 +7,10 @@ from llava_bridge.attention import WIDE, attend_in_fp32, choose_attention, share
 from llava_bridge.batches import collate
 from llava_bridge.config import LlavaConfig
 from llava_bridge.data import build_dataset, read_records
+from llava_bridge.labels import IGNORE
 from llava_bridge.model import build
 from llava_bridge.packing import attend_per_sample
 from llava_bridge.pictures import CachedPictures
-from llava_bridge.prompt import IGNORE
 
 PICTURE = 9
 STAGE = {"stage": 2, "encoder": "tiny", "data": ["a.json"], "tokens": "t", "init": "m", "batch_size": 4}

@@ -5,7 +5,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from llava_bridge.prompt import IGNORE, IMAGE, encode_conversations, question_prompt, read_system, stop_ids
+from llava_bridge.labels import IGNORE
+from llava_bridge.prompt import IMAGE, encode_conversations, question_prompt, read_system, stop_ids
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -15,8 +15,8 @@ from encoder.runtime.checkpoint import load_tensors
 from llava_bridge.batches import collate
 from llava_bridge.data import build_dataset, read_records, training_order
 from llava_bridge.hf import UnitImageProcessor
+from llava_bridge.labels import IGNORE
 from llava_bridge.pictures import CachedPictures, LivePictures
-from llava_bridge.prompt import IGNORE
 
 
 def dataset(records, pictures, tokenizer, **options):

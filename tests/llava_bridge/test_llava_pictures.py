@@ -24,9 +24,9 @@ from llava_bridge.batches import collate
 from llava_bridge.config import LlavaConfig
 from llava_bridge.data import build_dataset, read_records
 from llava_bridge.hf import UnitImageProcessor
+from llava_bridge.labels import IGNORE
 from llava_bridge.model import build
 from llava_bridge.pictures import BrokenPictures, LivePictures
-from llava_bridge.prompt import IGNORE
 
 NUM_PICTURES = 12  # as in conftest
 BROKEN = "images/2.png"  # of samples 2, 14 and 26

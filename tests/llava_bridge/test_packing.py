@@ -5,11 +5,11 @@ import torch
 
 from llava_bridge.batches import collate, pack_rows
 from llava_bridge.data import build_dataset, read_records
+from llava_bridge.labels import IGNORE
 from llava_bridge.model import build
 from llava_bridge.order import training_order
 from llava_bridge.packing import PER_SAMPLE
 from llava_bridge.pictures import CachedPictures
-from llava_bridge.prompt import IGNORE
 
 ROWS = [0, 3, 5, 7, 9, 12]  # the second and the fourth have no picture
 

@@ -3,7 +3,8 @@
 import pytest
 
 from llava_bridge.demo_llm.tokenizer import build_tokenizer
-from llava_bridge.prompt import IGNORE, SYSTEM, encode_conversations, question_prompt, read_turns
+from llava_bridge.labels import IGNORE
+from llava_bridge.prompt import SYSTEM, encode_conversations, question_prompt, read_turns
 
 
 def record(*values: str, name: str = "sample-7") -> dict:

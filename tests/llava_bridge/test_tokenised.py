@@ -12,8 +12,9 @@ import llava_bridge.looks as looks
 import llava_bridge.tokenised as tokenised
 from llava_bridge.data import build_dataset, read_dataset, read_records
 from llava_bridge.hf import UnitImageProcessor
+from llava_bridge.labels import IGNORE
 from llava_bridge.pictures import CachedPictures, LivePictures
-from llava_bridge.prompt import IGNORE, encode_conversations
+from llava_bridge.prompt import encode_conversations
 
 NUM_PICTURES = 12  # as in conftest
 
