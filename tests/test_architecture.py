@@ -35,6 +35,7 @@ WINGS = {
     "harness.running": ("harness.config",),
     "harness.tables": ("harness.config", "harness.metrics", "harness.running"),
     "harness.report": ("harness.tables",),
+    "harness.scene_eval": ("harness.metrics",),
     "harness.suites": (
         "harness.config",
         "harness.described",
@@ -107,6 +108,7 @@ BELOW = {
         "rae_bridge.flops",
         "rae_bridge.shapes",
     ),
+    "harness.scene_eval": ("encoder", "rae_bridge.codec", "rae_bridge.text"),
     "harness.suites": (
         "encoder",
         "llava_bridge.benchmark_table",
