@@ -83,7 +83,7 @@ def test_a_phase_at_another_resolution_goes_on_with_the_same_towers(tmp_path):
             "preset=small",
             "device=cpu",
             f"runs_dir={tmp_path}",
-            "foundation.scenes={num_val: 8, num_test: 0, num_text: 0, num_workers: 1}",
+            "foundation.scenes={num_val: 8, num_test: 0, num_text: 0, num_layouts: 8, num_workers: 1}",
             f"foundation.phases=[{phases}]",
             f"foundation.encoders.clip-small.train={{clip: {towers}, compile: false}}",
         ]
