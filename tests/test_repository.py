@@ -23,6 +23,7 @@ RECIPES = {
     "ov3": TrainConfig,
     "clip": TrainConfig,
     "clip_decoder": TrainDecoderConfig,
+    "llama-reading": TrainLlmConfig,
     "llama": TrainLlmConfig,
 }
 
