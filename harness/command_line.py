@@ -53,6 +53,7 @@ python harness/run.py check encoders=[...]         do they keep the contract? li
   suite=understanding|generation|all   what to measure (all: both)
   suite=ablation                       train variants of OpenVision 3, measure each: branches, omega, tau, ...
   suite=distillation                   a generator in few steps: teacher, MeanFlow, DMD2, TMD
+  suite=text2image                     words in place of classes, judged by SceneEval
   preset=demo                          sizes of everything: configs/presets (demo: a laptop CPU, no download)
   encoders=[ov3-demo,clip-demo]        which frozen encoders: names of configs/encoders, a folder, or
                                        module:my_module:MyEncoder, timm:<model>, ... (the preset's)
@@ -111,7 +112,7 @@ def main(words: Sequence[str]) -> int:
 
 def make_plans(graph: Graph, options: Options, preset: Preset) -> list[SuitePlan]:
     """The chosen suites' stages added to `graph`, a plan for each suite and seed; the other suites are
-    planned too, so that every section is checked."""
+    planned too, so that every section is checked (text2image's many stages only where it is asked for)."""
     names = options.encoders or preset.encoders
     device = options.device or preset.device
     foundation = add_foundation(graph, preset, preset.foundation, device) if preset.foundation else None

@@ -22,6 +22,7 @@ from harness.sections import (
     LlavaSections,
     RaeSections,
     ReleasedEncoder,
+    TextToImageSections,
     TrainedEncoder,
 )
 
@@ -107,6 +108,7 @@ class Preset:
     controls: dict[str, str | None] = dataclasses.field(default_factory=dict)
     ablation: AblationSections | None = None
     distillation: DistillationSections | None = None
+    text2image: TextToImageSections | None = None
     foundation: FoundationSections | None = None
     # submitit's: slurm_partition, mem_gb, ...
     slurm: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -170,6 +170,32 @@ class DistillationSections:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TextToImageSections:
+    """What suite=text2image trains and judges at this size. Values for stages are of `rae_bridge.text.config`
+    and `harness.scene_eval.config`."""
+
+    # What differs from the preset's `scenes`, such as {held_out: ...}; scene-centric ones, with val pictures'
+    # truths left free: SceneEval's prompts are of scenes of their own
+    scenes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    text_encoder: str  # folder of the frozen text encoder of every row: none of the encoders' own
+    encode: dict[str, Any] = dataclasses.field(default_factory=dict)  # EncodeTextConfig
+    train: dict[str, Any]  # TrainTextConfig
+    # Over `train`: adds a row that is told the text's one vector alone; null: no such row
+    pooled: dict[str, Any] | None = dataclasses.field(default_factory=dict)
+    # Encoder -> folder of weights with its own text tower (encoder.train with export_text): adds a row that
+    # is told that one's texts
+    own_text: dict[str, str] = dataclasses.field(default_factory=dict)
+    generate: dict[str, Any] = dataclasses.field(default_factory=dict)  # GenerateTextConfig
+    prompts: dict[str, Any] = dataclasses.field(default_factory=dict)  # PromptsConfig
+    judge: dict[str, Any] = dataclasses.field(default_factory=dict)  # JudgeConfig
+    choose: dict[str, Any] = dataclasses.field(default_factory=dict)  # ChooseConfig: the grid of guidance
+    score: dict[str, Any] = dataclasses.field(default_factory=dict)  # SceneScoreConfig
+    reference: dict[str, Any] = dataclasses.field(default_factory=dict)  # over the preset's
+    clip: str | None = None  # folder of a CLIP that gives CLIPScore; null: none
+    curve: list[int] = dataclasses.field(default_factory=list)  # steps after which a row is scored as well
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseSection:
     """One resolution of the encoders' training. Each phase starts from the towers of the one before."""
 

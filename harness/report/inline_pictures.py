@@ -27,6 +27,16 @@ _CAPTIONS = {
         "Cosine between the gradients of reconstruction and understanding on the encoder, over each training "
         "and layer by layer (dotted: earlier steps): above 0 they pull the same way.",
     ),
+    "prompts": (
+        "Prompts and pictures",
+        "The first prompt of each of SceneEval's tasks, and the first pictures that each row drew of it; the "
+        "scene that the prompt was made of comes first.",
+    ),
+    "training": (
+        "SceneEval over the training",
+        "Pictures that are right, in %, of the averaged weights after so many steps, without guidance; the "
+        "dashed line is chance.",
+    ),
     "seed_dimensions": (
         "Scenes-SEED by question",
         "Correct answers in each of nine dimensions with one standard error; the dashed line is chance.",

@@ -37,6 +37,8 @@ MULTI_PROCESS = (
     "rae_bridge.generate",
     "rae_bridge.reconstruct",
     "rae_bridge.sweep",
+    "rae_bridge.text.generate",
+    "rae_bridge.text.train",
     "rae_bridge.train",
     "rae_bridge.train_decoder",
 )

@@ -7,11 +7,14 @@ from typing import ClassVar
 
 from encoder.data.options import HeldOut
 from encoder.runtime.device import Device, Precision
+from rae_bridge.text.config import GenerateTextConfig
 
 TASKS = ("single", "two", "counting", "colour", "position", "binding", "size", "place", "sign")
 # Beside the nine: of one object's slot, and of pairs that no train picture showed
 EXTRA = ("slot", "unseen-colour", "unseen-slot")
 SCORE = "SceneEval"
+CURVES = tuple(f"{SCORE}/{task}" for task in ("single", "colour", "binding"))  # shown over a training
+FIDELITY = {"gFD": "tFD", "KID": "tKID"}  # of the generation suite's numbers -> of pictures of captions
 TEST, VALIDATION, CAPTIONS = "test.jsonl", "validation.jsonl", "captions.jsonl"  # of the stage of prompts
 RENDERS = "renders.npz"  # the scenes that the test prompts were made of, drawn
 JUDGE, REBUILT = "judge", "rebuilt.npz"  # folder of the judge below its stage's; renders there and back
@@ -111,3 +114,41 @@ class SceneScoreConfig:
     batch_size: int = 100
     device: Device = "cpu"
     seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ChooseConfig:
+    """Stage `harness.scene_eval.choose`: the guidance whose pictures the judge likes best, on validation
+    prompts."""
+
+    sampling: GenerateTextConfig  # as the test pictures are drawn; prompts and guidance are filled in
+    prompts: str  # folder of the prompts' stage
+    judge: str
+    scales: tuple[float, ...] = (1.5, 2.5, 4.0, 6.0)
+    interval: tuple[float, float] = (0.0, 1.0)  # of t
+
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) <= 1:
+            raise ValueError(f"scales {self.scales} must be over 1: without guidance there is a row anyway")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FidelityConfig:
+    """Stage `harness.scene_eval.fidelity`: how far pictures of captions are from the captions' own."""
+
+    pictures: str  # npz file
+    reference: str  # folder of `harness.metrics.reference`, whose pictures the captions are of
+    device: Device = "cpu"
+    batch_size: int = 16
+    kernel_subset_size: int = 1000
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ClipScoreConfig:
+    """Stage `harness.scene_eval.clip_score`: CLIPScore of pictures of prompts."""
+
+    clip: str  # folder of a CLIP by transformers, not of an encoder under test
+    pictures: str  # npz file: labels are the numbers of the prompts
+    prompts: str  # as `GenerateTextConfig.prompts`
+    batch_size: int = 32
+    device: Device = "cpu"

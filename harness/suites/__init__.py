@@ -5,7 +5,7 @@ Imports everything below the command line; nothing imports a suite but the comma
 import dataclasses
 
 from encoder.runtime.config import choose
-from harness.suites import ablation, distillation, generation, understanding
+from harness.suites import ablation, distillation, generation, text2image, understanding
 from harness.suites.request import Request, SuitePlan
 
 BUILDERS = {
@@ -13,6 +13,7 @@ BUILDERS = {
     "generation": generation.plan,
     "ablation": ablation.plan,
     "distillation": distillation.plan,
+    "text2image": text2image.plan,
 }
 
 

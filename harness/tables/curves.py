@@ -103,6 +103,34 @@ def quality_against_cost(path: Path, rows: Sequence[Mapping], keys: Sequence[str
     return save(figure, path)
 
 
+def over_training(path: Path, rows: Sequence[Mapping], steps: Mapping[str, int], keys: Sequence[str]) -> Path:
+    """A panel per key over the steps of training, a line per encoder; `steps` of the rows that are shown,
+    those on the way being named <encoder>, <number> steps. Values in %; chance as a dashed line."""
+    figure = Figure(figsize=(3.6 * len(keys) + 1, 3.4), dpi=DPI, layout="constrained")
+    panels = figure.subplots(1, len(keys), squeeze=False)[0]
+    by_name = {row["encoder"]: row for row in rows}
+    ends = [name for name in steps if not name.endswith(" steps")]
+    for panel, key in zip(panels, keys, strict=True):
+        for i, end in enumerate(ends):
+            own = [name for name in steps if name == end or name.rpartition(", ")[0] == end]
+            found = sorted(
+                (steps[name], by_name[name]["metrics"][key]["value"])
+                for name in own
+                if key in by_name.get(name, {"metrics": {}})["metrics"]
+            )
+            if found:
+                panel.plot(*zip(*found, strict=True), "o-", color=PALETTE[i % len(PALETTE)], label=end)
+        chance = by_name.get("chance", {"metrics": {}})["metrics"].get(key)
+        if chance is not None:
+            panel.axhline(chance["value"], color="#888888", linestyle="--", linewidth=1)
+        panel.set(xlabel="steps of training", title=key, ylim=(0, 101))
+        panel.grid(color="#e5e5e5")
+        panel.set_axisbelow(True)
+    panels[0].set_ylabel("right pictures, % (no guidance)")
+    panels[0].legend(fontsize=8, frameon=False)
+    return save(figure, path)
+
+
 def _cosines(point: Mapping) -> dict[str, float]:
     """Layer -> cosine (nan where a branch has no gradient) of one entry of synergy.json's points."""
     return {row["layer"]: math.nan if row["cosine"] is None else row["cosine"] for row in point["rows"]}

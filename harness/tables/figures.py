@@ -64,6 +64,31 @@ def samples(
     return save(figure, path)
 
 
+def prompts(
+    path: Path,
+    texts: Mapping[int, str],
+    sets: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    per_prompt: int = 2,
+) -> Path:
+    """One block per set (pictures N H W 3 uint8, numbers of their prompts N), one row per prompt: its first
+    pictures. texts: number -> prompt, of those that are shown."""
+    figure = Figure(figsize=(0.5 * per_prompt * len(sets) + 2.4, 0.5 * len(texts) + 0.6), dpi=DPI)
+    left, top = 2.4 / figure.get_figwidth(), 1 - 0.5 / figure.get_figheight()
+    width = (1 - left) / len(sets)
+    for i, (name, (pictures, numbers)) in enumerate(sets.items()):
+        grid = np.full((len(texts), per_prompt, *pictures.shape[1:]), 255, dtype=np.uint8)
+        for row, number in enumerate(texts):
+            found = pictures[np.asarray(numbers) == number][:per_prompt]
+            grid[row, : len(found)] = found
+        axes = figure.add_axes((left + i * width, 0.0, 0.97 * width, top))
+        _show(axes, _tile(grid), aspect="auto")
+        axes.set_title(name.replace(", ", ",\n"), fontsize=6)
+    for row, text in enumerate(texts.values()):
+        middle = top * (1 - (row + 0.5) / len(texts))
+        figure.text(left - 0.01, middle, text, ha="right", va="center", fontsize=7)
+    return save(figure, path)
+
+
 def dots(path: Path, rows: Sequence[Mapping], keys: Sequence[str], *, chance: float, title: str) -> Path:
     """One line per key, a dot per leaderboard row with its standard error, and chance as a dashed line; what
     a probe reads is a circle beside its encoder's dot. Values in %."""
