@@ -42,6 +42,7 @@ from llava_bridge.engine import (
     remove_checkpoints,
     wait_for_all,
 )
+from llava_bridge.language_model import check_positions
 from llava_bridge.lora import add_lora, merge_lora, save_adapter
 from llava_bridge.model import (
     Processor,
@@ -232,6 +233,8 @@ def train(config: LlavaConfig, out_dir: Path) -> dict:
         pictures = open_pictures(config, tower_config, processor.image_processor, out_dir)
         num_image_tokens = tower_config.num_tokens
     dataset = read_dataset(config, num_image_tokens, processor.tokenizer, pictures, out_dir)
+    start = hub.place(config.init) if config.stage == 1 else ROOT / config.init
+    check_positions(start, int(dataset.lengths.max()))
     num_steps = max(1, round(config.num_epochs * len(dataset) / config.batch_size))
     order = training_order(
         dataset.lengths,

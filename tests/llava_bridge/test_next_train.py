@@ -2,6 +2,7 @@
 long, and what does not fit together."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from PIL import Image
-from transformers import LlavaNextForConditionalGeneration
+from transformers import LlamaConfig, LlavaNextForConditionalGeneration
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 import llava_bridge.any_resolution.cache as cache
@@ -20,6 +21,7 @@ import llava_bridge.train as stage
 from encoder.runtime.checkpoint import load_tensors
 from llava_bridge.any_resolution.views import Views
 from llava_bridge.config import TILES, ViewsConfig
+from llava_bridge.language_model import check_positions
 from llava_bridge.model import build, load, save
 from llava_bridge.prompt import question_prompt
 
@@ -189,6 +191,30 @@ def test_what_is_too_long_is_refused_or_counted(align, tmp_path):
     assert "within max_length 55" in names or "do not fit in max_length 55" in names
     with pytest.raises(ValueError, match="records cannot be used, allowed fraction"):
         stage.train(replace(instruct, max_length=55), tmp_path / "refused")
+
+
+def test_samples_longer_than_the_language_model_can_tell_apart_are_refused_before_it_is_read(
+    align, tmp_path, llm, monkeypatch
+):
+    short = shutil.copytree(llm, tmp_path / "short")
+    config = json.loads((short / "config.json").read_text())
+    longest = stage.train(align, tmp_path / "align")["data"]["max_image_tokens"]
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": longest}))
+    monkeypatch.setattr(stage, "load_model", None)
+    with pytest.raises(ValueError, match=rf"positions; set max_length={longest}, or take another"):
+        stage.train(replace(align, init=str(short)), tmp_path / "refused")
+    with pytest.raises(ValueError, match="records cannot be used"):  # at that length they are too long
+        stage.train(replace(align, init=str(short), max_length=longest), tmp_path / "cut")
+
+
+def test_rope_that_is_stretched_has_more_positions(tmp_path):
+    shape = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 8}
+    for kind, positions in (("default", 100), ("linear", 400), ("dynamic", 400)):
+        rope = {"rope_type": kind, "rope_theta": 1e4} | ({} if kind == "default" else {"factor": 4.0})
+        LlamaConfig(**shape, max_position_embeddings=100, rope_parameters=rope).save_pretrained(tmp_path)
+        check_positions(tmp_path, positions)
+        with pytest.raises(ValueError, match=f"has {positions} positions"):
+            check_positions(tmp_path, positions + 1)
 
 
 def test_broken_picture_keeps_its_place_without_a_loss(align, pictures, tmp_path):
