@@ -93,6 +93,8 @@ class TrainLlmConfig:
     skip_non_finite: int = 0  # as in `encoder.training.options.TrainConfig`
 
     def __post_init__(self):
+        if self.num_held_out < 1:
+            raise ValueError(f"num_held_out {self.num_held_out} must be 1 or more: the result is their score")
         if bool(self.layouts) != (self.num_cell_steps > 0):
             raise ValueError(
                 f"layouts {self.layouts} and num_cell_steps {self.num_cell_steps} go together: give both, "

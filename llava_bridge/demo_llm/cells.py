@@ -6,14 +6,17 @@ in the world, and a projector has only to write what stands where. It will not w
 shares count, which of them are too small to be seen and the noise on top are drawn anew for each scene.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from encoder.data.scenes.layout import Cells
 from encoder.runtime.checkpoint import step_generator
 from llava_bridge.batches import collate
 from llava_bridge.data import DataReport, LlavaDataset
@@ -22,7 +25,6 @@ from llava_bridge.prompt import IMAGE, Segment, read_turns, render_plain, render
 POWER = (0.5, 1.5)  # of the shares: what is between a word in every cell it touches and in its own alone
 LEAST_SEEN = (0.02, 0.10)  # of a cell: the share under which a word is left out lies between these
 NOISE = 0.45  # its largest deviation, in units of an embedding's entries
-Cells = Sequence[Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,23 @@ def embed_cells(embedding: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     size = embedding.detach().square().mean().sqrt()  # of an entry
     cells = (cells + size * batch["noise"]).to(words.dtype)
     return words.masked_scatter(batch["is_cell"][..., None], cells)
+
+
+def read_layouts(paths: Sequence[Path]) -> list[dict]:
+    """The rows of layouts.jsonl files.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is no JSON.
+    """
+    rows = []
+    for path in paths:
+        for number, line in enumerate(path.read_text().splitlines()):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"{path} row {number}: not JSON: {error}; write it again") from None
+    return rows
 
 
 def build_cell_lessons(

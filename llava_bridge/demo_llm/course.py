@@ -1,6 +1,5 @@
 """What the small Llama is trained on, step by step: lessons, rows of the corpus, scenes in cells."""
 
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from encoder.runtime.config import ROOT
 from llava_bridge.batches import collate
 from llava_bridge.config import TrainLlmConfig
 from llava_bridge.data import DataReport, LlavaDataset, read_records, training_order
-from llava_bridge.demo_llm.cells import CellLessons, build_cell_lessons
+from llava_bridge.demo_llm.cells import CellLessons, build_cell_lessons, read_layouts
 from llava_bridge.demo_llm.lessons import ask_for_words, build_lessons, draw_lessons
 from llava_bridge.prompt import IGNORE, encode_conversations
 
@@ -72,7 +71,7 @@ class Course:
 def plan_course(config: TrainLlmConfig, tokenizer: PreTrainedTokenizerBase) -> Course:
     """The corpus, the lessons and the scenes in cells, tokenised, in the order that the seed gives.
 
-    Raises: ValueError if no row is left to train on.
+    Raises: ValueError if no row is left to train on, or a layout does not fit the model.
     """
     corpus = read_corpus(config, tokenizer)
     num_train = _left_to_train(len(corpus), config.num_held_out, "corpus")
@@ -82,9 +81,16 @@ def plan_course(config: TrainLlmConfig, tokenizer: PreTrainedTokenizerBase) -> C
         records = read_records([ROOT / path for path in config.corpus])[:num_train]
         lessons = build_lessons(records, tokenizer, config.seed)
     if config.num_cell_steps:
-        layouts = [json.loads(line) for path in config.layouts for line in (ROOT / path).open()]
+        layouts = read_layouts([ROOT / path for path in config.layouts])
         _left_to_train(len(layouts), config.num_held_out, "layouts")
         cells = build_cell_lessons(layouts, tokenizer, config.num_held_out, config.shape.width)
+        longest = int(cells.samples.lengths.max())
+        if longest > config.shape.max_length:
+            raise ValueError(
+                f"the longest of the layouts has {longest} tokens, its cells among them, and "
+                f"shape.max_length is {config.shape.max_length}; raise it, or write them with a smaller "
+                "layout_grid"
+            )
     return Course(corpus, num_train, order, lessons, cells, config)
 
 

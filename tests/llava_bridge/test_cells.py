@@ -81,6 +81,20 @@ def test_layouts_that_cannot_be_read_are_refused(tokenizer, records):
         TrainLlmConfig(corpus=[], num_steps=1, num_cell_steps=3)
 
 
+def test_broken_and_too_long_layouts_stop_before_training(config, tmp_path):
+    with pytest.raises(ValueError, match="num_held_out 0 must be 1 or more"):
+        replace(config, num_held_out=0)
+    with pytest.raises(ValueError, match=r"has 18 tokens, its cells among them, and shape\.max_length is 16"):
+        stage.train(replace(config, shape=replace(config.shape, max_length=16)), tmp_path)
+    path = tmp_path / "layouts.jsonl"
+    path.write_text(path.read_text()[:-9])
+    with pytest.raises(ValueError, match=r"layouts\.jsonl row 319: not JSON"):
+        stage.train(config, tmp_path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"layouts\.jsonl"):
+        stage.train(config, tmp_path)
+
+
 @pytest.fixture
 def config(tmp_path) -> TrainLlmConfig:
     """Four cells, a cat in one of them: where is it?"""
