@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from harness.paper import headers
-from harness.paper.look import Seen, look, render
-from harness.paper.sources import SourcesConfig
+from harness.paper.look import render
 from harness.replica import llava, llava_next
 from harness.replica.config import ReplicaConfig
+from tests.harness.damage import cut, replace, see
 
 SMALL = ReplicaConfig(pretrain_records=4, mix_records=12, next_records=4)
 COUNTS = {"llava_pretrain": (4, 0), "llava_mix": (14, 2), "open_next_mix": (5, 1), "next_mix": (5, 1)}
@@ -37,24 +37,9 @@ def root(whole, tmp_path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "data", copy_function=os.link))
 
 
-def _see(root: Path | None, name: str, **places: str) -> Seen:
-    (seen,) = look(SourcesConfig(**places), root, [name])
-    return seen
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.unlink()
-    path.write_bytes(content)
-
-
-def _cut(path: Path) -> None:
-    """As after a download that broke off."""
-    _replace(path, path.read_bytes()[: path.stat().st_size * 2 // 3])
-
-
 @pytest.mark.parametrize("name", COUNTS)
 def test_records_are_counted(whole, name):
-    seen, (num, num_text) = _see(whole, name), COUNTS[name]
+    seen, (num, num_text) = see(whole, name), COUNTS[name]
     assert dict(seen.counts) == {"records": num, "without a picture": num_text} and not seen.faults
 
 
@@ -62,7 +47,7 @@ def _turn_without_value(root: Path) -> None:
     path = root / "LLaVA-Instruct/llava_v1_5_mix665k.json"
     records = json.loads(path.read_text())
     records[3]["conversations"][0].pop("value")
-    _replace(path, json.dumps(records).encode())
+    replace(path, json.dumps(records).encode())
 
 
 def _first_rows(root: Path, data: bytes | None) -> None:
@@ -77,7 +62,7 @@ def _first_rows(root: Path, data: bytes | None) -> None:
 
 def _png_of_text(root: Path) -> None:
     path = min((root / "LLaVA-Pretrain/images").rglob("*.jpg"))
-    _replace(path, b"not found")
+    replace(path, b"not found")
 
 
 def _away(place: str) -> Callable[[Path], None]:
@@ -91,7 +76,7 @@ def _away(place: str) -> Callable[[Path], None]:
 DAMAGES = {
     "no json": ("llava_pretrain", _away("LLaVA-Pretrain/blip_laion_cc_sbu_558k.json"), "no blip_laion"),
     "cut json": (
-        "llava_mix", lambda root: _cut(root / "LLaVA-Instruct/llava_v1_5_mix665k.json"), "is not JSON"
+        "llava_mix", lambda root: cut(root / "LLaVA-Instruct/llava_v1_5_mix665k.json"), "is not JSON"
     ),
     "no images": ("llava_pretrain", _away("LLaVA-Pretrain/images"), "4 of 4 pictures are not there"),
     "a page as picture": ("llava_pretrain", _png_of_text, "is not a picture"),
@@ -114,7 +99,7 @@ DAMAGES = {
 def test_each_damage_is_named_in_one_line(root, damage):
     name, hurt, message = DAMAGES[damage]
     hurt(root)
-    seen = _see(root, name)
+    seen = see(root, name)
     assert not seen.is_fine
     assert len(seen.faults) == 1
     assert re.search(message, seen.faults[0]), seen.faults[0]
@@ -130,9 +115,9 @@ def test_a_few_missing_pictures_of_many_are_no_fault(tmp_path):
     (folder / "blip_laion_cc_sbu_558k.json").write_text(json.dumps(records))
     for i in range(1, 100):
         Image.new("RGB", (8, 8)).save(folder / "images" / f"{i}.jpg")
-    assert _see(tmp_path, "llava_pretrain").is_fine
+    assert see(tmp_path, "llava_pretrain").is_fine
     (folder / "images" / "1.jpg").unlink()
-    assert "2 of 100 pictures are not there" in _see(tmp_path, "llava_pretrain").faults[0]
+    assert "2 of 100 pictures are not there" in see(tmp_path, "llava_pretrain").faults[0]
 
 
 def test_a_picture_too_large_to_open_is_a_fault_and_no_traceback(tmp_path):

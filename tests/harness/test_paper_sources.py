@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from harness.paper.look import Seen, look, render
+from harness.paper.look import look, render
 from harness.paper.sources import NEXT_MIXES, SOURCES, TO_TRAIN, SourcesConfig
 from harness.replica.config import ReplicaConfig
 from harness.replica.mark import MARK, is_in_replica
 from harness.replica.write import write
+from tests.harness.damage import cut, replace, see
 
 SMALL = ReplicaConfig(
     num_classes=2, train_pictures=4, val_pictures=3, pretrain_records=4, mix_records=12, questions=1,
@@ -41,23 +42,8 @@ def root(whole, tmp_path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "data", copy_function=os.link))
 
 
-def _see(root: Path | None, name: str, **places: str) -> Seen:
-    (seen,) = look(SourcesConfig(**places), root, [name])
-    return seen
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.unlink()
-    path.write_bytes(content)
-
-
-def _cut(path: Path) -> None:
-    """As after a download that broke off."""
-    _replace(path, path.read_bytes()[: path.stat().st_size * 2 // 3])
-
-
 def _edit(path: Path, **values: object) -> None:
-    _replace(path, json.dumps(json.loads(path.read_text()) | values).encode())
+    replace(path, json.dumps(json.loads(path.read_text()) | values).encode())
 
 
 def test_a_replica_is_found_whole_and_known_as_one(whole):
@@ -81,23 +67,23 @@ def test_a_replica_is_found_whole_and_known_as_one(whole):
 def test_without_its_mark_it_is_no_replica(root):
     (root / MARK).unlink()
     assert not is_in_replica(root / "imagenet")
-    assert not _see(root, "vae").is_replica
+    assert not see(root, "vae").is_replica
 
 
 def test_the_hub_s_parquet_and_shards_of_imagenet_are_found_too(root):
     shutil.rmtree(root / "imagenet")
-    seen = _see(root, "imagenet")
+    seen = see(root, "imagenet")
     assert seen.path == root / "imagenet-1k" and dict(seen.counts) == {"train": 8, "validation": 6}
     shards = root / "imagenet"
     for split in ("train", "val"):
         (shards / split).mkdir(parents=True)
         shutil.copy(root / "recap-datacomp/train/00000.tar", shards / split)
-    assert dict(_see(root, "imagenet").counts) == {"train shards": 1, "val shards": 1}
+    assert dict(see(root, "imagenet").counts) == {"train shards": 1, "val shards": 1}
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_what_is_missing_says_where_it_was_looked_for_and_how_to_get_it(tmp_path, name):
-    seen = _see(tmp_path, name)
+    seen = see(tmp_path, name)
     assert seen.path is None and not seen.is_fine
     text = render([seen])
     assert text.startswith("missing")
@@ -107,13 +93,13 @@ def test_what_is_missing_says_where_it_was_looked_for_and_how_to_get_it(tmp_path
 
 def test_each_place_is_settable_alone(whole, tmp_path):
     release = whole / "openvision3/openvision3-vit-base-patch2-28"
-    assert _see(tmp_path, "openvision3", openvision3=str(release)).counts == {"releases": 1}
-    assert _see(None, "inception", inception=str(whole / "inception")).is_fine
-    assert _see(None, "dino", dino=str(whole / "dino/model.safetensors")).is_fine
-    nowhere = _see(None, "vae")
+    assert see(tmp_path, "openvision3", openvision3=str(release)).counts == {"releases": 1}
+    assert see(None, "inception", inception=str(whole / "inception")).is_fine
+    assert see(None, "dino", dino=str(whole / "dino/model.safetensors")).is_fine
+    nowhere = see(None, "vae")
     assert nowhere.path is None and "give data_root or sources.vae" in render([nowhere])
     # a place of one's own is the only one: what lies under data_root does not stand in for it
-    assert _see(whole, "vae", vae=str(tmp_path / "other")).path is None
+    assert see(whole, "vae", vae=str(tmp_path / "other")).path is None
 
 
 def _flat_val(root: Path) -> None:
@@ -147,22 +133,22 @@ def _three_channels(root: Path) -> None:
     path = root / "openvision3/openvision3-vit-base-patch2-32/open_clip_config.json"
     config = json.loads(path.read_text())
     config["model_cfg"]["vision_cfg"].pop("in_channels")
-    _replace(path, json.dumps(config).encode())
+    replace(path, json.dumps(config).encode())
 
 
 def _other_grid(root: Path) -> None:
     folder = root / "openvision3"
     source = folder / "openvision3-vit-base-patch2-28/open_clip_pytorch_model.bin"
-    _replace(folder / "openvision3-vit-base-patch2-32/open_clip_pytorch_model.bin", source.read_bytes())
+    replace(folder / "openvision3-vit-base-patch2-32/open_clip_pytorch_model.bin", source.read_bytes())
 
 
 def _alexnet_as_inception(root: Path) -> None:
     path = root / "inception/weights-inception-2015-12-05-6726825d.pth"
-    _replace(path, (root / "lpips/alexnet-owt-7be5be79.pth").read_bytes())
+    replace(path, (root / "lpips/alexnet-owt-7be5be79.pth").read_bytes())
 
 
 def _page_as_npz(root: Path) -> None:
-    _replace(root / "adm/VIRTUAL_imagenet256_labeled.npz", b"<html>404</html>")
+    replace(root / "adm/VIRTUAL_imagenet256_labeled.npz", b"<html>404</html>")
 
 
 def _own_statistics(root: Path) -> None:
@@ -172,12 +158,12 @@ def _own_statistics(root: Path) -> None:
 
 
 def _pointer(root: Path) -> None:
-    _replace(root / "dino/model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:e1b\n")
+    replace(root / "dino/model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:e1b\n")
 
 
 def _vgg_as_alexnet(root: Path) -> None:
     path = root / "lpips/alexnet-owt-7be5be79.pth"
-    _replace(path, (root / "lpips/vgg16-397923af.pth").read_bytes())
+    replace(path, (root / "lpips/vgg16-397923af.pth").read_bytes())
 
 
 def _other_tokenizer(root: Path) -> None:
@@ -186,7 +172,7 @@ def _other_tokenizer(root: Path) -> None:
 
 
 def _page_as_weights(root: Path) -> None:
-    _replace(root / "inception/weights-inception-2015-12-05-6726825d.pth", b"<html>404</html>\n")
+    replace(root / "inception/weights-inception-2015-12-05-6726825d.pth", b"<html>404</html>\n")
 
 
 def _no_width(root: Path) -> None:
@@ -194,7 +180,7 @@ def _no_width(root: Path) -> None:
 
 
 def _cut_file(place: str) -> Callable[[Path], None]:
-    return lambda root: _cut(root / place)
+    return lambda root: cut(root / place)
 
 
 def _away(place: str) -> Callable[[Path], None]:
@@ -234,7 +220,7 @@ DAMAGES = {
     "no vocabulary": ("bert", _away("bert-base-uncased/vocab.txt"), "no vocab.txt"),
     "another vocabulary": (
         "bert",
-        lambda root: _replace(root / "bert-base-uncased/vocab.txt", b"[PAD]\nthe\n"),
+        lambda root: replace(root / "bert-base-uncased/vocab.txt", b"[PAD]\nthe\n"),
         "no vocabulary of BERT: it has no .UNK.",
     ),
     "flat val": ("imagenet", _flat_val, "6 pictures and no class folders: sort them into synsets"),
@@ -266,7 +252,7 @@ DAMAGES = {
     "more pieces than words": ("language_model", _other_tokenizer, "tokenizer has 600 pieces, the model 512"),
     "a config of something else": (
         "language_model",
-        lambda root: _replace(root / "vicuna-7b-v1.5/config.json", b"[1]"),
+        lambda root: replace(root / "vicuna-7b-v1.5/config.json", b"[1]"),
         "config.json holds a list, expected a mapping",
     ),
     "a page as weights": ("inception", _page_as_weights, "is no state dict, damaged or cut off"),
@@ -295,7 +281,7 @@ DAMAGES = {
 def test_each_damage_is_named_in_one_line(root, damage):
     name, hurt, message = DAMAGES[damage]
     hurt(root)
-    seen = _see(root, name)
+    seen = see(root, name)
     assert not seen.is_fine
     assert len(seen.faults) == 1
     assert re.search(message, seen.faults[0]), seen.faults[0]
@@ -304,6 +290,6 @@ def test_each_damage_is_named_in_one_line(root, damage):
 
 def test_one_benchmark_that_is_missing_costs_no_other_its_count(root):
     shutil.rmtree(root / "benchmarks/POPE")
-    seen = _see(root, "benchmarks")
+    seen = see(root, "benchmarks")
     assert seen.faults == (f"POPE: no folder {root / 'benchmarks/POPE'}",)
     assert {"SEED-Bench", "MME", "GQA", "ScienceQA", "ScienceQA-IMG"} <= seen.counts.keys()
