@@ -38,7 +38,8 @@ def choose_attention(model: Llava, config: LlavaConfig, zero_stage: int | None) 
     layer may not run twice in a pass with a cache between (compiled, checkpointed, split by ZeRO-3) or draws
     at random (LoRA's dropout).
     """
-    if config.precision == "bf16" and config.attention == "sdpa" and not torch.cuda.is_available():
+    is_bf16 = config.chosen_precision == "bf16"
+    if is_bf16 and config.attention == "sdpa" and not torch.cuda.is_available():
         AttentionInterface.register(WIDE, attend_in_fp32)
         AttentionMaskInterface.register(WIDE, sdpa_mask)
         model.model.language_model.config._attn_implementation = WIDE

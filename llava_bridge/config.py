@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from encoder.options import TokensConfig
-from encoder.runtime.device import Device, Precision
+from encoder.runtime.device import Device, Precision, settled_precision
 from encoder.runtime.trackers import Tracker
 from encoder.training.options import OptimConfig
 
@@ -206,6 +206,11 @@ class LlavaConfig:
     trackers: list[Tracker] = field(default_factory=list)
     log_steps: int = 10
     checkpoint_steps: int = 200
+
+    @property
+    def chosen_precision(self) -> str:
+        """fp32 or bf16, by what this machine multiplies in."""
+        return settled_precision(self.precision, "auto")
 
     @property
     def chosen_template(self) -> Template:

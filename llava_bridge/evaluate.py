@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from encoder.runtime.config import ROOT
+from encoder.runtime.device import settled_precision
 from encoder.runtime.stage import main, progress, write_json
 from llava_bridge.config import EvaluateConfig
 from llava_bridge.custom_tasks import CustomTask
@@ -249,7 +250,8 @@ def load_answerer(config: EvaluateConfig, ranks: "Ranks", out_dir: Path) -> "Lla
     from llava_bridge.model import load, read_template
 
     model_dir = (ROOT / config.model).resolve()
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.precision]
+    settled = settled_precision(config.precision, ranks.device)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[settled]
     model, processor = load(model_dir, config.attention, dtype)
     if config.square_eval:
         use_square(model, processor)
@@ -294,7 +296,7 @@ def describe(config: EvaluateConfig, answerer: "LlavaLmms") -> dict[str, Any]:
     return {
         "prompt": answerer.template,
         "generation": "greedy",
-        "precision": config.precision,
+        "precision": settled_precision(config.precision, model.device),
         "num_image_tokens": model.config.image_seq_length,
         "num_encoder_tokens": getattr(vision, "num_encoder_tokens", 0) or model.config.image_seq_length,
         "image_size": vision.image_size,

@@ -112,7 +112,7 @@ def load_model(config: LlavaConfig, tower: FrozenTowerConfig, processor: Process
     more digits in its float32 copies than the weights it is given in bf16 have.
     """
     settings = read_deepspeed(config.deepspeed)
-    dtype = torch.bfloat16 if settings and config.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if settings and config.chosen_precision == "bf16" else torch.float32
     llm = hub.place(config.init) if config.stage == 1 else None
     if not is_first_process():
         if config.stage == 1:
@@ -167,7 +167,7 @@ def training_arguments(
         output_dir=str(out_dir / "checkpoints"),
         deepspeed=settings,
         use_cpu=not torch.cuda.is_available(),
-        bf16=config.precision == "bf16",
+        bf16=config.chosen_precision == "bf16",
         max_steps=num_steps,
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=config.batch_size // (micro_batch * world_size),
@@ -209,8 +209,8 @@ def export(trainer: OrderedTrainer, model: OverTokens, processor: Processor, out
 
 def describe_recipe(config: LlavaConfig, trained: list[str]) -> dict:
     """What the result says of how it was trained."""
-    names = ("stage", "loss_average", "grouping", "pack_length", "precision", "compile")
-    chosen = {name: getattr(config, name) for name in names}
+    names = ("stage", "loss_average", "grouping", "pack_length", "compile")
+    chosen = {name: getattr(config, name) for name in names} | {"precision": config.chosen_precision}
     start = {"source": config.init, "revision": hub.commit_of(hub.place(config.init))}
     return {**chosen, "template": config.chosen_template, "trained": trained, "init": start}
 

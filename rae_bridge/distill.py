@@ -25,7 +25,7 @@ from encoder.models.pretrained import WEIGHTS_FILE
 from encoder.runtime import checkpoint
 from encoder.runtime.ahead import made_ahead
 from encoder.runtime.config import ROOT
-from encoder.runtime.device import require_device, set_tf32
+from encoder.runtime.device import require_device, set_tf32, settled_precision
 from encoder.runtime.ranks import Ranks
 from encoder.runtime.stage import main, sha256_file
 from encoder.runtime.trackers import Journal
@@ -190,6 +190,7 @@ def distill(config: DistillConfig, out_dir: Path) -> dict:
         "num_samples": config.num_steps * config.batch_size * stage.num_batches,
         "num_parameters": sum(each.numel() for each in student.parameters() if each.requires_grad),
         "largest_grad_norm": rule.largest,
+        "precision": settled_precision(config.precision, ranks.device),
         "training_seconds": round(seconds, 1),
     }
 

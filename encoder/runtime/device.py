@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import torch
 
 Device = Literal["auto", "cpu", "cuda"]  # auto: a GPU where there is one
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16"]  # auto: bf16 where the device multiplies in it
 
 
 def require_device(device: str | torch.device) -> torch.device:
@@ -23,6 +23,20 @@ def require_device(device: str | torch.device) -> torch.device:
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device}: torch sees no GPU here; use device=cpu")
     return torch.device(device)
+
+
+def settled_precision(precision: Precision, device: str | torch.device) -> Literal["fp32", "bf16"]:
+    """fp32 or bf16, as given; `auto` is bf16 where the device has instructions for its products, else fp32.
+
+    A CPU without them emulates products in bf16, and is many times slower than in fp32.
+    """
+    import torch
+
+    if precision != "auto":
+        return precision
+    if require_device(device).type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
 def set_tf32(device: str | torch.device, is_allowed: bool) -> None:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from encoder.runtime.device import Precision, settled_precision
 from encoder.training.finite import FiniteSteps
 from encoder.training.options import OptimConfig
 
@@ -153,6 +154,6 @@ def average_weights(averaged: Iterable[Tensor], current: Iterable[Tensor], decay
     torch._foreach_lerp_(list(averaged), [tensor.detach() for tensor in current], weight)
 
 
-def autocast(precision: str, device: str = "cpu") -> AbstractContextManager:
-    """bf16 mixed precision if `precision` is "bf16", else nothing."""
-    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
+def autocast(precision: Precision, device: str = "cpu") -> AbstractContextManager:
+    """bf16 mixed precision where `precision` is, or is settled as, bf16; else nothing."""
+    return torch.autocast(device, torch.bfloat16, enabled=settled_precision(precision, device) == "bf16")

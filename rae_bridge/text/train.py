@@ -20,7 +20,7 @@ from torch import Tensor
 from encoder.runtime import checkpoint
 from encoder.runtime.ahead import made_ahead
 from encoder.runtime.config import ROOT
-from encoder.runtime.device import set_tf32
+from encoder.runtime.device import set_tf32, settled_precision
 from encoder.runtime.ranks import Ranks
 from encoder.runtime.stage import main, write_json
 from encoder.runtime.trackers import Journal
@@ -194,6 +194,7 @@ def train(config: TrainTextConfig, out_dir: Path) -> dict:
         "num_samples": config.num_steps * config.batch_size,
         "num_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "shift": shift,
+        "precision": settled_precision(config.precision, ranks.device),
         "training_seconds": round(seconds, 1),
     }
 
