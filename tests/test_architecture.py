@@ -99,7 +99,12 @@ BELOW = {
     "harness.metrics": ("encoder",),
     "harness.own_data": ("encoder",),
     "harness.paper": ("encoder.runtime",),
-    "harness.probe": ("encoder", "llava_bridge.config", "llava_bridge.evaluate"),
+    "harness.probe": (
+        "encoder",
+        "llava_bridge.any_resolution.views",
+        "llava_bridge.config",
+        "llava_bridge.evaluate",
+    ),
     "harness.replica": ("encoder.data.scenes", "encoder.runtime"),
     "harness.report": ("encoder",),
     "harness.running": (

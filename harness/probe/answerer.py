@@ -13,25 +13,23 @@ from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from torch import Tensor
 
-from encoder.data.batch import to_pixels
-from encoder.frozen import FrozenEncoder
-from harness.probe.readers import Reader, flat_tokens
+from harness.probe.readers import Reader
+from harness.probe.sight import Sight
 
 
 class ProbeAnswerer(lmms):
-    """lmms-eval's "simple" interface over a frozen encoder and a reader of its tokens."""
+    """lmms-eval's "simple" interface over frozen tokens and a reader of them."""
 
     def __init__(
         self,
-        encoder: FrozenEncoder,
+        sight: Sight,
         reader: Reader,
         *,
-        grid: int,
         batch_size: int = 64,
         report: Callable[[int, int], None] = lambda done, total: None,
     ):
         super().__init__()
-        self.encoder, self.reader, self.grid, self.batch_size = encoder, reader, grid, batch_size
+        self.sight, self.reader, self.batch_size = sight, reader, batch_size
         self.report = report
 
     def clean(self) -> None:
@@ -101,10 +99,8 @@ class ProbeAnswerer(lmms):
         for numbers in by_shape.values():
             for start in range(0, len(numbers), self.batch_size):
                 part = numbers[start : start + self.batch_size]
-                images = torch.from_numpy(np.stack([pictures[number] for number in part]))
-                tokens = self.encoder.encode(to_pixels(images.to(self.encoder.device)))
-                flat = flat_tokens(tokens, self.encoder.grid, self.grid).cpu()
-                for number, row in zip(part, flat, strict=True):
+                rows = self.sight.encode(np.stack([pictures[number] for number in part]))
+                for number, row in zip(part, rows, strict=True):
                     features[number] = row
         return torch.stack(features)
 

@@ -15,7 +15,9 @@ class ProbeConfig:
 
     encoder: str  # what `load_encoder` takes
     features: Features  # those that the language model sees
-    tokens: str  # folder of `encoder.tokens`: the pictures that the language model is taught with
+    # The pictures that the language model is taught with: folder of `encoder.tokens`, or of LLaVA-NeXT's
+    # views by `llava_bridge.any_resolution.cache`
+    tokens: str
     # What is known of those pictures: the facts of scenes, by their numbers, or the words of captions
     truth: Literal["scenes", "captions"]
     data: str  # folder that the pictures come from: of Scenes with its card.json, or with llava/pretrain.json

@@ -14,7 +14,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from encoder.data.options import ScenesConfig
 from encoder.data.scenes.compose import make_scene
@@ -27,7 +26,8 @@ from encoder.runtime.files import replacing
 from encoder.runtime.stage import main, progress
 from encoder.token_store import TokenStore
 from harness.probe.config import ProbeConfig
-from harness.probe.readers import READERS, configs_of, flat_tokens
+from harness.probe.readers import READERS, configs_of
+from harness.probe.sight import Sight
 from llava_bridge.config import EvaluateConfig
 from llava_bridge.evaluate import go_offline, load_tasks, score_own, scorer
 
@@ -71,8 +71,8 @@ def captions_of(data: Path, keys: list[str]) -> list[str]:
     return [said[key] for key in keys]
 
 
-def known_features(config: ProbeConfig) -> tuple[list[str], Tensor]:
-    """Keys and flattened tokens (M D) of the pictures that are known.
+def open_tokens(config: ProbeConfig, fingerprint: str) -> TokenStore:
+    """The tokens of the pictures that are known, of the encoder with this fingerprint.
 
     Raises:
         FileNotFoundError, ValueError: no tokens, those of another encoder, or too few.
@@ -82,11 +82,12 @@ def known_features(config: ProbeConfig) -> tuple[list[str], Tensor]:
         raise ValueError(f"{config.tokens} holds features {store.origin['features']}, not {config.features}")
     if len(store) < _LEAST:
         raise ValueError(f"{config.tokens} holds {len(store)} pictures; a probe needs {_LEAST} or more")
-    grid = tuple(store.about["grid"])
-    parts = [
-        flat_tokens(store.rows(rows), grid, config.grid) for rows in torch.arange(len(store)).split(1024)
-    ]
-    return store.keys, torch.cat(parts)
+    if store.origin["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"{config.tokens} holds tokens of another encoder than {config.encoder} "
+            f"({store.origin['fingerprint'][:12]}, not {fingerprint[:12]}); write them anew"
+        )
+    return store
 
 
 def run(config: ProbeConfig, out_dir: Path) -> dict:
@@ -99,13 +100,9 @@ def run(config: ProbeConfig, out_dir: Path) -> dict:
     encoder = load_encoder(
         config.encoder, features=config.features, device=str(require_device(config.device))
     )
-    keys, features = known_features(config)
-    fingerprint = TokenStore(ROOT / config.tokens).origin["fingerprint"]
-    if fingerprint != encoder.fingerprint:
-        raise ValueError(
-            f"{config.tokens} holds tokens of another encoder than {config.encoder} ({fingerprint[:12]}, not "
-            f"{encoder.fingerprint[:12]}); write them anew"
-        )
+    store = open_tokens(config, encoder.fingerprint)
+    sight = Sight.of(store, encoder, config.grid)
+    keys, features = sight.known(store)
     known = {"scenes": scenes_of, "captions": captions_of}[config.truth](ROOT / config.data, keys)
     base = ReadoutConfig(
         num_epochs=config.num_epochs, learning_rate=config.learning_rate, weight_decay=config.weight_decay
@@ -118,9 +115,8 @@ def run(config: ProbeConfig, out_dir: Path) -> dict:
     )  # fmt: skip
     asked = EvaluateConfig(model="", tasks=config.tasks, task_dir=config.task_dir, seed=config.seed)
     answerer = ProbeAnswerer(
-        encoder,
+        sight,
         reader,
-        grid=config.grid,
         batch_size=config.batch_size,
         report=lambda done, total: progress(out_dir, done, total, "questions"),
     )

@@ -25,6 +25,11 @@ class Judgement:
     mix: str = "llava_mix"  # the real source that stage 2 learns from
 
     @property
+    def has_own_tokens(self) -> bool:
+        """Whether it sees tokens that no other row of the encoder does, but for interpolation."""
+        return not self.suffix.endswith((EQUAL, SQUARE))
+
+    @property
     def is_next(self) -> bool:
         return self.framework == "llava_next"
 

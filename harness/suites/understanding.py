@@ -10,7 +10,6 @@ whose pictures go through the frozen tower at every step.
 
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 from encoder.runtime.config import ROOT, choose
@@ -38,8 +37,8 @@ def plan(request: Request) -> SuitePlan:
         lessons = find_lessons(request, judgement.mix)
         for encoder in request.encoders:
             rows.append(_row(request, encoder, lessons, judgement))
-            if lessons.truth is not None and not encoder.is_blind and judgement is asked[0]:
-                rows.append(_probe_row(request, encoder, lessons))
+            if not encoder.is_blind and _can_be_probed(request, lessons, judgement):
+                rows.append(_probe_row(request, encoder, lessons, judgement))
     return SuitePlan(suite=request.suite, rows=rows, draw=_draw)
 
 
@@ -53,9 +52,19 @@ def _row(request: Request, encoder: Encoder, lessons: Lessons, judgement: Judgem
     )
 
 
-def _probe_row(request: Request, encoder: Encoder, lessons: Lessons) -> Row:
+def _can_be_probed(request: Request, lessons: Lessons, judgement: Judgement) -> bool:
+    """Whether something is known of the pictures and there are tokens of the row's own to read it from: of
+    views only where they are not latents, and where all pictures have as many, as Scenes' do."""
+    if lessons.truth is None or not judgement.has_own_tokens:
+        return False
+    return not judgement.is_next or (
+        lessons.truth == "scenes" and request.preset.llava.next.holds == "tokens"
+    )
+
+
+def _probe_row(request: Request, encoder: Encoder, lessons: Lessons, judgement: Judgement) -> Row:
     """What a probe reads from the same tokens: what the bridge could have read, too."""
-    tokens = add_tokens(request, encoder, "llava", lessons.data)
+    tokens = _add_seen(request, encoder, lessons, judgement)
     config = stage_config(
         ProbeConfig,
         request.preset.probe,
@@ -74,16 +83,17 @@ def _probe_row(request: Request, encoder: Encoder, lessons: Lessons) -> Row:
         "probe",
         "harness.probe.understanding",
         config,
-        label=f"{encoder.name}: what a probe reads",
+        label=f"{encoder.name}{judgement.suffix}: what a probe reads",
         inputs=[lessons.data, tokens, *encoder.stages],
         files=[ROOT / config.task_dir, *encoder.files],
         **request.estimates("probe", "probe"),
     )
     known = {"scenes": "the facts of scenes", "captions": "the words of captions"}[lessons.truth]
     return Row(
-        encoder=f"{encoder.name}, probe",
+        encoder=f"{encoder.name}{judgement.suffix}, probe",
         kind="probe",
-        source=f"{encoder.source('understanding')}: {known}, linear or a small network",
+        source=f"{', '.join([encoder.source('understanding'), *judgement.says])}: {known}, linear or a small "
+        "network",
         parts=(Part(stage=stage, keys=lessons.keys, checkpoint=encoder.checkpoint, data=lessons.asked),),
         undefined=dict.fromkeys(lessons.custom_keys, PROBE_REASON),
     )
@@ -139,8 +149,7 @@ def _train(request: Request, encoder: Encoder, lessons: Lessons, judgement: Judg
     sections = request.preset.llava
     seen, shared = {}, [*lessons.inputs]
     if lessons.data is not None:  # the pictures that are seen again and again are encoded once
-        add = add_views if judgement.is_next else partial(add_tokens, pictures="llava")
-        tokens = add(request, encoder, scenes=lessons.data)
+        tokens = _add_seen(request, encoder, lessons, judgement)
         seen, shared = {"tokens": str(tokens.folder)}, [*shared, tokens]
     previous, files, made = lessons.language_model or sections.language_model, [*lessons.files], []
     if request.foundation is not None:
@@ -173,6 +182,13 @@ def _train(request: Request, encoder: Encoder, lessons: Lessons, judgement: Judg
         )
         previous, made = str(stage.folder / "weights"), [stage]
     return stage
+
+
+def _add_seen(request: Request, encoder: Encoder, lessons: Lessons, judgement: Judgement) -> Stage:
+    """The frozen tokens that the framework's language model learns from: of whole pictures, or of views."""
+    if judgement.is_next:
+        return add_views(request, encoder, lessons.data)
+    return add_tokens(request, encoder, "llava", lessons.data)
 
 
 def _tasks_of(folder: Path) -> dict[str, str]:

@@ -53,7 +53,10 @@ def test_both_frameworks_give_a_row_each_on_the_same_records_and_questions(tmp_p
     (views,) = {stage.fingerprint: stage.config for stage in asked[2].stage.inputs[1].inputs
                 if isinstance(stage.config, ViewsConfig)}.values()  # fmt: skip
     assert views.tiles == theirs.tiles == [*TILES]
-    assert len([row for row in plan.rows if row.kind == "probe"]) == 2  # of the first framework's tokens
+    probed = {row.encoder: row.parts[0].stage for row in plan.rows if row.kind == "probe"}
+    names = ["ov3-demo", "clip-demo", "ov3-demo/llava_next", "clip-demo/llava_next"]  # whose tokens differ
+    assert [*probed] == [f"{name}, probe" for name in names]
+    assert probed["ov3-demo/llava_next, probe"].config.tokens == theirs.tokens
 
 
 def test_llava_next_takes_its_own_sections_over_the_preset_s(tmp_path):
