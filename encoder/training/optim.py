@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from encoder.runtime.device import Precision, settled_precision
 from encoder.training.finite import FiniteSteps
+from encoder.training.muon import Muon
 from encoder.training.options import OptimConfig
 
 
@@ -36,11 +37,11 @@ def build_adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 class MuonWithAdamW:
     """Muon on the blocks' matrices, AdamW on the rest (embeddings, norms, head), as one optimiser.
 
-    Source: Jordan et al. 2024, "Muon"; torch.optim.Muon.
+    Source: Jordan et al. 2024, "Muon".
     """
 
     def __init__(self, matrices: list[Tensor], rest: list[Tensor], config: OptimConfig, muon_lr: float):
-        muon = torch.optim.Muon([{"params": matrices, "peak_lr": muon_lr}], lr=muon_lr, weight_decay=0.0)
+        muon = Muon([{"params": matrices, "peak_lr": muon_lr}], lr=muon_lr, weight_decay=0.0)
         adamw = torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, weight_decay=0.0, fused=True)
         self.parts = (muon, adamw)
 
