@@ -43,13 +43,13 @@ def trained(row):
 def test_each_encoder_has_rows_told_tokens_and_one_vector_with_guidance_and_without(plan_of):
     rows = {row.encoder: row for row in plan_of("encoders=[ov3-demo]").rows}
     assert list(rows) == [
-        "ov3-demo", "ov3-demo, 400 steps", "ov3-demo, 800 steps", "ov3-demo, guided", "ov3-demo, pooled",
+        "ov3-demo", "ov3-demo, 200 steps", "ov3-demo, 400 steps", "ov3-demo, guided", "ov3-demo, pooled",
         "ov3-demo, pooled, guided", "ov3-demo, rebuilt renders", "renders", "chance",
     ]  # fmt: skip
-    whole, young, guided = (rows[f"ov3-demo{what}"] for what in ("", ", 400 steps", ", guided"))
+    whole, young, guided = (rows[f"ov3-demo{what}"] for what in ("", ", 200 steps", ", guided"))
     assert trained(whole) is trained(young) is trained(guided)
-    assert trained(whole).config.keep_steps == (400, 800)
-    assert sampled(young).config.model == f"{trained(whole).folder}/kept/step_00000400"
+    assert trained(whole).config.keep_steps == (200, 400)
+    assert sampled(young).config.model == f"{trained(whole).folder}/kept/step_00000200"
     assert sampled(whole).config.guidance_from is None and sampled(whole).config.guidance is None
     choice = sampled(guided).inputs[1]
     assert choice.module == "harness.scene_eval.choose"
