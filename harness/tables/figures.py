@@ -22,6 +22,7 @@ PALETTE = (
     "#56b4e9",
 )  # Okabe and Ito: told apart by all
 _CONTROL = "#888888"
+_IN_A_LINE = 3  # names of a legend
 
 
 def reconstructions(path: Path, sets: Mapping[str, np.ndarray], num_pictures: int = 12) -> Path:
@@ -92,13 +93,14 @@ def prompts(
 def dots(path: Path, rows: Sequence[Mapping], keys: Sequence[str], *, chance: float, title: str) -> Path:
     """One line per key, a dot per leaderboard row with its standard error, and chance as a dashed line; what
     a probe reads is a circle beside its encoder's dot. Values in %."""
-    figure = Figure(figsize=(7.5, 0.42 * len(keys) + 1.3), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
     measured = [row["encoder"] for row in rows if row["kind"] == "measured"]
     owners = [row["encoder"].removesuffix(", probe") for row in rows]
     places = list(dict.fromkeys(owners))
+    band = max(0.42, 0.12 * len(places))  # inches of a key's line
+    figure = Figure(figsize=(7.5, band * len(keys) + 1.3), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
     for owner, row in zip(owners, rows, strict=True):
-        offset = 0.18 * (places.index(owner) - (len(places) - 1) / 2)
+        offset = min(0.18, 0.8 / len(places)) * (places.index(owner) - (len(places) - 1) / 2)
         found = [(j, row["metrics"][key]) for j, key in enumerate(keys) if key in row["metrics"]]
         is_measured = owner in measured
         axes.errorbar(
@@ -122,10 +124,12 @@ def dots(path: Path, rows: Sequence[Mapping], keys: Sequence[str], *, chance: fl
         ylim=(len(keys) - 0.4, -1.0),
         xlabel="correct answers, % (± one standard error)",
     )
-    axes.set_title(title, loc="left", fontsize=10, pad=20)  # above the legend
+    lines = -(-len(rows) // _IN_A_LINE)
+    axes.set_title(title, loc="left", fontsize=10, pad=6 + 14 * lines)  # above the legend
     axes.grid(axis="x", color="#e5e5e5")
     axes.set_axisbelow(True)
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(rows), fontsize=8, frameon=False)
+    columns = min(len(rows), _IN_A_LINE)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=columns, fontsize=8, frameon=False)
     return save(figure, path)
 
 
