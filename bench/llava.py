@@ -1,7 +1,8 @@
 """How fast the LLaVA bridge trains and answers: `python bench/llava.py` prints a table and writes
 results/bench/llava.json, and beside it llava_load.json with the rows load/<n>_ranks (memory at loading, see
-`_loading.py`) and llava_records.json with records/<found|made> (memory of the records, see `_records.py`);
-`python bench/llava.py load` and `... records` run these alone.
+`_loading.py`), llava_records.json with records/<found|made> (memory of the records, see `_records.py`) and
+llava_next.json with next/... (LLaVA-NeXT's views, see `_next_steps.py`); `python bench/llava.py load`,
+`... records` and `... next` run these alone.
 
 The demo's encoder and Llama on one thread, in processor time. Lengths of the packing rows are drawn like the
 665k mix, a quarter as long: 16 picture tokens and a lognormal text (median 60 tokens, sigma 0.9, at most
@@ -114,17 +115,20 @@ def generation_row(folder: Path) -> Row:
 
 
 def main() -> None:
-    if sys.argv[1:] != ["records"]:
+    wanted = sys.argv[1:] or ["load", "records", "next"]
+    if "load" in wanted:
         publish("llava_load", loading_rows(), setting="one thread a process, gloo, fp32")
-    if sys.argv[1:] != ["load"]:
+    if "records" in wanted:
         publish("llava_records", record_rows(), setting="one thread a process")
-    if sys.argv[1:]:
-        return
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    if "next" in wanted:
+        publish("llava_next", next_rows(ENCODER, LLAMA), setting="one thread, fp32")
+    if sys.argv[1:]:
+        return
     model, processor = build(ENCODER, None, LLAMA, "sdpa", seed=0)
     model.model.vision_tower.requires_grad_(False)
-    rows = training_rows(model.train()) + loss_rows() + next_rows(ENCODER, LLAMA)
+    rows = training_rows(model.train()) + loss_rows()
     with tempfile.TemporaryDirectory() as folder:
         save(model, processor, Path(folder))
         rows.append(generation_row(Path(folder)))
