@@ -30,12 +30,14 @@ from _table import ROOT, Row, make_row, peak_bytes, publish, seconds
 from PIL import Image
 
 import llava_bridge.hf  # noqa: F401 - registers the tower
+from encoder.runtime.config import choose
 from llava_bridge.batches import collate
 from llava_bridge.labels import IGNORE
 from llava_bridge.lmms import LlavaLmms
 from llava_bridge.model import LlavaOverTokens, build, save
 from llava_bridge.prompt import SYSTEM
 
+_ALONE = dict.fromkeys(("load", "records", "next"))  # parts that can be run alone
 ENCODER, LLAMA = "ov3-demo", ROOT / "weights" / "demo" / "llama"
 NUM_QUESTIONS, NEW_TOKENS = 32, 8
 
@@ -115,7 +117,9 @@ def generation_row(folder: Path) -> Row:
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or ["load", "records", "next"]
+    wanted = sys.argv[1:] or list(_ALONE)
+    for name in wanted:
+        choose(_ALONE, name, "part of bench/llava.py")
     if "load" in wanted:
         publish("llava_load", loading_rows(), setting="one thread a process, gloo, fp32")
     if "records" in wanted:
