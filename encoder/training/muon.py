@@ -42,8 +42,8 @@ class Muon(torch.optim.Muon):
 def orthogonalise(
     matrix: Tensor, coefficients: tuple[float, float, float], num_steps: int, eps: float
 ) -> Tensor:
-    """U V^T of a matrix U S V^T, roughly (singular values not near 0 end between 0.6 and 1.3), by `num_steps` of
-    X <- a X + (b X X^T + c (X X^T)^2) X."""
+    """U V^T of a matrix U S V^T, roughly (singular values not near 0 end between 0.6 and 1.3), by `num_steps`
+    of X <- a X + (b X X^T + c (X X^T)^2) X."""
     a, b, c = coefficients
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     x = wide / wide.norm().clamp(min=eps)
