@@ -24,7 +24,7 @@ from harness.scene_eval.config import ClipScoreConfig
 from rae_bridge.text.layouts import read_prompts
 
 _WEIGHT = 2.5
-WEIGHTS = "model.safetensors"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # as transformers looks for them
 
 
 def clip_scores(cosines: torch.Tensor) -> torch.Tensor:
@@ -43,8 +43,11 @@ def run(config: ClipScoreConfig, out_dir: Path) -> dict:
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
     folder, device = ROOT / config.clip, str(require_device(config.device))
-    if not (folder / WEIGHTS).is_file():
-        raise FileNotFoundError(f"no CLIP in {folder} ({WEIGHTS}): give a folder by transformers")
+    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if weights is None:
+        raise FileNotFoundError(
+            f"no CLIP in {folder} ({' or '.join(WEIGHTS)}): give a folder by transformers"
+        )
     prompts = [each.text for each in read_prompts(ROOT / config.prompts)]
     pictures, labels = read_pictures(ROOT / config.pictures), read_labels(ROOT / config.pictures)
     if labels is None or not 0 <= labels.min() <= labels.max() < len(prompts):
@@ -70,7 +73,7 @@ def run(config: ClipScoreConfig, out_dir: Path) -> dict:
         unit="",
         higher_is_better=True,
         num_samples=len(scores),
-        judge=f"{folder.name} sha256:{sha256_file(folder / WEIGHTS)}",
+        judge=f"{folder.name} sha256:{sha256_file(weights)}",
     )
     return {"metrics": {"CLIPScore": dataclasses.asdict(metric)}}
 

@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 
 from encoder.runtime.config import ConfigError
 from harness.command_line import make_plans
 from harness.config import chosen_suites, parse
 from harness.running.stages import Graph
-from harness.scene_eval.clip_score import clip_scores
 from harness.scene_eval.config import (
     SCORE,
     keys_of,
@@ -115,10 +113,6 @@ def test_what_cannot_be_meant_is_refused(plan_of, word, words):
 
 def test_it_is_part_of_no_other_suite():
     assert "text2image" not in [suite.name for suite in chosen_suites("all")]
-
-
-def test_clip_score_is_the_papers():
-    torch.testing.assert_close(clip_scores(torch.tensor([0.3, -0.2])), torch.tensor([0.75, 0.0]))
 
 
 def test_figures_are_drawn_of_what_is_there(tmp_path):

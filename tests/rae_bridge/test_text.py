@@ -121,7 +121,8 @@ def test_guidance_of_1_is_the_text_and_of_0_the_empty_one(bank):
     times = torch.full((3,), 0.4)
     for scale, expected in ((1.0, y), (0.0, null)):
         guided = guided_velocity(told, x_t, 0.4, y, Guidance(kind="cfg", scale=scale))
-        torch.testing.assert_close(guided, told(x_t, times, expected), atol=1e-6, rtol=1e-5)
+        # a pass of six and one of three: another order of sums, on some processors 3e-6
+        torch.testing.assert_close(guided, told(x_t, times, expected), atol=1e-5, rtol=1e-4)
     steps = {"num_steps": 3, "shift": 1.5}
     plain = sample(told, x_t, y, **steps)
     torch.testing.assert_close(sample(told, x_t, y, **steps, guidance=Guidance(kind="cfg", scale=1.0)), plain)
