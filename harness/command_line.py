@@ -165,9 +165,9 @@ def _encoder(
 ) -> Encoder:
     """A release of the preset's, an encoder that it trains, or whatever else the word means."""
     if name in preset.released:
-        return add_released(graph, name, preset.released[name], suite.name, places)
+        return add_released(graph, name, preset.released[name], suite.role, places)
     if name in preset.trained:
-        return add_trained(graph, name, preset.trained[name], suite.name, places, device)
+        return add_trained(graph, name, preset.trained[name], suite.role, places, device)
     return resolve_encoder(name)
 
 

@@ -159,6 +159,12 @@ class SuiteConfig:
     appendix: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     studies: dict[str, Study] = dataclasses.field(default_factory=dict)  # a table each, over `headline`
     is_part_of_all: bool = True  # suite=all runs it
+    encoders_as: str | None = None  # the suite whose encoders on real sources it judges; None: its own
+
+    @property
+    def role(self) -> str:
+        """What an encoder is frozen for here, as rows on real sources say: understanding or generation."""
+        return self.encoders_as or self.name
 
     @property
     def keys(self) -> tuple[str, ...]:

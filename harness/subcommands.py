@@ -91,7 +91,7 @@ def look_at_sources(options: Options, preset: Preset, console: Console, *, is_ru
     """
     from harness.paper.look import NEEDED, look, render  # here: pyarrow would delay the other subcommands
 
-    suites = [suite.name for suite in chosen_suites(options.suite)]
+    suites = [suite.role for suite in chosen_suites(options.suite)]
     needed = dict.fromkeys(name for suite in suites for name in NEEDED.get(suite, ()))
     needed |= dict.fromkeys(preset.llava.mixes if "understanding" in suites else ())
     trained = [preset.trained[name] for name in options.encoders or preset.encoders if name in preset.trained]
@@ -124,7 +124,7 @@ def _encoders(name: str, options: Options, preset: Preset, folder: Path) -> list
         return [(name, resolve_encoder(name))]
     sources, found = find_places(options, preset), []
     for suite in chosen_suites(options.suite):
-        config = released_config(name, preset.released[name], suite.name, sources)
+        config = released_config(name, preset.released[name], suite.role, sources)
         path = folder / f"{name}-{suite.name}.yaml"
         dump(dataclasses.replace(config, decoder=None), path)
         found.append(

@@ -28,6 +28,9 @@ from encoder.training.options import TrainConfig
 from encoder.training.plan import vae_shape
 from harness.running.cost import FP32, above, dit_flops, pixel_decoder_flops
 from harness.running.stages import Stage
+from rae_bridge.distillation.flops import num_batches, step_flops
+from rae_bridge.flops import part_flops
+from rae_bridge.shapes import DiTSize
 
 # Records of LLaVA's files where they are too large to count for a plan, and tokens of their texts: assumed
 RECORDS = {
@@ -48,6 +51,7 @@ DINO_FLOPS = transformer_flops(785, 384, 12)  # ViT-S/8 at 224 px: the discrimin
 # GPU-hours that others print for the same stage: LLaVA-1.5's README, 7B on 8 A100 with 576 image tokens
 # (3.5 h and 10 h); RAE's issue #50, 50,000 samples on one H800
 PUBLISHED_HOURS = {"llava_align": 28.0, "llava_instruct": 80.0, "rae_generate": 7.0}
+FEWEST_STEPS = 49  # of samples that took those hours
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,13 @@ class Tower:
     num_tokens: int
     width: int
     side: int  # pixels of the pictures that it sees
+
+
+def published_hours(stage: Stage) -> float | None:
+    """GPU-hours that others print for the same stage; None for one without, and for samples of few steps."""
+    if stage.name == "rae_generate" and stage.config.num_steps < FEWEST_STEPS:
+        return None
+    return PUBLISHED_HOURS.get(stage.name)
 
 
 def released_flops(stage: Stage) -> float | None:
@@ -239,9 +250,18 @@ def _pixel_decoder_flops(stage: Stage) -> float:
     return config.num_steps * config.batch_size * each + num_encoded * seen.flops
 
 
+def _distilled_flops(stage: Stage) -> float:
+    config, seen, teacher = stage.config, _tower(stage), above(stage, "rae_bridge.train").config
+    each = step_flops(config, teacher.size, seen.num_tokens, seen.width) + num_batches(config) * seen.flops
+    return config.num_steps * config.batch_size * each
+
+
 def _sample_flops(stage: Stage) -> float:
+    """A student's backbone is called once a step, its head `inner_steps` times."""
     config, seen = stage.config, _tower(stage)
-    each = dit_flops(above(stage, "rae_bridge.train").config.size, seen.num_tokens, seen.width)
+    size = above(stage, "rae_bridge.train").config.size
+    *backbone, head = part_flops(size, seen.num_tokens, seen.width)
+    each = sum(backbone) + (config.inner_steps or 1) * head
     passes = 1 if config.guidance_from is None else 2
     return config.num_samples * (config.num_steps * passes * each + _decode(stage, seen))
 
@@ -298,13 +318,23 @@ def _pixel_decoder_bytes(stage: Stage) -> float:
     return kept + 16 * transformer_parameters(size.decoder_hidden_size, layers, mlp)
 
 
-def _dit_bytes(stage: Stage) -> float:
-    """A checkpoint (fp32 weights, average, moments) and the averaged weights."""
-    size, total = stage.config.size, 0.0
+def _dit_parameters(size: DiTSize) -> float:
+    total = 0.0
     for width, depth in zip(size.hidden_size, size.depth, strict=True):
         mlp_width = round(1.5 * int(2 / 3 * int(width * size.mlp_ratio)))
         total += transformer_parameters(width, depth, mlp_width) + 6 * depth * width**2
-    return 20 * total
+    return total
+
+
+def _dit_bytes(stage: Stage) -> float:
+    """A checkpoint (fp32 weights, average, moments) and the averaged weights."""
+    return 20 * _dit_parameters(stage.config.size)
+
+
+def _distilled_bytes(stage: Stage) -> float:
+    """As a DiT's; a second stage's checkpoint also holds the fake score and its moments."""
+    held = 20 if stage.config.stage == 1 else 32
+    return held * _dit_parameters(above(stage, "rae_bridge.train").config.size)
 
 
 def _pictures_bytes(num: str, num_sets: int) -> Callable[[Stage], float]:
@@ -318,6 +348,7 @@ _FLOPS = {
     "encoder.train": _encoder_training_flops,
     "llava_bridge.evaluate": _answer_flops,
     "llava_bridge.train": _llava_flops,
+    "rae_bridge.distill": _distilled_flops,
     "rae_bridge.generate": _sample_flops,
     "rae_bridge.reconstruct": _reconstruct_flops,
     "rae_bridge.sweep": _sweep_flops,
@@ -327,6 +358,7 @@ _FLOPS = {
 _BYTES = {
     "encoder.train": _encoder_training_bytes,
     "llava_bridge.train": _llava_bytes,
+    "rae_bridge.distill": _distilled_bytes,
     "rae_bridge.generate": _pictures_bytes("num_samples", 1),
     "rae_bridge.reconstruct": _pictures_bytes("limit", 2),
     "rae_bridge.train": _dit_bytes,

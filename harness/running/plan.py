@@ -9,7 +9,7 @@ from rich.table import Table
 from encoder.runtime.config import ROOT, read_yaml
 from harness.config import CONFIGS, Options, Preset, presets, suites
 from harness.running.cost import stage_flops
-from harness.running.cost_released import PUBLISHED_HOURS, is_released, released_disk_mb, released_flops
+from harness.running.cost_released import is_released, published_hours, released_disk_mb, released_flops
 from harness.running.display import clock
 from harness.running.engines import num_gpus, num_processes
 from harness.running.stages import Graph, Stage
@@ -41,7 +41,7 @@ def print_plan(graph: Graph, preset: Preset, options: Options, console: Console)
     is_cluster = options.launch == "slurm"  # it decides what runs at once; on a machine, jobs share the GPU
     at_once = "a job each" if is_cluster else f"{preset.jobs} at a time"
     table = Table(title=f"{len(graph)} stages, {at_once}", title_justify="left", box=None, padding=(0, 2))
-    is_compared = any(is_released(stage) and stage.name in PUBLISHED_HOURS for stage in graph)
+    is_compared = any(is_released(stage) and published_hours(stage) for stage in graph)
     published = ["published"] if is_compared else []
     for heading in ("stage", "state", "about", busy, *published, "disk", "folder"):
         table.add_column(heading, justify="left" if heading in ("stage", "state", "folder") else "right")
@@ -58,11 +58,11 @@ def print_plan(graph: Graph, preset: Preset, options: Options, console: Console)
             left[stage.folder] = seconds
             hours_left, disk_left = hours_left + hours, disk_left + megabytes
             computing += computed
-        shown = f"{graph.runs_dir.name}/{stage.name}/{stage.fingerprint}"
+        shown, others = f"{graph.runs_dir.name}/{stage.name}/{stage.fingerprint}", published_hours(stage)
         cells = (
             clock(seconds) if seconds else "unknown",
             f"{hours:.2f}" if hours else "",
-            *([f"{PUBLISHED_HOURS[stage.name]:g}" if stage.name in PUBLISHED_HOURS else ""] * len(published)),
+            *([f"{others:g}" if others else ""] * len(published)),
             _size(megabytes),
             escape(shown),
         )

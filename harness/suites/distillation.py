@@ -18,7 +18,8 @@ from harness.encoders import Encoder
 from harness.metrics.config import PICTURES, keys_of
 from harness.running.stages import Stage
 from harness.sections import DistillationSections, RaeSections
-from harness.suites.generation import FLOOR, SAMPLES, TRAIN, add_generator, add_samples
+from harness.suites.decoders import with_decoder
+from harness.suites.generation import FLOOR, SAMPLES, add_generator, add_samples
 from harness.suites.picture_sets import add_reference
 from harness.suites.request import Request, SuitePlan
 from harness.suites.shared import find_pictures
@@ -29,6 +30,7 @@ from rae_bridge.distillation.config import CostConfig, DistillConfig
 METHODS, ABLATIONS = "methods", "ablations"  # the suite's studies
 TEACHER, FIRST, SECOND = "teacher", "tmd_1", "tmd_2"
 COST_KEYS = ("steps", "nfe", "nfe/flops", "gflops", "gflops/decoder", "seconds", "times faster")
+_OTHERS = ("end", "solver")  # of samples elsewhere: a student knows Euler to 0 alone, so here all rows do
 _WHOLE = {"meanflow": 1, "dmd2": 2}  # method -> its one stage
 
 
@@ -56,13 +58,14 @@ def plan(request: Request) -> SuitePlan:
     sections = request.preset.distillation
     if sections is None:
         raise ConfigError(
-            "this preset has no distillation section; suite=distillation runs with preset=demo or evening"
+            "this preset has no distillation section; suite=distillation is of preset=demo, evening and paper"
         )
-    encoder = _encoder(request)
+    encoder = next((each for each in request.encoders if not each.is_blind), None)  # it is of one teacher
     if encoder is None:  # other suites may have rows for such encoders
         return SuitePlan(suite=request.suite, rows=[], draw=lambda folder, board: [], check=_refuse)
     request = dataclasses.replace(request, preset=_with_teacher(request.preset, sections))
     pictures = find_pictures(request)
+    encoder = with_decoder(request, encoder, pictures)
     reference = add_reference(request, pictures)
     teacher = add_generator(request, encoder, pictures, reference)  # trained once there is a judge
     comparison = Comparison(request, encoder, reference, teacher, sections)
@@ -78,14 +81,8 @@ def plan(request: Request) -> SuitePlan:
     )
 
 
-def _encoder(request: Request) -> Encoder | None:
-    """The first that sees, for the suite is of one teacher; None where it cannot decode, or none sees."""
-    seeing = [encoder for encoder in request.encoders if not encoder.is_blind]
-    return None if not seeing or seeing[0].config.decoder == TRAIN else seeing[0]
-
-
 def _refuse() -> None:
-    raise ConfigError("suite=distillation needs an encoder that sees and has a decoder: encoders=[ov3-demo]")
+    raise ConfigError("suite=distillation needs an encoder that sees: encoders=[ov3-demo]")
 
 
 def _with_teacher(preset: Any, sections: DistillationSections) -> Any:
@@ -191,7 +188,8 @@ class Comparison:
         encoder = dataclasses.replace(self.encoder, name=name)
         inner = {} if contender.num_inner == 1 else {"inner_steps": contender.num_inner}
         preset = self.request.preset
-        generate = {**preset.rae.generate, "num_steps": contender.num_steps, **inner}
+        drawn = {key: value for key, value in preset.rae.generate.items() if key not in _OTHERS}
+        generate = {**drawn, "num_steps": contender.num_steps, **inner}
         few = {"rae_generate": preset.seconds.get("rae_generate_few", 0.0)}
         seconds = preset.seconds | (few if contender.num_steps in self.sections.steps else {})
         preset = dataclasses.replace(

@@ -8,11 +8,10 @@ On real sources ImageNet takes Scenes' place, and the DiT sees its tokens live. 
 `decoder: train` gets a pixel decoder first, on the same pictures.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from encoder.runtime.config import ROOT, ConfigError
+from encoder.runtime.config import ConfigError
 from harness.config import stage_config
 from harness.encoders import Encoder
 from harness.metrics.config import (
@@ -22,15 +21,14 @@ from harness.metrics.config import (
 )
 from harness.running.stages import Stage
 from harness.suites.ceilings import CEILING, RECONSTRUCTIONS, add_ceiling, ceiling_says
+from harness.suites.decoders import with_decoder
 from harness.suites.picture_sets import PictureSet, find_picture_sets
-from harness.suites.released import describe
 from harness.suites.request import Request, SuitePlan
-from harness.suites.scoring import Tokens, add_score, add_stage, trunk_of
+from harness.suites.scoring import Tokens, add_score, add_stage
 from harness.suites.shared import (
     Pictures,
     add_tokens,
     num_classes,
-    trunk_to_train_with,
 )
 from harness.suites.sizes import check_sizes, says_how_small
 from harness.tables.result_files import Part, Row
@@ -38,13 +36,11 @@ from rae_bridge.config import (
     GenerateConfig,
     ReconstructConfig,
     SweepConfig,
-    TrainDecoderConfig,
     TrainDiTConfig,
 )
 
 SAMPLES = "samples.npz"
 TOKENS = "tokens"  # folder of the samples' tokens, below their stage's
-TRAIN = "train"  # as an encoder's decoder: a pixel decoder is trained for it
 FLOOR = "real vs real"
 GUIDED_REASON = "guidance changes nothing in what is reconstructed: see the row without"
 FLOOR_REASON = "the two sets hold different pictures: nothing is reconstructed"
@@ -106,7 +102,7 @@ def _floor_row(picture_sets: Sequence[PictureSet], rows: Sequence[Row]) -> Row:
 def _rows_of(request: Request, encoder: Encoder, picture_sets: Sequence[PictureSet]) -> list[Row]:
     """What an encoder's generator draws, with guidance where that is asked for, and what a perfect one
     would."""
-    name, encoder = encoder.name, _with_decoder(request, encoder, picture_sets[0].pictures)
+    name, encoder = encoder.name, with_decoder(request, encoder, picture_sets[0].pictures)
     plain, guided, ceiling, rebuilt = [], [], [], []
     note = request.graph.note
     for picture_set in picture_sets:
@@ -151,34 +147,6 @@ def _rows_of(request: Request, encoder: Encoder, picture_sets: Sequence[PictureS
         )
     )
     return rows
-
-
-def _with_decoder(request: Request, encoder: Encoder, pictures: Pictures) -> Encoder:
-    """The encoder with what turns its tokens into pixels: trained here, where its config says so."""
-    if encoder.config.decoder != TRAIN:
-        return encoder
-    section = request.preset.rae.train_decoder
-    if request.places is not None:
-        section = {"lpips_trunk": trunk_to_train_with(request.places), **section}
-        if section.get("adversarial") is not None:
-            dino = {"checkpoint": str(request.places["dino"])}
-            section["adversarial"] = {**section["adversarial"], **dino}
-    config = stage_config(
-        TrainDecoderConfig,
-        section,
-        "rae.train_decoder",
-        encoder=encoder.word,
-        data=pictures.folder,
-        device=request.device,
-    )
-    files = trunk_of(config.perceptual, config.perceptual_weight, config.lpips_trunk)
-    if config.adversarial is not None and config.adversarial.checkpoint not in (None, "random"):
-        files.append(ROOT / config.adversarial.checkpoint)
-    about = (pictures.inputs, pictures.places, files)
-    stage = add_stage(request, encoder, "train_decoder", config, "pixel decoder", *about)
-    decoded = dataclasses.replace(encoder.config, decoder=str(stage.folder / "weights"))
-    described = describe(request.graph, decoded, made_by=[*encoder.stages, stage])
-    return dataclasses.replace(described, files=encoder.files)
 
 
 def add_reconstruction(

@@ -1,8 +1,7 @@
 """`python -m rae_bridge.distill <config.yaml> --plan`: what a distillation would take, before it starts.
 
-A teacher that is not there yet has the size that `plan.size` names. FLOPs are those of the transformers:
-what encodes live pictures, tmd's fusion and optimisers are not counted. Stage 1's derivative, which is taken
-in fp32, is counted as if it were as fast as the rest.
+A teacher that is not there yet has the size that `plan.size` names. FLOPs are counted as in
+`rae_bridge.distillation.flops`, without what encodes live pictures.
 """
 
 import dataclasses
@@ -17,6 +16,7 @@ from encoder.runtime.config import ROOT, choose, load
 from encoder.runtime.stage import BAD_INPUT
 from encoder.training.flops import PEAK_FLOPS
 from rae_bridge.distillation.config import DistillConfig
+from rae_bridge.distillation.flops import num_batches, step_flops
 from rae_bridge.dit import build_dit
 from rae_bridge.flops import part_flops
 from rae_bridge.shapes import DIT_SIZES, DiTConfig, TransitionShape
@@ -55,40 +55,6 @@ def peak_flops(config: DistillConfig, gpu: str) -> float:
     return peak / 2 if config.tf32 else FP32_FLOPS[gpu]
 
 
-def num_batches(config: DistillConfig) -> int:
-    """That a step reads: in stage 2 one for each update, of the critics and of the student."""
-    return 1 if config.stage == 1 else config.distribution.critic_steps + 1
-
-
-def step_flops(config: DistillConfig, shape: DiTConfig) -> float:
-    """Of a step, over batch_size, and the mean of all steps: a forward pass is one, backward two, through
-    frozen weights one."""
-    backbone, head = part_flops(shape, shape.input_size**2, shape.in_channels)
-    return (first_stage_flops if config.stage == 1 else second_stage_flops)(config, backbone, head)
-
-
-def first_stage_flops(config: DistillConfig, backbone: float, head: float) -> float:
-    """`step_flops` of stage 1: while warming up, paths or nothing beside the student; then what the teacher
-    says and the derivative."""
-    matching, is_guided, whole = config.matching, config.guidance > 1, backbone + head
-    warming = matching.warmup_steps / config.num_steps
-    is_asked = config.method == "meanflow" and matching.velocity == "teacher"
-    taught = whole * (1 + is_guided) if is_asked else 2 * whole * is_guided
-    is_path = matching.warmup == "teacher_pairs"
-    warmup = matching.pair_steps * whole * (1 + is_guided) if is_path else taught
-    derived = 2 * (1 - matching.same_time_share) * (head if config.method == "tmd" else whole)
-    return 3 * whole + warming * warmup + (1 - warming) * (taught + derived)
-
-
-def second_stage_flops(config: DistillConfig, backbone: float, head: float) -> float:
-    """`step_flops` of stage 2: the critics' updates and the student's."""
-    about, whole = config.distribution, backbone + head
-    student = backbone + (config.inner_steps if about.rollout else 1) * head
-    is_judged, teacher = about.gan_weight > 0, whole * (1 + (config.guidance > 1))
-    critic = student + 3 * whole + 2 * backbone * is_judged
-    return about.critic_steps * critic + 3 * student + whole + teacher + 2 * backbone * is_judged
-
-
 def transition_shape(config: DistillConfig, teacher: DiTConfig) -> TransitionShape:
     """That of tmd's student: by the folder of its stage 1, before that one is there by the config."""
     if config.student is not None and (ROOT / config.student / CONFIG_FILE).is_file():
@@ -109,7 +75,8 @@ def plan_lines(config: DistillConfig, plan: PlanConfig) -> list[str]:
     """The plan, a line each."""
     shape = teacher_shape(config.teacher, plan)
     backbone, head = part_flops(shape, shape.input_size**2, shape.in_channels)
-    flops, batches = config.num_steps * config.batch_size * step_flops(config, shape), num_batches(config)
+    of_step = step_flops(config, shape, shape.input_size**2, shape.in_channels)
+    flops, batches = config.num_steps * config.batch_size * of_step, num_batches(config)
     rows = config.num_steps * config.batch_size * batches
     hours = flops / (peak_flops(config, plan.gpu) * plan.mfu) / 3600
     peak = f"{peak_flops(config, plan.gpu) / 1e12:,.0f} TFLOP/s"

@@ -12,7 +12,7 @@ from encoder.runtime.config import ROOT, load
 from encoder.runtime.ranks import Ranks
 from encoder.training.finite import FiniteSteps
 from encoder.training.flops import PEAK_FLOPS
-from rae_bridge.distillation import plan
+from rae_bridge.distillation import flops, plan
 from rae_bridge.distillation.config import DistillConfig, DistributionConfig, MatchingConfig
 from rae_bridge.distillation.learner import StopRule
 from rae_bridge.distillation.stages import STAGES
@@ -162,10 +162,10 @@ def test_the_plan_counts_the_flops_and_batches_of_a_step(method, stage, values):
     teacher = Teacher(build_dit(DiTConfig(**SHAPE)).requires_grad_(False), config.guidance, "fp32")
     grids = Grids.of(config, 1.0)
     run = STAGES[stage](config, teacher, kind(about(**SHAPE, **more)), grids, Ranks.start("cpu"))
-    read = iter([(torch.randn(4, 6, 4, 4), torch.arange(4) % 3)] * plan.num_batches(config))
+    read = iter([(torch.randn(4, 6, 4, 4), torch.arange(4) % 3)] * flops.num_batches(config))
     found = counted(lambda: run.step(0, read, FiniteSteps()))
-    assert run.num_batches == plan.num_batches(config) and next(read, None) is None
-    assert plan.step_flops(config, DiTConfig(**SHAPE)) * 4 == pytest.approx(found, rel=0.08)
+    assert run.num_batches == flops.num_batches(config) and next(read, None) is None
+    assert flops.step_flops(config, DiTConfig(**SHAPE), 16, 6) * 4 == pytest.approx(found, rel=0.08)
 
 
 def test_a_second_stage_is_as_large_as_its_first_made_it(tmp_path):
@@ -177,8 +177,11 @@ def test_a_second_stage_is_as_large_as_its_first_made_it(tmp_path):
 
 
 def test_the_plan_mixes_steps_of_the_warm_up_with_the_others():
-    of = lambda steps: plan.step_flops(  # noqa: E731
-        config_of(matching=MatchingConfig(warmup="teacher_pairs", warmup_steps=steps)), DiTConfig(**SHAPE)
+    of = lambda steps: flops.step_flops(  # noqa: E731
+        config_of(matching=MatchingConfig(warmup="teacher_pairs", warmup_steps=steps)),
+        DiTConfig(**SHAPE),
+        16,
+        6,
     )
     assert of(3) == pytest.approx(0.7 * of(0) + 0.3 * of(10)) and of(10) > 4 * of(0)
 
@@ -191,7 +194,8 @@ def test_the_plan_mixes_steps_of_the_warm_up_with_the_others():
 def test_hours_are_by_the_peak_of_the_precision(values, peak):
     config = config_of(num_steps=10_000, batch_size=256, **values)
     shape = plan.teacher_shape(config.teacher, plan.PlanConfig())
-    hours = 10_000 * 256 * plan.step_flops(config, shape) / (0.4 * peak) / 3600
+    each = flops.step_flops(config, shape, shape.input_size**2, shape.in_channels)
+    hours = 10_000 * 256 * each / (0.4 * peak) / 3600
     assert f"  GPU-hours       {hours:,.1f} on H100" in plan.plan_lines(config, plan.PlanConfig())[-1]
     assert set(plan.FP32_FLOPS) == set(PEAK_FLOPS)
 
