@@ -62,13 +62,14 @@ class PromptsConfig:
 class JudgeConfig:
     """Stage `harness.scene_eval.train_judge`: the network that reads pictures of Scenes."""
 
-    MAY_CHANGE: ClassVar = ("num_workers", "device")
+    MAY_CHANGE: ClassVar = ("num_workers", "device", "checkpoint_steps")
+    MAY_GROW: ClassVar = ("num_steps",)
 
     image_size: int = 64  # px on a side of what it sees; pictures of other sizes are brought to it
     width: int = 96
     blocks: int = 3  # of two convolutions each, on a grid of a quarter of the picture's side
     num_pictures: int = 16_000  # renders it learns from, of scenes with every pair
-    num_steps: int = 1200
+    num_steps: int = 1600
     batch_size: int = 64
     lr: float = 2e-3  # of AdamW; one cosine to 0 after a short warm-up
     # Generic damage, none of an encoder under test: of each picture with these probabilities
@@ -76,9 +77,10 @@ class JudgeConfig:
     noise: float = 0.5
     jpeg: float = 0.5
     threshold: float = 0.4  # an object is there where its response is above
-    num_tested: int = 20  # prompts of each task, whose renders it is tried on at the end
+    num_tested: int = 60  # prompts of each task, whose renders it is tried on at the end
     least_percent: float = 98.0  # of those tasks it must read right, else it is no judge
     num_workers: int = 1  # processes that draw
+    checkpoint_steps: int = 200
     precision: Precision = "fp32"
     device: Device = "cpu"
     seed: int = 1_000_000  # of scenes and weights; none of a data set's

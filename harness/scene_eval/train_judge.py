@@ -27,7 +27,7 @@ from harness.scene_eval.facts import all_hold
 from harness.scene_eval.judge import STRIDE, Judge, Targets, judge_loss, name_of, targets_of
 from harness.scene_eval.tasks import ScenePrompt, make_prompts
 
-_WARMUP, _CLIP_NORM, _CHUNK = 0.05, 5.0, 250
+_WARMUP, _CLIP_NORM, _CHUNK, _LOG_STEPS = 0.05, 5.0, 250, 20
 
 
 def _drawn(seed: int, split: str, indices: Sequence[int], size: int) -> np.ndarray:
@@ -75,11 +75,35 @@ def run(config: JudgeConfig, out_dir: Path) -> dict:
     torch.set_flush_denormal(True)
     device = str(require_device(config.device))
     progress(out_dir, 0, config.num_steps)  # marks the folder as begun with this config
-    images, scenes = draw_all(config), compose_all(config)
+    judge, loss = learn(config, out_dir, device)
+    judge.eval()
+    result = tried(judge, config, device)
+    mean = float(np.mean(list(result["renders"].values())))
+    if mean < config.least_percent:
+        by_task = ", ".join(f"{task} {value:.0f}" for task, value in result["renders"].items())
+        raise ValueError(
+            f"the judge reads {mean:.1f} % of its renders right, wanted {config.least_percent} %: give it "
+            f"more num_steps, with which it goes on, or num_pictures ({by_task})"
+        )
+    judge.cpu().save(out_dir / JUDGE)
+    return result | {"mean": mean, "judge": name_of(out_dir / JUDGE), "loss": loss}
+
+
+def learn(config: JudgeConfig, out_dir: Path, device: str) -> tuple[Judge, float]:
+    """A judge after all steps, those before the last checkpoint taken from it, and the last batch's loss."""
     torch.manual_seed(config.seed)
     judge = Judge(config).to(device, memory_format=torch.channels_last).train()
     optimiser = torch.optim.AdamW(judge.parameters(), lr=config.lr, weight_decay=1e-2)
-    for step in range(config.num_steps):
+    path, first_step, last = out_dir / "checkpoint.pt", 0, math.nan
+    if newest := checkpoint.newest(path):
+        state = checkpoint.load(newest)
+        judge.load_state_dict(state["judge"])
+        optimiser.load_state_dict(state["optimiser"])
+        first_step, last = state["step"], state["loss"]
+    if first_step >= config.num_steps:
+        return judge, last
+    images, scenes = draw_all(config), compose_all(config)
+    for step in range(first_step, config.num_steps):
         rows = checkpoint.batch_indices(config.seed, step, config.batch_size, len(scenes)).tolist()
         draw = checkpoint.step_generator(config.seed, step, "damage")
         pixels = damage(images[rows], draw, config.blur, config.noise, config.jpeg)
@@ -93,19 +117,13 @@ def run(config: JudgeConfig, out_dir: Path) -> dict:
             group["lr"] = rate(config, step)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        if (step + 1) % 20 == 0 or step + 1 == config.num_steps:
-            progress(out_dir, step + 1, config.num_steps, loss=loss.item())
-    judge.eval()
-    result = tried(judge, config, device)
-    mean = float(np.mean(list(result["renders"].values())))
-    if mean < config.least_percent:
-        by_task = ", ".join(f"{task} {value:.0f}" for task, value in result["renders"].items())
-        raise ValueError(
-            f"the judge reads {mean:.1f} % of its renders right, wanted {config.least_percent} %: give it "
-            f"more num_steps or num_pictures ({by_task})"
-        )
-    judge.cpu().save(out_dir / JUDGE)
-    return result | {"mean": mean, "judge": name_of(out_dir / JUDGE), "loss": loss.item()}
+        done, last = step + 1, loss.item()
+        if done % _LOG_STEPS == 0 or done == config.num_steps:
+            progress(out_dir, done, config.num_steps, loss=last)
+        if done % config.checkpoint_steps == 0 or done == config.num_steps:
+            state = {"step": done, "loss": last, "judge": judge.state_dict()}
+            checkpoint.save(path, state | {"optimiser": optimiser.state_dict()})
+    return judge, last
 
 
 def _on(targets: Targets, device: str) -> Targets:

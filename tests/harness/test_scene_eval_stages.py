@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from encoder.data.options import ScenesConfig
 from encoder.data.scenes import write
+from encoder.runtime import checkpoint
 from encoder.runtime.stage import write_done
 from harness.scene_eval import prompts as prompts_stage
 from harness.scene_eval import rebuild, score, train_judge
@@ -37,6 +39,48 @@ def world(tmp_path_factory):
     with pytest.raises(ValueError, match="of its renders right, wanted 98"):
         train_judge.run(replace(judge, least_percent=98.0), folder / "judge")
     return folder
+
+
+def test_a_judge_goes_on_where_it_was_and_keeps_what_it_learnt_when_refused(tmp_path):
+    config = JudgeConfig(
+        width=8, blocks=1, num_pictures=16, num_steps=4, batch_size=8, num_tested=2, least_percent=0.0,
+        checkpoint_steps=2,
+    )  # fmt: skip
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    whole = train_judge.run(config, tmp_path / "whole")
+    with pytest.raises(ValueError, match="more num_steps, with which it goes on"):
+        train_judge.run(replace(config, least_percent=100.0), tmp_path / "cut")
+    (tmp_path / "whole" / "judge" / "judge.safetensors").unlink()
+    again = train_judge.run(config, tmp_path / "whole")  # from the last checkpoint: no step is left
+    path = tmp_path / "cut" / "checkpoint.pt"
+    state = checkpoint.load(path)
+    assert state["step"] == 4 and again == whole
+    learnt, _ = train_judge.learn(replace(config, num_steps=6), tmp_path / "cut", "cpu")
+    assert checkpoint.load(path)["step"] == 6
+    before = state["judge"]
+    assert any(not torch.equal(value, before[name]) for name, value in learnt.state_dict().items())
+
+
+def test_a_resumed_judge_is_the_same_to_rounding(tmp_path, monkeypatch):
+    config = JudgeConfig(width=8, blocks=1, num_pictures=16, num_steps=4, batch_size=8, checkpoint_steps=2)
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    whole, last = train_judge.learn(config, tmp_path / "whole", "cpu")
+
+    def stop(path, state, **about):
+        keep(path, state, **about)
+        raise KeyboardInterrupt
+
+    keep = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_judge.learn(config, tmp_path / "cut", "cpu")
+    monkeypatch.undo()
+    cut, ours = train_judge.learn(config, tmp_path / "cut", "cpu")
+    assert ours == pytest.approx(last, rel=1e-4)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(cut.state_dict()[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_captions_are_short_and_dense_in_turns(world):
