@@ -48,11 +48,14 @@ def plan(request: Request) -> SuitePlan:
     stages = TextStages.begin(request, sections)
     comparison = Comparison(stages)
     rows = [row for encoder in encoders for row in comparison.rows_of(encoder)]
+    subsets = {"kernel_subset_size": stages.reference.config.kernel_subset_size}  # of its distances too
+    preset = dataclasses.replace(request.preset, score={**request.preset.score, **subsets})
+    sized = dataclasses.replace(request, preset=preset)
     return SuitePlan(
         suite=request.suite,
         rows=[*rows, *comparison.limits()],
         draw=lambda folder, board: comparison.draw(folder, board),
-        check=lambda: check_sizes(request, stages.scenes, stages.reference.config),
+        check=lambda: check_sizes(sized, stages.scenes, stages.reference.config),
     )
 
 
