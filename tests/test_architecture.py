@@ -111,6 +111,7 @@ BELOW = {
         "encoder",
         "llava_bridge.config",
         "rae_bridge.config",
+        "rae_bridge.distillation.flops",
         "rae_bridge.flops",
         "rae_bridge.shapes",
     ),

@@ -102,7 +102,7 @@ def test_an_encoders_own_texts_are_a_row_of_their_own(plan_of, tmp_path):
         ("text2image.train.num_step=3", "num_steps"),
         ("text2image.train.tokens=here", "filled in by the harness"),
         ("text2image.choose.scales=[0.5]", "must be over 1"),
-        ("text2image.scenes.num_test=100", "needs 2000 test pictures"),
+        ("text2image.scenes.num_test=100", "needs 1000 test pictures"),
         ("text2image.judge.image_size=32", "filled in by the harness"),
     ],
 )
