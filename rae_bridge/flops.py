@@ -1,8 +1,8 @@
-"""Forward FLOPs of the diffusion transformers, from shapes alone; counted as in `encoder.training.flops`.
-No torch.
+"""Forward FLOPs and weights of the diffusion transformers, from shapes alone; counted as in
+`encoder.training.flops`. No torch.
 """
 
-from encoder.training.flops import transformer_flops
+from encoder.training.flops import transformer_flops, transformer_parameters
 from rae_bridge.shapes import DiTSize
 
 
@@ -23,3 +23,12 @@ def part_flops(size: DiTSize, num_tokens: int, in_channels: int) -> list[float]:
     final = 4.0 * last**2 * (num_tokens if len(parts) == 2 else 1)
     parts[-1] += between + final + 2.0 * num_tokens * last * in_channels
     return parts
+
+
+def dit_parameters(size: DiTSize) -> float:
+    """Weights of a DiT's blocks, without embeddings and the last layer."""
+    total = 0.0
+    for width, depth in zip(size.hidden_size, size.depth, strict=True):
+        mlp_width = round(1.5 * int(2 / 3 * int(width * size.mlp_ratio)))
+        total += transformer_parameters(width, depth, mlp_width) + 6 * depth * width**2
+    return total

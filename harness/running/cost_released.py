@@ -29,8 +29,7 @@ from encoder.training.plan import vae_shape
 from harness.running.cost import FP32, above, dit_flops, pixel_decoder_flops
 from harness.running.stages import Stage
 from rae_bridge.distillation.flops import num_batches, step_flops
-from rae_bridge.flops import part_flops
-from rae_bridge.shapes import DiTSize
+from rae_bridge.flops import dit_parameters, part_flops
 
 # Records of LLaVA's files where they are too large to count for a plan, and tokens of their texts: assumed
 RECORDS = {
@@ -48,10 +47,6 @@ QUESTIONS = {
 }  # fmt: skip
 IMAGENET, IMAGENET_CLASSES = 1_281_167, 1000
 DINO_FLOPS = transformer_flops(785, 384, 12)  # ViT-S/8 at 224 px: the discriminator's backbone
-# GPU-hours that others print for the same stage: LLaVA-1.5's README, 7B on 8 A100 with 576 image tokens
-# (3.5 h and 10 h); RAE's issue #50, 50,000 samples on one H800
-PUBLISHED_HOURS = {"llava_align": 28.0, "llava_instruct": 80.0, "rae_generate": 7.0}
-FEWEST_STEPS = 49  # of samples that took those hours
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +57,6 @@ class Tower:
     num_tokens: int
     width: int
     side: int  # pixels of the pictures that it sees
-
-
-def published_hours(stage: Stage) -> float | None:
-    """GPU-hours that others print for the same stage; None for one without, and for samples of few steps."""
-    if stage.name == "rae_generate" and stage.config.num_steps < FEWEST_STEPS:
-        return None
-    return PUBLISHED_HOURS.get(stage.name)
 
 
 def released_flops(stage: Stage) -> float | None:
@@ -318,23 +306,15 @@ def _pixel_decoder_bytes(stage: Stage) -> float:
     return kept + 16 * transformer_parameters(size.decoder_hidden_size, layers, mlp)
 
 
-def _dit_parameters(size: DiTSize) -> float:
-    total = 0.0
-    for width, depth in zip(size.hidden_size, size.depth, strict=True):
-        mlp_width = round(1.5 * int(2 / 3 * int(width * size.mlp_ratio)))
-        total += transformer_parameters(width, depth, mlp_width) + 6 * depth * width**2
-    return total
-
-
 def _dit_bytes(stage: Stage) -> float:
     """A checkpoint (fp32 weights, average, moments) and the averaged weights."""
-    return 20 * _dit_parameters(stage.config.size)
+    return 20 * dit_parameters(stage.config.size)
 
 
 def _distilled_bytes(stage: Stage) -> float:
     """As a DiT's; a second stage's checkpoint also holds the fake score and its moments."""
     held = 20 if stage.config.stage == 1 else 32
-    return held * _dit_parameters(above(stage, "rae_bridge.train").config.size)
+    return held * dit_parameters(above(stage, "rae_bridge.train").config.size)
 
 
 def _pictures_bytes(num: str, num_sets: int) -> Callable[[Stage], float]:

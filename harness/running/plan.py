@@ -9,9 +9,10 @@ from rich.table import Table
 from encoder.runtime.config import ROOT, read_yaml
 from harness.config import CONFIGS, Options, Preset, presets, suites
 from harness.running.cost import stage_flops
-from harness.running.cost_released import is_released, published_hours, released_disk_mb, released_flops
+from harness.running.cost_released import is_released, released_disk_mb, released_flops
 from harness.running.display import clock
 from harness.running.engines import num_gpus, num_processes
+from harness.running.published_hours import published_hours
 from harness.running.stages import Graph, Stage
 
 

@@ -90,6 +90,8 @@ class JudgeConfig:
             raise ValueError(f"image_size {self.image_size} must be a multiple of 4, 64 or more")
         if self.num_pictures < self.batch_size:
             raise ValueError(f"num_pictures {self.num_pictures} must fill a batch of {self.batch_size}")
+        if self.checkpoint_steps < 1:
+            raise ValueError(f"checkpoint_steps {self.checkpoint_steps} must be 1 or more")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

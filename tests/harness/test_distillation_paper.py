@@ -10,7 +10,8 @@ from encoder.options import EncoderConfig
 from encoder.runtime.config import ROOT, load
 from harness.command_line import main
 from harness.paper.sources import SOURCES
-from harness.running.cost_released import published_hours, released_disk_mb, released_flops, tower
+from harness.running.cost_released import released_disk_mb, released_flops, tower
+from harness.running.published_hours import published_hours
 from rae_bridge.distillation.config import DistillConfig
 from rae_bridge.distillation.flops import step_flops
 from rae_bridge.flops import part_flops

@@ -62,6 +62,11 @@ def test_a_judge_goes_on_where_it_was_and_keeps_what_it_learnt_when_refused(tmp_
     assert any(not torch.equal(value, before[name]) for name, value in learnt.state_dict().items())
 
 
+def test_a_judge_without_checkpoints_is_refused():
+    with pytest.raises(ValueError, match="checkpoint_steps 0 must be 1 or more"):
+        JudgeConfig(checkpoint_steps=0)
+
+
 def test_a_resumed_judge_is_the_same_to_rounding(tmp_path, monkeypatch):
     config = JudgeConfig(width=8, blocks=1, num_pictures=16, num_steps=4, batch_size=8, checkpoint_steps=2)
     for name in ("whole", "cut"):
