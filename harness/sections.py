@@ -151,7 +151,10 @@ class DistillationSections:
     steps: list[int] = dataclasses.field(default_factory=lambda: [4, 2])  # M of the rows
     inner_steps: int = 2  # N of tmd
     teacher_steps: int = 50  # the teacher's many
+    # With seeds=[...]: one teacher for all, of this seed, and students of each; None: each seed has its own
+    teacher_seed: int | None = None
     ablations: bool = False  # also the variants of tmd that the suite names
+    reference: dict[str, Any] = dataclasses.field(default_factory=dict)  # over the preset's
     cost: dict[str, Any] = dataclasses.field(
         default_factory=dict
     )  # rae_bridge.distillation.config.CostConfig

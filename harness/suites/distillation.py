@@ -66,8 +66,10 @@ def plan(request: Request) -> SuitePlan:
     request = dataclasses.replace(request, preset=_with_teacher(request.preset, sections))
     pictures = find_pictures(request)
     encoder = with_decoder(request, encoder, pictures)
-    reference = add_reference(request, pictures)
-    teacher = add_generator(request, encoder, pictures, reference)  # trained once there is a judge
+    reference = add_reference(request, pictures, **sections.reference)
+    seed = request.seed if sections.teacher_seed is None else sections.teacher_seed
+    of_teacher = dataclasses.replace(request, seed=seed)
+    teacher = add_generator(of_teacher, encoder, pictures, reference)  # trained once there is a judge
     comparison = Comparison(request, encoder, reference, teacher, sections)
     rows, drawn = [], {}
     for each in [*comparison.of_teacher(), *comparison.of_baselines(), *comparison.of_tmd()]:
