@@ -25,7 +25,11 @@ def ceiling_says(reference: Stage) -> tuple[str, str]:
 
 
 def add_ceiling(
-    request: Request, encoder: Encoder, pictures: Pictures, reference: Stage, reconstructed: Stage
+    request: Request,
+    encoder: Encoder,
+    pictures: Pictures,
+    reference: Stage,
+    reconstructed: Stage | None = None,
 ) -> tuple[Stage, str, Part]:
     """What a perfect generator would get: real tokens of pictures that the reference has not, decoded and
     scored as if they had been generated. Returns the stage, its file of pictures, and the scores.
@@ -33,7 +37,7 @@ def add_ceiling(
     They are those of the second real set; against published statistics, which are of other pictures anyway,
     the reconstructions serve.
     """
-    if reference.config.statistics is not None:
+    if reconstructed is not None and reference.config.statistics is not None:
         part = add_score(
             request, encoder, reference, "generation", reconstructed, RECONSTRUCTIONS,
             checkpoint=encoder.checkpoint, what=CEILING,

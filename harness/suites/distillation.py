@@ -18,11 +18,12 @@ from harness.encoders import Encoder
 from harness.metrics.config import PICTURES, keys_of
 from harness.running.stages import Stage
 from harness.sections import DistillationSections, RaeSections
+from harness.suites.ceilings import CEILING, add_ceiling, ceiling_says
 from harness.suites.decoders import with_decoder
 from harness.suites.generation import FLOOR, SAMPLES, add_generator, add_samples
 from harness.suites.picture_sets import add_reference
 from harness.suites.request import Request, SuitePlan
-from harness.suites.shared import find_pictures
+from harness.suites.shared import Pictures, find_pictures
 from harness.suites.sizes import check_sizes, says_how_small
 from harness.tables.result_files import Part, Row
 from rae_bridge.distillation.config import CostConfig, DistillConfig
@@ -31,6 +32,7 @@ METHODS, ABLATIONS = "methods", "ablations"  # the suite's studies
 TEACHER, FIRST, SECOND = "teacher", "tmd_1", "tmd_2"
 COST_KEYS = ("steps", "nfe", "nfe/flops", "gflops", "gflops/decoder", "seconds", "times faster")
 _OTHERS = ("end", "solver")  # of samples elsewhere: a student knows Euler to 0 alone, so here all rows do
+_NOT_GENERATED = "real pictures are not generated"
 _WHOLE = {"meanflow": 1, "dmd2": 2}  # method -> its one stage
 
 
@@ -75,6 +77,8 @@ def plan(request: Request) -> SuitePlan:
     for each in [*comparison.of_teacher(), *comparison.of_baselines(), *comparison.of_tmd()]:
         row, drawn[each.label] = comparison.row(each)
         rows.append(row)
+    if pictures.made_by is not None:
+        rows.append(_ceiling(request, encoder, pictures, reference))
     return SuitePlan(
         suite=request.suite,
         rows=[*rows, _floor(reference, sections.ablations)],
@@ -234,6 +238,19 @@ class Comparison:
         return Part(stage=stage, keys=COST_KEYS, checkpoint=(contender.model.folder / "weights",))
 
 
+def _ceiling(request: Request, encoder: Encoder, pictures: Pictures, reference: Stage) -> Row:
+    """What a perfect generator of the encoder's tokens would get; on pictures that are made here."""
+    _, _, part = add_ceiling(request, encoder, pictures, reference)
+    return Row(
+        encoder=CEILING,
+        kind="ceiling",
+        source=f"{encoder.source('generation')}: {ceiling_says(reference)[0]}",
+        parts=(part,),
+        undefined=dict.fromkeys(COST_KEYS, _NOT_GENERATED),
+        groups={METHODS: CEILING},
+    )
+
+
 def _floor(reference: Stage, is_ablated: bool) -> Row:
     """The least that a generator of as many samples can hope for."""
     keys = keys_of("generation", reference.config)
@@ -242,7 +259,7 @@ def _floor(reference: Stage, is_ablated: bool) -> Row:
         kind="floor",
         source=f"two disjoint sets of real test pictures{says_how_small(reference.config)}",
         parts=(Part(stage=reference, keys=keys, data=(reference.folder / PICTURES,)),),
-        undefined=dict.fromkeys(COST_KEYS, "real pictures are not generated"),
+        undefined=dict.fromkeys(COST_KEYS, _NOT_GENERATED),
         groups=dict.fromkeys([METHODS, *([ABLATIONS] if is_ablated else [])], FLOOR),
     )
 

@@ -10,15 +10,29 @@ from harness.suites.distillation import COST_KEYS
 from harness.tables import curves
 from harness.tables.grids import grids
 
+OF_REAL = ("decoded real tokens", "real vs real")  # the last rows: nothing of them is generated
+
 
 @pytest.fixture
-def plan_of(tmp_path):
-    """The plan of suite=distillation with some words."""
+def plans_of(tmp_path):
+    """The plans of suite=distillation with some words, one for each seed."""
+
+    def plans(*words):
+        options, preset = parse([f"runs_dir={tmp_path}", "suite=distillation", *words])
+        made = make_plans(Graph(options.runs_dir.resolve()), options, preset)
+        for each in made:
+            each.check()
+        return made
+
+    return plans
+
+
+@pytest.fixture
+def plan_of(plans_of):
+    """The plan of one seed."""
 
     def plan(*words):
-        options, preset = parse([f"runs_dir={tmp_path}", "suite=distillation", *words])
-        (made,) = make_plans(Graph(options.runs_dir.resolve()), options, preset)
-        made.check()
+        (made,) = plans_of(*words)
         return made
 
     return plan
@@ -40,9 +54,9 @@ def test_rows_are_teacher_and_students_by_method_and_steps(plan_of):
     assert list(rows) == [
         "ov3-demo/teacher/25x1", "ov3-demo/teacher/4x1", "ov3-demo/teacher/2x1",
         "ov3-demo/meanflow/4x1", "ov3-demo/meanflow/2x1", "ov3-demo/dmd2/4x1", "ov3-demo/dmd2/2x1",
-        "ov3-demo/tmd/4x2", "ov3-demo/tmd/2x2", "ov3-demo/tmd, stage 1 alone/4x2", "real vs real",
+        "ov3-demo/tmd/4x2", "ov3-demo/tmd/2x2", "ov3-demo/tmd, stage 1 alone/4x2", *OF_REAL,
     ]  # fmt: skip
-    drawn = {name: steps_of(row) for name, row in rows.items() if name != "real vs real"}
+    drawn = {name: steps_of(row) for name, row in rows.items() if name not in OF_REAL}
     assert drawn["ov3-demo/teacher/25x1"] == (25, None) and drawn["ov3-demo/tmd/2x2"] == (2, 2)
     teacher = model_of(rows["ov3-demo/teacher/25x1"])
     assert teacher.module == "rae_bridge.train" and model_of(rows["ov3-demo/teacher/2x1"]) is teacher
@@ -50,9 +64,7 @@ def test_rows_are_teacher_and_students_by_method_and_steps(plan_of):
     first = model_of(rows["ov3-demo/tmd, stage 1 alone/4x2"])
     assert first in second.inputs and second.config.student == f"{first.folder}/weights"
     assert (first.config.stage, second.config.stage) == (1, 2)
-    students = [
-        model_of(row) for name, row in rows.items() if "teacher" not in name and name != "real vs real"
-    ]
+    students = [model_of(row) for name, row in rows.items() if "teacher" not in name and name not in OF_REAL]
     for student in students:
         config = student.config
         assert (
@@ -63,12 +75,33 @@ def test_rows_are_teacher_and_students_by_method_and_steps(plan_of):
 
 
 def test_every_row_has_quality_and_cost(plan_of):
-    *rows, floor = plan_of().rows
+    *rows, ceiling, floor = plan_of().rows
     for row in rows:
         quality, price = row.parts
         assert price.keys == COST_KEYS and {"gFD-lite0", "recall-lite0"} <= set(quality.keys)
         assert (price.stage.config.num_steps, price.stage.config.teacher_steps) == (steps_of(row)[0], 25)
-    assert set(floor.undefined) == set(COST_KEYS)
+    for row in (ceiling, floor):
+        assert set(row.undefined) == set(COST_KEYS)
+    (quality,) = ceiling.parts  # what a perfect generator gets is measured as the others are
+    assert set(quality.keys) == set(rows[0].parts[0].keys) and "gFD-tokens" in quality.keys
+
+
+def test_seeds_share_a_teacher_or_have_their_own(plans_of):
+    def teachers(*words):
+        return [model_of(made.rows[0]) for made in plans_of("seeds=[0,1]", *words)]
+
+    own, shared = teachers(), teachers("distillation.teacher_seed=3")
+    assert [each.config.seed for each in own] == [0, 1] and [each.config.seed for each in shared] == [3, 3]
+    assert shared[0].folder == shared[1].folder
+    first, second = (
+        model_of(made.rows[3]) for made in plans_of("seeds=[0,1]", "distillation.teacher_seed=3")
+    )
+    assert (first.config.seed, second.config.seed) == (0, 1) and first.config.teacher == second.config.teacher
+
+
+def test_its_judge_may_see_fewer_pictures_than_the_presets(plan_of):
+    row = plan_of("distillation.reference.num_samples=1500").rows[0]
+    assert row.parts[0].stage.inputs[0].config.num_samples == 1500
 
 
 def test_ablations_change_what_they_say_and_share_what_they_do_not(plan_of):
@@ -117,7 +150,7 @@ def test_ablations_change_what_they_say_and_share_what_they_do_not(plan_of):
 def test_fewer_or_other_steps_are_taken_from_the_command_line(plan_of):
     rows = plan_of("distillation.steps=[8,4,1]", "distillation.inner_steps=3").rows
     assert {steps_of(row) for row in rows[:-1] if "/tmd/" in row.encoder} == {(8, 3), (4, 3), (1, 3)}
-    assert model_of(rows[-2]).config.steps == 8
+    assert model_of(rows[-3]).config.steps == 8
 
 
 @pytest.mark.parametrize(
