@@ -153,7 +153,7 @@ class DistillationSections:
     teacher_steps: int = 50  # the teacher's many
     # With seeds=[...]: one teacher for all, of this seed, and students of each; None: each seed has its own
     teacher_seed: int | None = None
-    ablations: bool = False  # also the variants of tmd that the suite names
+    ablations: bool | list[str] = False  # also the variants of tmd that the suite names: all, or these
     reference: dict[str, Any] = dataclasses.field(default_factory=dict)  # over the preset's
     cost: dict[str, Any] = dataclasses.field(
         default_factory=dict

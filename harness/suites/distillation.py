@@ -81,7 +81,7 @@ def plan(request: Request) -> SuitePlan:
         rows.append(_ceiling(request, encoder, pictures, reference))
     return SuitePlan(
         suite=request.suite,
-        rows=[*rows, _floor(reference, sections.ablations)],
+        rows=[*rows, _floor(reference, bool(sections.ablations))],
         draw=lambda folder, board: _draw(folder, board, request, reference, drawn, max(sections.steps)),
         check=lambda: check_sizes(request, pictures.made_by, reference.config),
     )
@@ -133,19 +133,26 @@ class Comparison:
         first, second = self.both_stages("tmd", {}, num_inner)
         about = {"num_inner": num_inner, "studies": (METHODS,)}
         rows = [Contender(method="tmd", model=second, num_steps=num, **about) for num in self.sections.steps]
-        if self.sections.ablations:  # which are compared with it
+        variants = self.variants()
+        if variants:  # which are compared with it
             rows = [
                 dataclasses.replace(each, studies=(METHODS, ABLATIONS)) if each.num_steps == most else each
                 for each in rows
             ]
         rows.append(Contender(method="tmd, stage 1 alone", model=first, num_steps=most, **about))
-        variants = self.request.suite.studies[ABLATIONS].variants if self.sections.ablations else {}
         for label, changes in variants.items():
             changes, name = dict(changes), f"tmd, {label}"
             about = {"num_inner": changes.pop("inner_steps", num_inner), "studies": (ABLATIONS,)}
             _, second = self.both_stages(name, changes, about["num_inner"])
             rows.append(Contender(method=name, model=second, num_steps=most, **about))
         return rows
+
+    def variants(self) -> Mapping[str, Mapping[str, Any]]:
+        """What the asked-for ablations change, by their names in the suite's file."""
+        known, asked = self.request.suite.studies[ABLATIONS].variants, self.sections.ablations
+        if isinstance(asked, bool):
+            return known if asked else {}
+        return {label: choose(known, label, "variant in distillation.ablations") for label in asked}
 
     def both_stages(self, name: str, changes: Mapping[str, Any], num_inner: int) -> tuple[Stage, Stage]:
         """Both of TMD's stages with some values changed. Variants with an equal stage 1 share it."""

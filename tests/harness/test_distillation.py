@@ -147,6 +147,12 @@ def test_ablations_change_what_they_say_and_share_what_they_do_not(plan_of):
             assert set(differing(resolve(ours.config), resolve(other.config))) == keys, label
 
 
+def test_some_ablations_are_taken_by_their_names(plan_of):
+    rows = plan_of("distillation.ablations=[N = 4,no rollout]").rows
+    compared = [row.encoder.removeprefix("ov3-demo/") for row in rows if "ablations" in row.groups]
+    assert compared == ["tmd/4x2", "tmd, N = 4/4x4", "tmd, no rollout/4x2", "real vs real"]
+
+
 def test_fewer_or_other_steps_are_taken_from_the_command_line(plan_of):
     rows = plan_of("distillation.steps=[8,4,1]", "distillation.inner_steps=3").rows
     assert {steps_of(row) for row in rows[:-1] if "/tmd/" in row.encoder} == {(8, 3), (4, 3), (1, 3)}
@@ -159,6 +165,7 @@ def test_fewer_or_other_steps_are_taken_from_the_command_line(plan_of):
         ("distillation.steps=[4,3]", "must divide the largest"),
         ("distillation.steps=[]", "must divide the largest"),
         ("distillation.inner_steps=0", "1 or more"),
+        ("distillation.ablations=[no rollouts]", "no rollout"),
         ("distillation.students.tmd_1.num_step=3", "num_steps"),
         ("distillation.students.dmd2.method=tmd", "filled in by the harness"),
         ("distillation.students.cmt.num_steps=3", "must be meanflow, dmd2, tmd_1, tmd_2"),
