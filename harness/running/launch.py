@@ -86,12 +86,15 @@ class Launcher:
         self.display.reused(reused)
         estimates = {stage.folder: stage.seconds or _UNKNOWN_SECONDS for stage in self.graph}
         urgency = self.graph.seconds_to_end(estimates)
+        before = None  # how many had ended, how many ran: all that decides which are ready
         with _terminate_as_interrupt(), self.display:
             try:
                 while len(self.outcomes) < len(self.graph):
-                    ready = sorted(self._ready(), key=lambda stage: -urgency[stage.folder])
-                    for stage in ready[: self.jobs - len(self.running)]:
-                        self._start(stage)
+                    if (now_there := (len(self.outcomes), len(self.running))) != before:
+                        before = now_there
+                        ready = sorted(self._ready(), key=lambda stage: -urgency[stage.folder])
+                        for stage in ready[: self.jobs - len(self.running)]:
+                            self._start(stage)
                     self._collect()
                     now = time.monotonic()
                     self.display.tick([(stage, now - started) for stage, _, started in self.running.values()])

@@ -9,7 +9,7 @@ from encoder.training.options import OptimConfig
 from rae_bridge import train
 from rae_bridge.config import DiTOptimConfig, DiTSize, TrainDiTConfig
 from rae_bridge.distill import distill
-from rae_bridge.distillation.config import DistillConfig, MatchingConfig
+from rae_bridge.distillation.config import DistillConfig, DistributionConfig, MatchingConfig
 from rae_bridge.generate import TrainedFlow
 from rae_bridge.sample import sample, sample_transitions, time_grid
 
@@ -21,9 +21,10 @@ def modes():
     return torch.nn.functional.normalize(torch.randn(NUM_MODES, CHANNELS, generator=generator), dim=1) * 4
 
 
-@pytest.fixture
-def mixture(tmp_path):
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
     """A teacher that learnt four modes (std 0.3) of one class, in one token; its tokens."""
+    tmp_path = tmp_path_factory.mktemp("mixture")
     generator = torch.Generator().manual_seed(0)
     which = torch.randint(NUM_MODES, (4096,), generator=generator)
     points = modes()[which] + 0.3 * torch.randn(4096, CHANNELS, generator=generator)
@@ -83,3 +84,25 @@ def test_transitions_beat_the_flow_on_separated_modes_at_two_steps(mixture, tmp_
     assert many[0] < 0.15  # the teacher knows the modes
     assert few[0] > 2 * many[0]  # and misses them in two steps
     assert transitions[0] < 0.5 * few[0] and transitions[1] < 0.1  # its student does not, and loses none
+
+
+def test_stage_2_brings_one_transition_to_the_modes_and_loses_none(mixture, tmp_path):
+    teacher, tokens = mixture
+    common = {"teacher": teacher, "tokens": tokens, "method": "tmd", "batch_size": 128, "steps": 1}
+    common |= {"inner_steps": 2, "ema_share": 0.1, "log_steps": 300}
+    first = DistillConfig(
+        stage=1, num_steps=300, optim=OptimConfig(lr=2e-3, warmup_steps=20),
+        matching=MatchingConfig(warmup_steps=100), **common,
+    )  # fmt: skip
+    second = DistillConfig(
+        stage=2, student=str(tmp_path / "first" / "weights"), num_steps=120,
+        optim=OptimConfig(lr=1e-3, warmup_steps=10),
+        distribution=DistributionConfig(critic_optim=OptimConfig(lr=3e-3, warmup_steps=0)), **common,
+    )  # fmt: skip
+    off, worst = {}, {}
+    for name, config in (("first", first), ("second", second)):
+        (tmp_path / name).mkdir()
+        distill(config, tmp_path / name)
+        off[name], worst[name] = far(drawn(tmp_path / name / "weights", 1, num=2048))
+    assert off["first"] > 0.3  # one draw of stage 1 alone leaves much between the modes
+    assert off["second"] < 0.6 * off["first"] and worst["second"] < 0.1
