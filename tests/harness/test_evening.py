@@ -55,3 +55,14 @@ def test_a_presets_seeds_are_its_usual_ones_and_the_command_lines_come_first(tmp
         assert options.all_seeds == seeds
         assert (results_folder(options, preset) == ROOT / "results" / "evening") == (not words)
     assert parse(["preset=demo"])[0].all_seeds == [0]
+
+
+def test_few_steps_have_one_teacher_and_students_of_two_seeds(tmp_path):
+    graph, plans = planned(tmp_path, "suite=distillation")
+    assert [plan.seed for plan in plans] == [0, 1]
+    (teacher,) = [stage for stage in graph if stage.name == "rae_train"]
+    students = [stage.config for stage in graph if stage.name == "rae_distill"]
+    assert len(students) == 8 and {config.seed for config in students} == {0, 1}
+    assert {config.teacher for config in students} == {f"{teacher.folder}/weights"}
+    methods = {row.encoder.split("/")[1] for row in plans[0].rows if row.encoder.endswith("/1x1")}
+    assert methods == {"teacher", "meanflow", "dmd2"}  # one step too; tmd's is 1x2
