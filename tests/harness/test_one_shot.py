@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from encoder.runtime.config import ROOT
-from harness.metrics.one_shot import SAMPLES, one_shots
+from harness.one_shot import SAMPLES, one_shots
 from rae_bridge.dit import build_dit
 from rae_bridge.generate import TrainedFlow
 from rae_bridge.latents import LatentStatistics
@@ -62,7 +62,7 @@ def test_a_moved_mean_is_told_from_a_narrow_spread(silent):
 
 
 def test_a_folder_that_is_no_model_ends_in_one_line(tmp_path):
-    words = [sys.executable, "-m", "harness.metrics.one_shot", str(tmp_path), "--tokens", str(tmp_path)]
+    words = [sys.executable, "-m", "harness.one_shot", str(tmp_path), "--tokens", str(tmp_path)]
     ended = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 1 and ended.stderr.startswith("error: ") and str(tmp_path) in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1

@@ -1,6 +1,6 @@
 """Where a few-step model goes wrong, time by time: from real x_t straight to latents, before any decoder.
 
-`python -m harness.metrics.one_shot <weights folder> --tokens <folder of tokens> [--steps 4] [--out <json>]`
+`python -m harness.one_shot <weights folder> --tokens <folder of tokens> [--steps 4] [--out <json>]`
 prints, for each time of the shifted grid of `--steps`, how far the latents x_t - t w that the model says from
 real pictures' x_t are from real ones, and the same of whole samples drawn along the grid. Stage 2 of
 `rae_bridge.distill` matches these one-shot latents; what is wrong at t = 1 is drawn from noise alone.
@@ -111,7 +111,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _arguments(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="harness.metrics.one_shot", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="harness.one_shot", description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="weights folder by rae_bridge.train or rae_bridge.distill")
     parser.add_argument("--tokens", type=Path, required=True, help="folder of real pictures' tokens")
     parser.add_argument("--steps", type=int, default=4, help="whose grid")
