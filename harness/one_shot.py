@@ -32,6 +32,7 @@ from rae_bridge.weights_folder import WeightsFolder, check_tokens_alike
 
 SAMPLES = "samples"
 _BATCH = 100
+_SAID = ("method", "stage", "guidance", "teacher")  # of what flow.json says of a student: no path
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,8 @@ def main(arguments: argparse.Namespace) -> None:
         print(f"{t:>8} {row.distance:9.4f} {row.mean:7.4f} {row.spread:7.3f}")
     if arguments.out is not None:
         about = {"num_pictures": num, "steps": arguments.steps, "inner_steps": inner, "seed": arguments.seed}
-        write_json(arguments.out, {**about, "student": flow.student, "rows": [asdict(row) for row in found]})
+        student = {key: value for key, value in (flow.student or {}).items() if key in _SAID}
+        write_json(arguments.out, {**about, "student": student, "rows": [asdict(row) for row in found]})
 
 
 def _arguments(words: list[str]) -> argparse.Namespace:
