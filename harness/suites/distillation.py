@@ -15,7 +15,7 @@ from typing import Any
 from encoder.runtime.config import ROOT, ConfigError, choose
 from harness.config import merged, stage_config
 from harness.encoders import Encoder
-from harness.metrics.config import PICTURES, keys_of
+from harness.metrics.config import PICTURES, TOKEN_DISTANCE, keys_of
 from harness.running.stages import Stage
 from harness.sections import DistillationSections, RaeSections
 from harness.suites.ceilings import CEILING, add_ceiling, ceiling_says
@@ -280,8 +280,11 @@ def _draw(
 
     quality = next(key for key in keys_of("generation", reference.config) if key.startswith("gF"))
     recall = [key for key in keys_of("generation", reference.config) if key.startswith("recall")]
+    tokens = [TOKEN_DISTANCE] if any(TOKEN_DISTANCE in row["metrics"] for row in board["rows"]) else []
     files = [
-        curves.quality_against_cost(folder / "quality.png", board["rows"], [quality, *recall], "nfe/flops")
+        curves.quality_against_cost(
+            folder / "quality.png", board["rows"], [quality, *tokens, *recall], "nfe/flops"
+        )
     ]
     usual = f"{most}x"
     labels = [label for label in drawn if ", " not in label and label.split("/")[1].startswith(usual)]
