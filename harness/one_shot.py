@@ -94,6 +94,9 @@ def main(arguments: argparse.Namespace) -> None:
     Raises:
         FileNotFoundError, ValueError: no such folders, tokens of another encoder, or fewer pictures than two.
     """
+    for name, least in (("steps", 1), ("inner", 1), ("num", 2)):
+        if (given := getattr(arguments, name)) is not None and given < least:
+            raise ValueError(f"--{name} {given} must be {least} or more")
     flow, cache = TrainedFlow.load(arguments.model), open_latents(arguments.tokens)
     known = WeightsFolder.read(arguments.model).tokens
     check_tokens_alike("the pictures", cache.origin, f"the model {arguments.model}", known)

@@ -61,8 +61,13 @@ def test_a_moved_mean_is_told_from_a_narrow_spread(silent):
     assert first.distance == pytest.approx(0.09, abs=0.015)
 
 
-def test_a_folder_that_is_no_model_ends_in_one_line(tmp_path):
-    words = [sys.executable, "-m", "harness.one_shot", str(tmp_path), "--tokens", str(tmp_path)]
+@pytest.mark.parametrize(
+    "words, said",
+    [([], "no_model"), (["--steps", "0"], "--steps 0 must be 1 or more"), (["--num", "1"], "2 or more")],
+)
+def test_a_wrong_folder_or_number_ends_in_one_line(tmp_path, words, said):
+    folder = str(tmp_path / "no_model")
+    words = [sys.executable, "-m", "harness.one_shot", folder, "--tokens", folder, *words]
     ended = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
-    assert ended.returncode == 1 and ended.stderr.startswith("error: ") and str(tmp_path) in ended.stderr
+    assert ended.returncode == 1 and ended.stderr.startswith("error: ") and said in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
