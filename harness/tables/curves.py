@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, NullLocator
 
 from harness.tables.figures import DPI, PALETTE, save
 
@@ -94,8 +94,9 @@ def quality_against_cost(path: Path, rows: Sequence[Mapping], keys: Sequence[str
             if row["kind"] == "floor" and key in row["metrics"]:
                 panel.axhline(row["metrics"][key]["value"], color="#888888", linestyle="--", linewidth=1)
         panel.set(xscale="log", xlabel="forward passes of the teacher, by FLOPs", title=key)
-        panel.xaxis.set_major_formatter(ScalarFormatter())
-        panel.xaxis.set_minor_formatter(ScalarFormatter())
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.xaxis.set_major_formatter("{x:g}")
         panel.grid(color="#e5e5e5")
         panel.set_axisbelow(True)
     handles, labels = panels[0].get_legend_handles_labels()
