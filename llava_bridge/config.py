@@ -23,6 +23,7 @@ Attention = Literal["eager", "sdpa"]  # on a CPU, eager is the faster of the two
 TILES = ([1, 2], [2, 1], [2, 2], [3, 1], [1, 3])
 
 
+ANY_TOPIC = "any"  # of a LessonPhase
 # Keys of what a language model saw of the questions' pictures, beside its scores
 TOKENS_SEEN = ("image-tokens/base", "image-tokens/mean", "image-tokens/max")
 
@@ -53,38 +54,48 @@ class LlamaShape:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LessonPhase:
+    """Some of the steps of `llava_bridge.train_llm`: see `llava_bridge.demo_llm.course`."""
+
+    num_steps: int
+    batch_size: int = 64
+    # One question a scene, of these topics (`QUESTIONS` of encoder.data.scenes.wording, presence and
+    # description; any: of all). None: the scene's whole conversation or caption
+    topics: list[str] | None = None
+    unclear: float = 0.0  # of the cells: 0 as the scene is, 1 as a projector may write them
+
+    def __post_init__(self):
+        if self.num_steps < 1 or self.batch_size < 1:
+            raise ValueError(f"num_steps {self.num_steps} and batch_size {self.batch_size} must be 1 or more")
+        if self.topics == []:
+            raise ValueError(f"topics is empty: give some, [{ANY_TOPIC}], or null for whole conversations")
+        if not 0 <= self.unclear <= 1:
+            raise ValueError(f"unclear {self.unclear} must be 0 to 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainLlmConfig:
-    """Stage `llava_bridge.train_llm`: train the demo's Llama on text and on scenes laid out in cells."""
+    """Stage `llava_bridge.train_llm`: train the demo's Llama on scenes laid out in cells."""
 
     MAY_CHANGE: ClassVar = (
-        "precision", "attention", "compile", "device", "log_steps", "checkpoint_steps", "keep_checkpoints",
+        "precision", "attention", "device", "log_steps", "checkpoint_steps", "keep_checkpoints",
         "skip_non_finite", "trackers",
     )  # fmt: skip
 
-    corpus: list[str]  # JSONL files of {id, conversations} and {id, text} rows
-    num_steps: int  # on whole conversations
-    batch_size: int = 16
-    num_lesson_steps: int = 0  # before them, on single questions of growing length: see `lessons`
-    lesson_batch_size: int = 96
-    layouts: list[str] = field(default_factory=list)  # JSONL files of scenes in cells, layouts.jsonl
-    num_cell_steps: int = 0  # after them, on these scenes: see `cells`
-    cell_batch_size: int = 64
+    layouts: list[str]  # JSONL files of scenes in cells, layouts.jsonl
+    phases: list[LessonPhase]  # one after another, under one schedule of the rate
     init: str | None = None  # folder of a Llama of this shape to go on from
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=1.5e-3, warmup_steps=200, betas=(0.9, 0.98))
     )
     shape: LlamaShape = field(default_factory=LlamaShape)
-    precision: Precision = "bf16"
+    precision: Precision = "auto"
     attention: Attention = "sdpa"
-    # Share of the conversations whose lettered questions are asked without options and answered by the right
-    # option's words, which is half as long and names what was seen. The others teach to answer by letter.
-    free_answer_fraction: float = 0.5
-    compile: bool = False  # twice as fast on a CPU, once each of the few lengths is compiled
     # Peak rate of Muon on the blocks' matrices; None: AdamW alone, which learns to read far more slowly
     muon_lr: float | None = None
-    text_weight: float = 1.0  # of the loss on all tokens, beside the loss on answers
+    text_weight: float = 1.0  # of the loss on all words, beside the loss on answers
     device: Device = "cpu"
-    num_held_out: int = 1000  # last rows of the corpus and of the layouts: scored, not trained on
+    num_held_out: int = 1000  # last rows of the layouts: scored, not trained on
     seed: int = 0
     trackers: list[Tracker] = field(default_factory=list)
     log_steps: int = 50
@@ -95,11 +106,8 @@ class TrainLlmConfig:
     def __post_init__(self):
         if self.num_held_out < 1:
             raise ValueError(f"num_held_out {self.num_held_out} must be 1 or more: the result is their score")
-        if bool(self.layouts) != (self.num_cell_steps > 0):
-            raise ValueError(
-                f"layouts {self.layouts} and num_cell_steps {self.num_cell_steps} go together: give both, "
-                "or neither"
-            )
+        if not self.layouts or not self.phases:
+            raise ValueError("layouts and phases must not be empty: what to read, and for how many steps")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 TIMES = ("second", "mfu", "flops")  # names with one of these are measured, not trained
-HASHED = ("**/*.safetensors", "**/*.pt", "**/*.tar", "llava/*.json", "text.jsonl")
+HASHED = ("**/*.safetensors", "**/*.pt", "**/*.tar", "llava/*.json", "text.jsonl", "layouts.jsonl")
 
 
 def cases(folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -52,12 +52,22 @@ def cases(folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
     bridge |= {"num_epochs": 2, "batch_size": 8, "max_length": 512, "learning_rate": 1e-3}
     align = {"stage": 1, "data": [pretrain], "init": "weights/demo/llama", "precision": "fp32"}
     adapt = {"stage": 2, "data": [instruct], "init": f"{folder}/llava_align/weights", "precision": "bf16"}
-    llm = {"corpus": [f"{scenes}/text.jsonl"], "num_held_out": 20, "precision": "fp32", "muon_lr": 0.02}
-    llm |= {"num_steps": 5, "batch_size": 8, "num_lesson_steps": 5, "lesson_batch_size": 16, "log_steps": 1}
+    llm = {"layouts": [f"{scenes}/layouts.jsonl"], "num_held_out": 20, "precision": "fp32", "muon_lr": 0.02}
+    phases = [
+        {"num_steps": 5, "batch_size": 16, "topics": ["any"]},
+        {"num_steps": 5, "batch_size": 8, "unclear": 1},
+    ]
+    llm |= {"phases": phases, "log_steps": 1}
     llm["shape"] = {"width": 64, "depth": 2, "num_heads": 2, "mlp_width": 128}
     shown = {"encoder": "ov3-demo", "data": llava}
     world = {"image_size": 64, "shard_size": 64, "num_train": 256, "num_val": 0, "num_test": 32}
-    world |= {"num_llava_images": 40, "num_text": 200, "num_seed_questions": 0, "num_pope_pairs": 0}
+    world |= {
+        "num_llava_images": 40,
+        "num_text": 200,
+        "num_layouts": 200,
+        "num_seed_questions": 0,
+        "num_pope_pairs": 0,
+    }
     pixels = {"encoder": "clip-demo", "data": scenes, **steps, **held_out, "optim": optim, "size": decoder}
     vae = {"data": scenes, **steps, **held_out, "num_steps": 5, "train_limit": 64, "shape": codec}
     return {

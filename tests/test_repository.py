@@ -23,7 +23,6 @@ RECIPES = {
     "ov3": TrainConfig,
     "clip": TrainConfig,
     "clip_decoder": TrainDecoderConfig,
-    "llama-reading": TrainLlmConfig,
     "llama": TrainLlmConfig,
 }
 

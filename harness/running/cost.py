@@ -31,7 +31,7 @@ from rae_bridge.shapes import DecoderSize, DiTSize
 FP32 = 4.0  # of bf16's time: assumed
 PIXELS_A_TOKEN = 16  # one way, of every encoder that a preset trains
 # Tokens without the picture's, by llava_bridge's tokenizer on Scenes: means over 200 conversations
-LESSON, CONVERSATION, QUESTION = 100, 256, 50
+LESSON, CONVERSATION, QUESTION = 21, 100, 50
 STAGE_TEXT = {1: 55, 2: 106}
 NUM_DIMENSIONS, NUM_SETTINGS = 9, 3  # of Scenes-SEED and Scenes-POPE
 
@@ -172,10 +172,12 @@ def _train_decoder(stage: Stage) -> float:
 
 
 def _train_llm(stage: Stage) -> float:
-    config = stage.config
-    lessons = config.num_lesson_steps * config.lesson_batch_size * llama_flops(config.shape, LESSON)
-    conversations = config.num_steps * config.batch_size + config.num_cell_steps * config.cell_batch_size
-    return 3 * (lessons + conversations * llama_flops(config.shape, CONVERSATION))
+    config, num_cells = stage.config, _scenes(stage).layout_grid ** 2
+    texts = [CONVERSATION if phase.topics is None else LESSON for phase in config.phases]
+    return 3 * sum(
+        phase.num_steps * phase.batch_size * llama_flops(config.shape, num_cells + text)
+        for phase, text in zip(config.phases, texts, strict=True)
+    )
 
 
 def _tokens(stage: Stage) -> float:

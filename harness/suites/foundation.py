@@ -41,13 +41,11 @@ def add_foundation(graph: Graph, preset: Preset, sections: FoundationSections, d
     maker = _Maker(graph, preset, device, sections)
     encoders = {name: maker.encoder(name, made) for name, made in sections.encoders.items()}
     scenes = maker.scenes[0]
-    layouts = [str(scenes.folder / "layouts.jsonl")] if scenes.config.num_layouts else []
     config = stage_config(
         TrainLlmConfig,
         sections.language_model,
         "foundation.language_model",
-        corpus=[str(scenes.folder / "text.jsonl")],
-        layouts=layouts,
+        layouts=[str(scenes.folder / "layouts.jsonl")],
         device=device,
     )
     model = maker.add("train_llm", "llava_bridge.train_llm", config, "language model", [scenes])

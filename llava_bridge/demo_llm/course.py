@@ -1,134 +1,104 @@
-"""What the small Llama is trained on, step by step: lessons, rows of the corpus, scenes in cells."""
+"""What the small Llama is taught, step by step: single questions of one topic, of some, of all, then whole
+conversations.
+
+To answer what colour a thing is, it must find the cells that hold the thing. Asked for nothing else it finds
+them after 10,000 questions; asked for everything at once it had not after half a million answers, and named
+any colour of the scene. What it can find by, it soon reads other facts from: so one topic comes first.
+"""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from encoder.runtime.config import ROOT
-from llava_bridge.batches import collate
-from llava_bridge.config import TrainLlmConfig
-from llava_bridge.data import DataReport, LlavaDataset, read_records, training_order
-from llava_bridge.demo_llm.cells import CellLessons, build_cell_lessons, read_layouts
-from llava_bridge.demo_llm.lessons import ask_for_words, build_lessons, draw_lessons
-from llava_bridge.prompt import IGNORE, encode_conversations
-
-LENGTH_STEP = 128  # tokens
+from llava_bridge.config import ANY_TOPIC, LessonPhase, TrainLlmConfig
+from llava_bridge.demo_llm.cells import CellLessons, build_cell_lessons, read_layouts, tabulate
+from llava_bridge.prompt import IMAGE
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What is trained on; the last rows of the corpus and of the layouts are held out."""
+    """The lessons of each of the config's phases; the last rows of the layouts are held out."""
 
-    corpus: LlavaDataset
-    num_train: int  # rows
-    order: list[int]  # of these, batch after batch
-    lessons: LlavaDataset | None  # None without num_lesson_steps
-    cells: CellLessons | None  # None without num_cell_steps
+    lessons: list[CellLessons]
+    held_out: CellLessons
     config: TrainLlmConfig
 
     @property
     def num_steps(self) -> int:
-        return self.config.num_lesson_steps + self.config.num_steps + self.config.num_cell_steps
-
-    def reads_corpus(self, step: int) -> bool:
-        """Whether the step's batch is of the few lengths of `round_up_length`."""
-        return 0 <= step - self.config.num_lesson_steps < self.config.num_steps
+        return sum(phase.num_steps for phase in self.config.phases)
 
     def batch(self, step: int, pad_id: int) -> dict[str, Tensor]:
-        """The padded rows of a step: input_ids, labels, attention_mask and is_text (B L; 1 where a word
-        stands); of scenes in cells also what `CellLessons.batch` gives."""
-        config = self.config
-        if self.reads_corpus(step):
-            start = (step - config.num_lesson_steps) * config.batch_size
-            rows = self.order[start : start + config.batch_size]
-            batch = round_up_length(collate([self.corpus[i] for i in rows], None, pad_id), pad_id)
-        elif step < config.num_lesson_steps:
-            rows = draw_lessons(
-                len(self.lessons), step, config.num_lesson_steps, config.lesson_batch_size, config.seed
-            )
-            batch = collate([self.lessons[i] for i in rows], None, pad_id)
-        else:
-            return self.cells.batch(step, config.cell_batch_size, config.seed, pad_id)
-        return batch | {"is_text": batch["attention_mask"]}
+        """The rows of a step, as `CellLessons.batch` gives them."""
+        begun = 0
+        for phase, lessons in zip(self.config.phases, self.lessons, strict=True):
+            if step < begun + phase.num_steps:
+                return lessons.batch(step, phase.batch_size, self.config.seed, pad_id)
+            begun += phase.num_steps
+        raise IndexError(f"step {step} of a course of {begun}")
 
-    def held_out(self, pad_id: int) -> dict[str, Iterator[dict[str, Tensor]]]:
-        """Batches of what is not trained on, by what their scores' names begin with: text, and cells where
-        there are any."""
-        rows, size = range(self.num_train, len(self.corpus)), self.config.batch_size
-        starts = rows[::size]
-        text = (
-            collate([self.corpus[i] for i in range(start, min(start + size, rows.stop))], None, pad_id)
-            for start in starts
-        )
-        cells = {"cells_": self.cells.held_out(size, pad_id)} if self.cells is not None else {}
-        return {"": text, **cells}
+    def scored(self, pad_id: int) -> Iterator[dict[str, Any]]:
+        """The rows held out, in clear cells."""
+        return self.held_out.in_order(self.config.phases[-1].batch_size, pad_id)
 
 
 def plan_course(config: TrainLlmConfig, tokenizer: PreTrainedTokenizerBase) -> Course:
-    """The corpus, the lessons and the scenes in cells, tokenised, in the order that the seed gives.
+    """The scenes in cells, tokenised for each phase.
 
-    Raises: ValueError if no row is left to train on, or a layout does not fit the model.
+    Raises: ValueError if no row is left to train on, a phase has none to ask of its topics, or a layout does
+    not fit the model.
     """
-    corpus = read_corpus(config, tokenizer)
-    num_train = _left_to_train(len(corpus), config.num_held_out, "corpus")
-    order = training_order(corpus.lengths[:num_train], config.batch_size, config.num_steps, config.seed)
-    lessons, cells = None, None
-    if config.num_lesson_steps:
-        records = read_records([ROOT / path for path in config.corpus])[:num_train]
-        lessons = build_lessons(records, tokenizer, config.seed)
-    if config.num_cell_steps:
-        layouts = read_layouts([ROOT / path for path in config.layouts])
-        _left_to_train(len(layouts), config.num_held_out, "layouts")
-        cells = build_cell_lessons(layouts, tokenizer, config.num_held_out, config.shape.width)
-        longest = int(cells.samples.lengths.max())
-        if longest > config.shape.max_length:
-            raise ValueError(
-                f"the longest of the layouts has {longest} tokens, its cells among them, and "
-                f"shape.max_length is {config.shape.max_length}; raise it, or write them with a smaller "
-                "layout_grid"
-            )
-    return Course(corpus, num_train, order, lessons, cells, config)
-
-
-def _left_to_train(num_rows: int, num_held_out: int, what: str) -> int:
-    if num_held_out >= num_rows:
+    records = read_layouts([ROOT / path for path in config.layouts])
+    num_train = len(records) - config.num_held_out
+    if num_train < 1:
         raise ValueError(
-            f"num_held_out {num_held_out} leaves none of the {what}'s {num_rows} rows to train on"
+            f"num_held_out {config.num_held_out} leaves none of the layouts' {len(records)} rows to train on"
         )
-    return num_rows - num_held_out
-
-
-def read_corpus(config: TrainLlmConfig, tokenizer: PreTrainedTokenizerBase) -> LlavaDataset:
-    """Every row of the corpus, tokenised in its own template: conversations in `vicuna_v1`, bare text in
-    `plain`."""
-    records = read_records([ROOT / path for path in config.corpus])
-    draw = random.Random(config.seed)
-    records = [ask_for_words(row) if draw.random() < config.free_answer_fraction else row for row in records]
-    encoded: list = [None] * len(records)
-    for template, is_text in (("vicuna_v1", False), ("plain", True)):
-        rows = [i for i, record in enumerate(records) if ("text" in record) == is_text]
-        samples = encode_conversations(
-            [records[i] for i in rows], template, tokenizer, 0, config.shape.max_length
-        )
-        for i, sample in zip(rows, samples, strict=True):
-            encoded[i] = sample
-    report = DataReport.of_whole(records)
-    dataset = LlavaDataset(encoded, [None] * len(records), report)
-    num_unknown = int((dataset.input_ids == tokenizer.unk_token_id).sum())
-    if num_unknown:
+    table, width = tabulate(records, tokenizer), config.shape.width
+    rows = dict(enumerate(records[:num_train]))
+    lessons = [
+        build_cell_lessons(_asked(rows, phase, config.seed), table, tokenizer, width, phase.unclear)
+        for phase in config.phases
+    ]
+    last = dict(enumerate(records[num_train:], start=num_train))
+    held_out = build_cell_lessons(last, table, tokenizer, width)
+    longest = max(int(each.samples.lengths.max()) for each in (*lessons, held_out))
+    if longest > config.shape.max_length:
         raise ValueError(
-            f"{num_unknown} of the corpus's {len(dataset.input_ids)} tokens are not in the vocabulary; "
-            "add their words to encoder.data.scenes.wording"
+            f"the longest of the layouts has {longest} tokens, its cells among them, and shape.max_length is "
+            f"{config.shape.max_length}; raise it, or write them with a smaller layout_grid"
         )
-    return dataset
+    return Course(lessons, held_out, config)
 
 
-def round_up_length(batch: dict[str, Tensor], pad_id: int) -> dict[str, Tensor]:
-    """The batch with its length rounded up to a multiple of `LENGTH_STEP`: few shapes, each compiled once."""
-    short = -batch["input_ids"].shape[1] % LENGTH_STEP
-    fill = {"input_ids": pad_id, "labels": IGNORE, "attention_mask": 0}
-    return {name: F.pad(tensor, (0, short), value=fill[name]) for name, tensor in batch.items()}
+def _asked(rows: Mapping[int, Mapping], phase: LessonPhase, seed: int) -> dict[int, Mapping]:
+    """The rows as a phase asks them: whole, or one question of its topics each, where one has any."""
+    if phase.topics is None:
+        return dict(rows)
+    draw = random.Random(seed)
+    single = {row: single_question(record, phase.topics, draw) for row, record in rows.items()}
+    asked = {row: record for row, record in single.items() if record is not None}
+    if not asked:
+        known = sorted({topic for record in rows.values() for topic in record["topics"]})
+        raise ValueError(f"no layout asks for {', '.join(phase.topics)}; their topics are {', '.join(known)}")
+    return asked
+
+
+def single_question(record: Mapping, topics: Sequence[str], draw: random.Random) -> Mapping | None:
+    """The record with one of its questions of `topics` alone; None where it has none. A caption is no
+    question."""
+    turns = record["conversations"]
+    if turns[0]["value"] == IMAGE:
+        return None
+    chosen = [i for i, topic in enumerate(record["topics"]) if ANY_TOPIC in topics or topic in topics]
+    if not chosen:
+        return None
+    turn = draw.choice(chosen)
+    question, answer = turns[2 * turn : 2 * turn + 2]
+    words = question["value"].removeprefix(f"{IMAGE}\n")
+    question = {**question, "value": f"{IMAGE}\n{words}"}
+    return {**record, "conversations": [question, answer], "topics": [record["topics"][turn]]}

@@ -1,16 +1,16 @@
 """Stage: train the demo's small Llama from scratch, without a picture.
 
 `python -m llava_bridge.train_llm <config.yaml> <out_dir>` writes out_dir/weights (fp16 safetensors,
-tokenizer, card.yaml). It reads captions first (`lessons`, then the corpus): a picture's caption takes the
-picture's place in the first question. Then it reads scenes laid out in cells (`cells`), which stand where a
-picture's tokens will stand. The prompt format is stage 2's own (`vicuna_v1`), the loss is on all words, and
-once more on answers.
+tokenizer, card.yaml). It reads scenes laid out in cells (`cells`), which stand where a picture's tokens will
+stand, in phases (`course`). The prompt format is stage 2's own (`vicuna_v1`), captions are written as stage
+1 has them, and the loss is on all words, and once more on answers.
 """
 
 import time
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -91,10 +91,7 @@ def build_optimiser(model: LlamaForCausalLM, config: TrainLlmConfig) -> torch.op
 
 
 def train_step(
-    token_losses: Callable[[dict[str, Tensor]], Tensor],
-    batch: dict[str, Tensor],
-    precision: str,
-    text_weight: float,
+    model: LlamaForCausalLM, batch: Mapping[str, Tensor], precision: str, text_weight: float
 ) -> dict[str, Tensor]:
     """loss = answers + text_weight * text: mean cross entropy of the supervised tokens, and of all words.
 
@@ -102,58 +99,52 @@ def train_step(
     """
     is_text, is_answer = batch["is_text"][:, 1:], (batch["labels"][:, 1:] != IGNORE).float()
     with autocast(precision, batch["input_ids"].device.type):
-        nll = token_losses(batch)
+        nll = next_token_losses(model, batch)
     answers, text = (nll * is_answer).sum() / is_answer.sum(), (nll * is_text).sum() / is_text.sum()
     return {"loss": answers + text_weight * text, "answers": answers, "text": text}
 
 
-def predict(model: LlamaForCausalLM, batch: dict[str, Tensor]) -> Tensor:
-    """Logits (B L-1 V, float32) of every token but the first. Padding is on the right: causality hides it.
-    Where the batch has cells, the model reads them in place of the placeholders."""
-    if "word_ids" in batch:
-        inputs = {"inputs_embeds": embed_cells(model.get_input_embeddings().weight, batch)}
-    else:
-        inputs = {"input_ids": batch["input_ids"]}
-    return model(**inputs, use_cache=False).logits[:, :-1].float()
+def predict(model: LlamaForCausalLM, batch: Mapping[str, Tensor]) -> Tensor:
+    """Logits (B L-1 V, float32) of every token but the first; the model reads cells in place of the
+    placeholders. Padding is on the right: causality hides it."""
+    read = embed_cells(model.get_input_embeddings().weight, batch)
+    return model(inputs_embeds=read, use_cache=False).logits[:, :-1].float()
 
 
-def next_token_losses(model: LlamaForCausalLM, batch: dict[str, Tensor]) -> Tensor:
+def next_token_losses(model: LlamaForCausalLM, batch: Mapping[str, Tensor]) -> Tensor:
     """Cross entropy of every token but the first, B L-1."""
     logits = predict(model, batch)
     return F.cross_entropy(logits.transpose(1, 2), batch["input_ids"][:, 1:], reduction="none")
 
 
 @torch.no_grad()
-def evaluate(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    batches: Iterable[dict[str, Tensor]],
-    precision: str,
-) -> dict[str, float]:
-    """Loss per supervised token and the share of them that greedy decoding gets right: all of them, and
-    those that are an option's letter (chance 1/4) or Yes/No (chance 1/2)."""
-    kinds = {"letter": ["A", "B", "C", "D"], "yes_no": ["Yes", "No"]}
-    kinds = {
-        kind: torch.tensor(tokenizer.convert_tokens_to_ids(words), device=model.device)
-        for kind, words in kinds.items()
-    }
-    losses, targets, predictions = [], [], []
+def evaluate(model: LlamaForCausalLM, batches: Iterable[dict[str, Any]], precision: str) -> dict[str, float]:
+    """Loss per supervised token, the share of them that greedy decoding gets right, and by topic the share of
+    answers that it gets right to the last word."""
+    losses, hits, answered = [], [], defaultdict(list)
     for batch in batches:
+        topics = batch.pop("topics")
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         with autocast(precision, model.device.type):
             logits = predict(model, batch)
         labels = batch["labels"][:, 1:]
-        logits, labels = logits[labels != IGNORE], labels[labels != IGNORE]
-        losses.append(F.cross_entropy(logits, labels, reduction="none"))
-        targets.append(labels)
-        predictions.append(logits.argmax(-1))
-    targets, is_right = torch.cat(targets), torch.cat(predictions) == torch.cat(targets)
-    scores = {"loss": torch.cat(losses).mean().item(), "token_accuracy": is_right.float().mean().item()}
-    for kind, ids in kinds.items():
-        asked = is_right[torch.isin(targets, ids)]
-        if len(asked):
-            scores[f"{kind}_accuracy"] = asked.float().mean().item()
-    return {**scores, "num_tokens": len(targets)}
+        is_answer, is_right = labels != IGNORE, logits.argmax(-1) == labels
+        losses.append(F.cross_entropy(logits[is_answer], labels[is_answer], reduction="none"))
+        hits.append(is_right[is_answer])
+        for row, names in enumerate(topics):
+            for name, answer in zip(names, answer_spans(labels[row]), strict=True):
+                answered[name].append(bool(is_right[row, answer].all()))
+    loss, accuracy = torch.cat(losses).mean().item(), torch.cat(hits).float().mean().item()
+    accuracies = {f"{name}_accuracy": sum(each) / len(each) for name, each in sorted(answered.items())}
+    return {"loss": loss, "token_accuracy": accuracy, **accuracies, "num_tokens": sum(map(len, hits))}
+
+
+def answer_spans(labels: Tensor) -> list[slice]:
+    """Where the answers stand in a conversation's labels (L)."""
+    is_answer = F.pad((labels != IGNORE).int(), (1, 1))
+    edges = is_answer.diff()
+    begins, ends = (edges == 1).nonzero().flatten(), (edges == -1).nonzero().flatten()
+    return [slice(begin, end) for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
 
 
 def train(config: TrainLlmConfig, out_dir: Path) -> dict:
@@ -170,10 +161,6 @@ def train(config: TrainLlmConfig, out_dir: Path) -> dict:
     device = require_device(config.device)
     model = start(config, tokenizer).to(device)
     optimiser = build_optimiser(model, config)
-    free_losses = partial(next_token_losses, model)  # of too many lengths to compile
-    corpus_losses = partial(next_token_losses, model)
-    if config.compile:
-        corpus_losses = torch.compile(corpus_losses, dynamic=False)
 
     # ---- resume
     path, first_step, seconds = out_dir / "checkpoint.pt", 0, 0.0
@@ -190,8 +177,7 @@ def train(config: TrainLlmConfig, out_dir: Path) -> dict:
     for step in range(first_step, num_steps):
         batch = course.batch(step, tokenizer.pad_token_id)
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        token_losses = corpus_losses if course.reads_corpus(step) else free_losses
-        terms = train_step(token_losses, batch, config.precision, config.text_weight)
+        terms = train_step(model, batch, config.precision, config.text_weight)
         grad_norm = update(optimiser, terms["loss"], config.optim, step, num_steps, finite=finite)
         done = step + 1
         if done % config.log_steps == 0 or done == num_steps:
@@ -216,12 +202,7 @@ def export(
     folder: Path,
 ) -> dict:
     """Score the model on the rows held out and write it (fp16) with its tokenizer and card; the scores."""
-    held_out = course.held_out(tokenizer.pad_token_id)
-    scores = {
-        f"{kind}{name}": score
-        for kind, batches in held_out.items()
-        for name, score in evaluate(model.eval(), tokenizer, batches, course.config.precision).items()
-    }
+    scores = evaluate(model.eval(), course.scored(tokenizer.pad_token_id), course.config.precision)
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_card(

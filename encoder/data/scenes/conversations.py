@@ -170,26 +170,28 @@ def layout_record(scene: Scene, name: str, seed: int, grid: int) -> dict[str, An
     """Reading by place: the scene's cells (`layout.lay_out`) stand where a picture will stand. Most rows ask
     in many turns for what they hold, one in ten asks for a description, and one in five is a caption alone as
     stage 1 has it: the frozen language model must know how to say what it sees before a projector can learn
-    from what it says."""
+    from what it says. `topics` says what each turn is about."""
     rng = random.Random(f"layout/{seed}/{name}")
-    cells = {"cells": lay_out(scene, grid)}
     if rng.random() < _LAYOUT_CAPTIONED:
-        caption = re_caption(scene, variant=int(rng.random() * 16))
-        return _record(name, [("<image>", caption)], None) | cells
-    (question, answer), *rest = _layout_turns(scene, rng)
-    return _record(name, [(f"<image>\n{question}", answer), *rest], None) | cells
+        topics, turns = ["caption"], [("<image>", re_caption(scene, variant=int(rng.random() * 16)))]
+    else:
+        topics, ((question, answer), *rest) = _layout_turns(scene, rng)
+        turns = [(f"<image>\n{question}", answer), *rest]
+    return _record(name, turns, None) | {"topics": topics, "cells": lay_out(scene, grid)}
 
 
-def _layout_turns(scene: Scene, rng: random.Random) -> list[Turn]:
+def _layout_turns(scene: Scene, rng: random.Random) -> tuple[list[str], list[Turn]]:
+    """The turns of a scene laid out in cells, and the topic of each."""
     if rng.random() < _LAYOUT_DESCRIBED:
-        return [_describe(scene, rng)]
-    facts_ = dict.fromkeys([*_choose_facts(scene, rng), *_choose_facts(scene, rng)])
-    others = [(fact.question, fact.answer) for fact in facts_][:_NUM_LAYOUT_TURNS]
+        return ["description"], [_describe(scene, rng)]
+    facts_ = list(dict.fromkeys([*_choose_facts(scene, rng), *_choose_facts(scene, rng)]))[:_NUM_LAYOUT_TURNS]
     presence: list[Turn] = []
-    if rng.random() < _LAYOUT_WITH_PRESENCE or not others:
+    if rng.random() < _LAYOUT_WITH_PRESENCE or not facts_:
         presence = _presence_turns(scene, rng, _NUM_LAYOUT_PRESENCE)
-    (first, answer), *rest = presence + sorted(others, key=lambda _: rng.random())
-    return [(word_prompt(first) if rng.random() < 0.5 else first, answer), *rest]
+    facts_ = sorted(facts_, key=lambda _: rng.random())
+    (first, answer), *rest = presence + [(fact.question, fact.answer) for fact in facts_]
+    topics = ["presence"] * len(presence) + [fact.topic for fact in facts_]
+    return topics, [(word_prompt(first) if rng.random() < 0.5 else first, answer), *rest]
 
 
 def _record(name: str, turns: list[Turn], image: str | None) -> dict[str, Any]:
