@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -72,7 +73,7 @@ class CellLessons:
         """All samples in clear cells, each batch with its `topics`."""
         for rows in torch.arange(len(self.samples)).split(batch_size):
             topics = [self.topics[row] for row in rows.tolist()]
-            clear = self._lay(rows, pad_id, 1.0, sum(LEAST_SEEN) / 2)
+            clear = self._lay(rows, pad_id, 1.0, LEAST_SEEN[0])
             yield clear | {"noise": torch.zeros(()), "topics": topics}
 
     def _lay(
@@ -137,14 +138,16 @@ def tabulate(records: Sequence[Mapping], tokenizer: PreTrainedTokenizerBase) -> 
     unknown = [word for word, index in known.items() if index == tokenizer.unk_token_id]
     if unknown:
         raise ValueError(f"the tokenizer lacks words of the layouts: {', '.join(unknown[:5])}")
-    most = max(len(cell) for cells in layouts for cell in cells)
-    shape = (len(layouts), grids.pop(), most)
-    word_ids, shares = torch.zeros(shape, dtype=torch.int16), torch.zeros(shape, dtype=torch.float16)
-    for i, cells in enumerate(layouts):
-        for j, cell in enumerate(cells):
-            word_ids[i, j, : len(cell)] = torch.tensor([known[word] for word in cell], dtype=torch.int16)
-            shares[i, j, : len(cell)] = torch.tensor(list(cell.values()))
-    return CellTable(word_ids, shares)
+    every_cell = [cell for cells in layouts for cell in cells]
+    lengths = np.array([len(cell) for cell in every_cell])
+    rows = np.repeat(np.arange(len(every_cell)), lengths)
+    columns = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+    word_ids = np.zeros((len(every_cell), lengths.max()), np.int16)
+    shares = np.zeros(word_ids.shape, np.float16)
+    word_ids[rows, columns] = [known[word] for cell in every_cell for word in cell]
+    shares[rows, columns] = [share for cell in every_cell for share in cell.values()]
+    shape = (len(layouts), grids.pop(), -1)
+    return CellTable(*(torch.from_numpy(each).reshape(shape) for each in (word_ids, shares)))
 
 
 def build_cell_lessons(
@@ -155,11 +158,20 @@ def build_cell_lessons(
     unclear: float = 0.0,
 ) -> CellLessons:
     """Records by their row of `table`. There is no system prompt: it is the same in every text and only draws
-    attention."""
+    attention.
+
+    Raises: ValueError for questions or answers with words that the tokenizer lacks.
+    """
     encoded = tokenise(
         [_render(record, tokenizer) for record in records.values()], tokenizer, table.num_cells
     )
     samples = LlavaDataset(encoded, [None] * len(encoded), DataReport.of_whole(list(records.values())))
+    num_unknown = int((samples.input_ids == tokenizer.unk_token_id).sum())
+    if num_unknown:
+        raise ValueError(
+            f"{num_unknown} of the lessons' {len(samples.input_ids)} tokens are not in the vocabulary; add "
+            "their words to encoder.data.scenes.wording"
+        )
     topics = [record["topics"] for record in records.values()]
     image_id = tokenizer.convert_tokens_to_ids(IMAGE)
     return CellLessons(samples, torch.tensor(list(records)), topics, table, image_id, width, unclear)

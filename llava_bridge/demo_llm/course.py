@@ -2,8 +2,8 @@
 conversations.
 
 To answer what colour a thing is, it must find the cells that hold the thing. Asked for nothing else it finds
-them after 10,000 questions; asked for everything at once it had not after half a million answers, and named
-any colour of the scene. What it can find by, it soon reads other facts from: so one topic comes first.
+them after some 10,000 questions; asked for everything at once it had not after half a million answers. What
+it can find by, it soon reads other facts from: so one topic comes first (docs/findings.md).
 """
 
 import random

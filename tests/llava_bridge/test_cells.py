@@ -45,7 +45,7 @@ def test_placeholders_are_read_as_weighted_sums_of_words(tokenizer, records):
             seen = {
                 word: float(np.float16(share))
                 for word, share in cell.items()
-                if float(np.float16(share)) >= 0.06
+                if float(np.float16(share)) >= 0.02
             }
             expected = sum(
                 table[tokenizer.convert_tokens_to_ids(word)] * share for word, share in seen.items()
@@ -93,6 +93,9 @@ def test_layouts_that_cannot_be_read_are_refused(tokenizer, records):
     strange = {**records[0], "cells": [{"quixotic": 1.0}] * 16}
     with pytest.raises(ValueError, match="lacks words of the layouts: quixotic"):
         tabulate([strange], tokenizer)
+    asked = [{"from": "human", "value": "<image>\na quixotic cat?"}, {"from": "gpt", "value": "Yes"}]
+    with pytest.raises(ValueError, match=r"1 of the lessons' \d+ tokens are not in the vocabulary"):
+        lessons_of([{**records[0], "conversations": asked, "topics": ["presence"]}], tokenizer, [0])
 
 
 def test_broken_and_too_long_layouts_stop_before_training(config, tmp_path):
