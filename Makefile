@@ -45,10 +45,11 @@ lint: setup
 bench: setup
 	@for subject in bench/[!_]*.py; do echo "== $$subject"; $(BIN)/python $$subject || exit 1; done
 
-# Rebuilds weights/demo from nothing, about 150 minutes on one quiet core; resumes where it stopped.
+# Rebuilds weights/demo from nothing, about 7 hours on one quiet core; resumes where it stopped.
 weights: setup
 	$(BIN)/python -m encoder.data.scenes.write configs/weights/scenes.yaml runs/weights/scenes
 	$(BIN)/python -m encoder.train_vae configs/weights/vae-l1.yaml runs/weights/vae-l1
+	$(BIN)/python -m encoder.train_vae configs/weights/vae-l2.yaml runs/weights/vae-l2
 	$(BIN)/python -m encoder.train_vae configs/weights/vae.yaml runs/weights/vae
 	$(call ship,vae)
 	$(BIN)/python -m encoder.train configs/weights/ov3.yaml runs/weights/ov3

@@ -19,6 +19,7 @@ DEMO_WEIGHTS = ROOT / "weights" / "demo"
 RECIPES = {
     "scenes": ScenesConfig,
     "vae-l1": TrainVaeConfig,
+    "vae-l2": TrainVaeConfig,
     "vae": TrainVaeConfig,
     "ov3": TrainConfig,
     "clip": TrainConfig,
@@ -50,7 +51,7 @@ def test_ov3_and_clip_see_the_same_samples_in_the_same_order():
 def test_shipped_weights_are_small_half_precision_and_carded():
     files = sorted(DEMO_WEIGHTS.rglob("*.safetensors"))
     assert [path.parent.name for path in files] == ["clip", "clip_decoder", "llama", "ov3", "vae"]
-    assert sum(path.stat().st_size for path in DEMO_WEIGHTS.rglob("*") if path.is_file()) <= 25e6
+    assert sum(path.stat().st_size for path in DEMO_WEIGHTS.rglob("*") if path.is_file()) <= 40e6
     for path in files:
         tensors = [tensor for tensor in load_tensors(path).values() if tensor.is_floating_point()]
         assert {tensor.dtype.itemsize for tensor in tensors} == {2}
