@@ -1,4 +1,4 @@
-"""preset=evening as planned: both kinds of pictures, two seeds, guidance chosen on validation pictures."""
+"""preset=evening as planned: pictures of a class, two seeds, guidance chosen on validation pictures."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def test_two_seeds_share_the_pictures_and_the_references(tmp_path):
     count = {
         name: sum(stage.name == name for stage in graph) for name in ("scenes", "reference", "rae_train")
     }
-    assert count == {"scenes": 2, "reference": 3, "rae_train": 8}  # 2 encoders, 2 seeds, 2 kinds of pictures
+    assert count == {"scenes": 2, "reference": 2, "rae_train": 4}  # the test's and val's; 2 encoders, 2 seeds
     rows = {row.encoder: row.kind for row in plans[0].rows}
     assert rows["clip-demo, guided"] == "measured" and rows["clip-demo, decoded real tokens"] == "ceiling"
 
@@ -41,7 +41,7 @@ def test_guidance_is_chosen_on_pictures_that_judge_nothing(tmp_path):
 
 
 def test_pairs_are_held_back_from_the_generators_pictures_alone(tmp_path):
-    graph, _ = planned(tmp_path, "suite=generation", "seeds=[0]")
+    graph, _ = planned(tmp_path, "seeds=[0]")
     scenes = {stage.config.composition: stage.config for stage in graph if stage.name == "scenes"}
     assert set(scenes) == {"object_centric", "scene_centric"}
     held = scenes["object_centric"].held_out
@@ -61,6 +61,8 @@ def test_few_steps_have_one_teacher_and_students_of_two_seeds(tmp_path):
     graph, plans = planned(tmp_path, "suite=distillation")
     assert [plan.seed for plan in plans] == [0, 1]
     (teacher,) = [stage for stage in graph if stage.name == "rae_train"]
+    generators = [stage for stage in planned(tmp_path, "suite=generation")[0] if stage.name == "rae_train"]
+    assert teacher.folder in {stage.folder for stage in generators}  # trained once for both suites
     students = [stage.config for stage in graph if stage.name == "rae_distill"]
     assert len(students) == 8 and {config.seed for config in students} == {0, 1}
     assert {config.teacher for config in students} == {f"{teacher.folder}/weights"}
