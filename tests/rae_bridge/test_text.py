@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from encoder.models.openvision3 import OpenVision3
+from encoder.runtime.config import ROOT
 from rae_bridge.blocks import Block, RotaryEmbedding
 from rae_bridge.dit import build_dit
 from rae_bridge.sample import Guidance, guided_velocity, sample
@@ -69,9 +71,12 @@ def test_our_own_tower_sees_its_pads_and_the_last_place_is_pooled(tmp_path):
     torch.testing.assert_close(text.pooled, encoder.tower(ids))
 
 
-def test_what_is_no_text_encoder_is_refused(tmp_path):
+def test_what_is_no_text_encoder_is_refused(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"no config\.json; give a folder with T5"):
         load_text_encoder(str(tmp_path))
+    model = OpenVision3.from_pretrained(ROOT / "weights" / "demo" / "ov3")
+    model.text = None
+    monkeypatch.setattr(OpenVision3, "from_pretrained", lambda folder: model)
     with pytest.raises(ValueError, match="export_text"):
         load_text_encoder("weights/demo/ov3")
 
