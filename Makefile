@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.stamp
 
-.PHONY: setup demo rehearse rehearse-processes test lint bench weights clean
+.PHONY: setup demo rehearse rehearse-processes test test-bridges test-rest lint bench weights clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -19,8 +19,17 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python harness/run.py suite=all preset=demo
 
+# Two halves at a time, of one thread each and about as long; what each prints is shown when it ends.
+BRIDGES := tests/harness/test_llava_launched.py tests/encoder tests/llava_bridge tests/rae_bridge
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 test: setup
-	$(BIN)/python -m pytest
+	$(MAKE) -j2 --output-sync=target test-bridges test-rest
+
+test-bridges: setup
+	$(PYTEST) $(BRIDGES)
+
+test-rest: setup
+	$(PYTEST) tests $(addprefix --ignore=,$(BRIDGES))
 
 # The paper's protocol on a miniature of its sources: every stage and every key of both tables, no evidence.
 rehearse: setup

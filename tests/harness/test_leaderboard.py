@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import zlib
 
 import pytest
 from rich.console import Console
@@ -46,7 +47,7 @@ def metrics(psnr, distance, yes):
 def make_row(tmp_path, name, numbers, *, kind="measured", undefined=None):
     """A row over one complete stage (its folder written as the launcher and the stage write it)."""
     graph = Graph(tmp_path / "runs")
-    stage = graph.add("score", "encoder.runtime.config", NoConfig(hash(name) % 1000), label=f"score {name}")
+    stage = graph.add("score", "encoder.runtime.config", NoConfig(zlib.crc32(name.encode())), label=f"score {name}")
     stage.folder.mkdir(parents=True)
     result = {"metrics": {key: dataclasses.asdict(metric) for key, metric in numbers.items()}}
     (stage.folder / "DONE.json").write_text(json.dumps({"seconds": 2.5, "result": result}))
