@@ -47,7 +47,8 @@ def metrics(psnr, distance, yes):
 def make_row(tmp_path, name, numbers, *, kind="measured", undefined=None):
     """A row over one complete stage (its folder written as the launcher and the stage write it)."""
     graph = Graph(tmp_path / "runs")
-    stage = graph.add("score", "encoder.runtime.config", NoConfig(zlib.crc32(name.encode())), label=f"score {name}")
+    config = NoConfig(zlib.crc32(name.encode()))
+    stage = graph.add("score", "encoder.runtime.config", config, label=f"score {name}")
     stage.folder.mkdir(parents=True)
     result = {"metrics": {key: dataclasses.asdict(metric) for key, metric in numbers.items()}}
     (stage.folder / "DONE.json").write_text(json.dumps({"seconds": 2.5, "result": result}))
