@@ -20,6 +20,7 @@ demo: setup
 	$(BIN)/python harness/run.py suite=all preset=demo
 
 # Two halves at a time, of one thread each and about as long; what each prints is shown when it ends.
+# The launched stages come first: a training inside of pytest leaves the port of its process group behind.
 BRIDGES := tests/harness/test_llava_launched.py tests/encoder tests/llava_bridge tests/rae_bridge
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 test: setup
