@@ -23,7 +23,8 @@ Attention = Literal["eager", "sdpa"]  # on a CPU, eager is the faster of the two
 TILES = ([1, 2], [2, 1], [2, 2], [3, 1], [1, 3])
 
 
-ANY_TOPIC = "any"  # of a LessonPhase
+ANY_TOPIC = "any"
+CAPTION = "caption"  # of a LessonPhase
 # Keys of what a language model saw of the questions' pictures, beside its scores
 TOKENS_SEEN = ("image-tokens/base", "image-tokens/mean", "image-tokens/max")
 
@@ -60,7 +61,8 @@ class LessonPhase:
     num_steps: int
     batch_size: int = 64
     # One question a scene, of these topics (`QUESTIONS` of encoder.data.scenes.wording, presence and
-    # description; any: of all). None: the scene's whole conversation or caption
+    # description; any: of all), and with `caption` those scenes whole that have no question. None: of each
+    # scene its whole conversation or caption
     topics: list[str] | None = None
     unclear: float = 0.0  # of the cells: 0 as the scene is, 1 as a projector may write them
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from encoder.runtime.config import ROOT
-from llava_bridge.config import ANY_TOPIC, LessonPhase, TrainLlmConfig
+from llava_bridge.config import ANY_TOPIC, CAPTION, LessonPhase, TrainLlmConfig
 from llava_bridge.demo_llm.cells import CellLessons, build_cell_lessons, read_layouts, tabulate
 from llava_bridge.prompt import IMAGE
 
@@ -90,10 +90,10 @@ def _asked(rows: Mapping[int, Mapping], phase: LessonPhase, seed: int) -> dict[i
 
 def single_question(record: Mapping, topics: Sequence[str], draw: random.Random) -> Mapping | None:
     """The record with one of its questions of `topics` alone; None where it has none. A caption is no
-    question."""
+    question: only a phase that names it is told it."""
     turns = record["conversations"]
     if turns[0]["value"] == IMAGE:
-        return None
+        return record if CAPTION in topics else None
     chosen = [i for i, topic in enumerate(record["topics"]) if ANY_TOPIC in topics or topic in topics]
     if not chosen:
         return None

@@ -4,19 +4,23 @@ cannot be taught."""
 import json
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llava_bridge.demo_llm.train_llm as stage
 from encoder.data.scenes.compose import make_scene
 from encoder.data.scenes.conversations import layout_record
+from encoder.data.scenes.text import VOCABULARY
 from encoder.data.scenes.wording import QUESTIONS
 from encoder.runtime.checkpoint import load_tensors
 from encoder.training.options import OptimConfig
 from llava_bridge.config import LessonPhase, LlamaShape, TrainLlmConfig
 from llava_bridge.demo_llm.course import single_question
+from llava_bridge.demo_llm.tokenizer import build_tokenizer
 from llava_bridge.prompt import IGNORE
 
 COLORS, KINDS = ["red", "blue", "green", "white"], ["cat", "bird"]
@@ -115,6 +119,25 @@ def test_answers_are_the_runs_of_supervised_tokens():
     assert stage.answer_spans(torch.full((3,), IGNORE)) == []
 
 
+def test_captions_are_scored_word_by_word(monkeypatch):
+    """A model that foresees every word but the colour."""
+    tokenizer = build_tokenizer(VOCABULARY)
+    said = tokenizer("a red cat. a sign says stop.", return_tensors="pt").input_ids
+    batch = {"input_ids": said, "labels": said.clone(), "topics": [["caption"]]}
+    wrong = said.clone()
+    wrong[said == tokenizer.convert_tokens_to_ids("red")] = tokenizer.convert_tokens_to_ids("blue")
+
+    monkeypatch.setattr(
+        stage, "predict", lambda model, batch: F.one_hot(wrong[:, 1:], len(tokenizer)).float()
+    )
+    scores = stage.evaluate(
+        SimpleNamespace(device=torch.device("cpu")), [batch], "fp32", stage.caption_words(tokenizer)
+    )
+    assert scores["sign_in_captions_accuracy"] == scores["kind_in_captions_accuracy"] == 1
+    assert scores["color_in_captions_accuracy"] == 0
+    assert "number_in_captions_accuracy" not in scores and "caption_accuracy" not in scores
+
+
 def test_a_single_question_keeps_its_answer_and_its_topic():
     words = {topic: wording.split("{")[0] for topic, (_, wording) in QUESTIONS.items()}
     draw, seen = random.Random(0), set()
@@ -123,7 +146,7 @@ def test_a_single_question_keeps_its_answer_and_its_topic():
         assert len(record["topics"]) == len(record["conversations"]) // 2
         single = single_question(record, ["any"], draw)
         if record["topics"] == ["caption"]:
-            assert single is None
+            assert single is None and single_question(record, ["any", "caption"], draw) == record
             continue
         (question, answer), (topic,) = single["conversations"], single["topics"]
         seen.add(topic)
