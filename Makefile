@@ -12,6 +12,7 @@ setup: $(STAMP)
 # the few modules that are imported at their first import; pip would compile all of them.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python >= 3.11 needed, $(PYTHON) is older; set PYTHON=" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -c 'import shutil, sys; sys.exit(shutil.disk_usage(".").free < 8e9)' || { echo "error: .venv takes 7 GB and less than 8 are free here; make room" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)

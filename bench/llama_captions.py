@@ -1,5 +1,5 @@
-"""What the demo's Llama says rightly of clear cells: `python bench/llama_captions.py [FOLDER] [BASELINE]` prints
-a table and writes results/bench/llama_captions.json.
+"""What the demo's Llama says rightly of clear cells: `python bench/llama_captions.py [FOLDER] [BASELINE]`
+prints a table and writes results/bench/llama_captions.json.
 
 A projector learns in stage 1 from a frozen Llama's captions alone: what the Llama does not say rightly of
 cells that hold the very words, no picture can teach. The sign's word and the number of things have one right
