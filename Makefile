@@ -69,6 +69,7 @@ weights: setup
 	$(call ship,clip)
 	$(BIN)/python -m rae_bridge.train_decoder configs/weights/clip_decoder.yaml runs/weights/clip_decoder
 	$(call ship,clip_decoder)
+	$(BIN)/python -m llava_bridge.train_llm configs/weights/llama-1.yaml runs/weights/llama-1
 	$(BIN)/python -m llava_bridge.train_llm configs/weights/llama.yaml runs/weights/llama
 	$(call ship,llama)
 
