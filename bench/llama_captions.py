@@ -35,7 +35,7 @@ def scores(folder: Path) -> dict[str, float]:
 
 def rows(folder: Path, baseline: Path | None) -> list[Row]:
     ours, theirs = scores(folder), scores(baseline) if baseline else {}
-    note = f"of clear cells; baseline: {baseline.name}" if baseline else "no baseline folder was given"
+    note = f"of clear cells; baseline: {baseline}" if baseline else "no baseline folder was given"
     shares = [name for name in ours if name.endswith("_accuracy") and name != "token_accuracy"]
     shares.sort(key=lambda name: not name.endswith("_in_captions_accuracy"))
     return [
