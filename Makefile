@@ -56,7 +56,7 @@ lint: setup
 bench: setup
 	@for subject in bench/[!_]*.py; do echo "== $$subject"; $(BIN)/python $$subject || exit 1; done
 
-# Rebuilds weights/demo from nothing, about 7 hours on one quiet core; resumes where it stopped.
+# Rebuilds weights/demo from nothing, about 7 and a half hours on one quiet core; resumes where it stopped.
 weights: setup
 	$(BIN)/python -m encoder.data.scenes.write configs/weights/scenes.yaml runs/weights/scenes
 	$(BIN)/python -m encoder.train_vae configs/weights/vae-l1.yaml runs/weights/vae-l1
