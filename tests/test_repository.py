@@ -24,6 +24,7 @@ RECIPES = {
     "ov3": TrainConfig,
     "clip": TrainConfig,
     "clip_decoder": TrainDecoderConfig,
+    "llama-1": TrainLlmConfig,
     "llama": TrainLlmConfig,
 }
 
