@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 matplotlib.use("Agg")
 
@@ -148,4 +149,6 @@ def save(figure: Figure, path: Path) -> Path:
     """Write a figure on white; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, facecolor="white")
+    with Image.open(path) as drawn:  # matplotlib writes four channels; three are a seventh less
+        drawn.convert("RGB").save(path, optimize=True, dpi=drawn.info["dpi"])
     return path

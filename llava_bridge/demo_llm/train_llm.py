@@ -27,7 +27,7 @@ from encoder.runtime.device import require_device
 from encoder.runtime.trackers import Journal
 from encoder.training.finite import FiniteSteps
 from encoder.training.optim import MuonWithAdamW, autocast, build_adamw, update
-from llava_bridge.config import LlamaShape, TrainLlmConfig
+from llava_bridge.config import CAPTION, LlamaShape, TrainLlmConfig
 from llava_bridge.demo_llm.cells import embed_cells
 from llava_bridge.demo_llm.course import Course, plan_course
 from llava_bridge.demo_llm.tokenizer import build_tokenizer
@@ -120,7 +120,8 @@ def next_token_losses(model: LlamaForCausalLM, batch: Mapping[str, Tensor]) -> T
 
 
 def caption_words(tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
-    """The ids of the words that tell what a scene holds, by what they tell."""
+    """The ids of the words that tell what a scene holds, by what they tell. (left and right, which name columns,
+    are said of relations too.)"""
     words = {
         "sign": SIGN_WORDS,
         "number": NUMBERS[1:],
@@ -155,7 +156,7 @@ def evaluate(
         losses.append(F.cross_entropy(logits[is_answer], labels[is_answer], reduction="none"))
         hits.append(is_right[is_answer])
         for row, names in enumerate(topics):
-            if names[0] in ("caption", "description"):
+            if names[0] in (CAPTION, "description"):
                 for name, ids in words.items():
                     answered[f"{name}_in_captions"] += is_right[row, torch.isin(labels[row], ids)].tolist()
                 continue
