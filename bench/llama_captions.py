@@ -54,5 +54,5 @@ if __name__ == "__main__":
     folders = [Path(each) for each in sys.argv[1:3]] or [ROOT / "weights" / "demo" / "llama"]
     for each in folders:
         if not (each / "config.json").is_file():
-            sys.exit(f"no language model in {each}; give what llava_bridge.train_llm wrote, OUT/weights")
+            sys.exit(f"no language model in {each}; give what train_llm wrote, OUT/weights")
     publish("llama_captions", rows(folders[0], folders[1] if folders[1:] else None))
