@@ -120,8 +120,8 @@ def next_token_losses(model: LlamaForCausalLM, batch: Mapping[str, Tensor]) -> T
 
 
 def caption_words(tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
-    """The ids of the words that tell what a scene holds, by what they tell. (left and right, which name columns,
-    are said of relations too.)"""
+    """The ids of the words that tell what a scene holds, by what they tell. (left and right, which name
+    columns, are said of relations too.)"""
     words = {
         "sign": SIGN_WORDS,
         "number": NUMBERS[1:],
