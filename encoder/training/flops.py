@@ -120,6 +120,8 @@ def sample_flops(config: TrainConfig, vae: VaeShape = FLUX_VAE) -> dict[str, flo
     cropped = side if config.pixel_crop is None else min(side, downsample * config.pixel_crop)
     parts["decoder"] = 3 * decoder_flops(towers.decoder, tokens)
     parts["captioner"] = 3 * captioner_flops(towers, vocabulary_size(towers.text.tokenizer))
+    if config.decoder_only:
+        parts |= {"encoder": parts["encoder"] / 3, "text encoder": 0.0, "captioner": 0.0}
     if config.vae != "pixels":
         is_cached = config.stream is None or config.stream.latents
         parts["VAE encoding"] = 0.0 if is_cached else vae_flops(vae, side)[0]

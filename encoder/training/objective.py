@@ -142,11 +142,13 @@ def understanding_loss(terms: dict[str, Tensor], weights: ObjectiveConfig) -> Te
 
 
 def objective(terms: dict[str, Tensor], weights: ObjectiveConfig) -> Tensor:
-    """The weighted sum of the two branches' losses.
+    """The weighted sum of the two branches' losses; understanding counts only if its terms are there.
 
     Source: arXiv:2601.15369v2, Eq. 6.
     """
     reconstruction = weights.omega_rec * reconstruction_loss(terms, weights)
+    if "caption" not in terms:
+        return reconstruction
     return reconstruction + weights.omega_und * understanding_loss(terms, weights)
 
 

@@ -86,6 +86,8 @@ class TrainConfig:
     # The branches that train the encoder. A branch left out is followed by a probe: its own towers go on
     # learning from z_u, but their gradients stop there (the paper's Figs. 4 and 5 do not say how: ours)
     branches: tuple[Branch, ...] = ("understanding", "reconstruction")
+    # The decoder alone learns, from init's tokens; encoder and text towers stay as they are, to the last bit
+    decoder_only: bool = False
     # Part of each micro-batch, its first rows, that is decoded to pixels for the pixel and perceptual terms;
     # 1 is exact, less is the same in expectation and cheaper (the frozen VAE decoder dominates the step)
     pixel_fraction: float = 1.0
@@ -143,6 +145,10 @@ class TrainConfig:
             raise ValueError(f"branches {list(self.branches)} must name one or both branches, each once")
         if self.clip is not None and len(self.branches) < 2:
             raise ValueError("the CLIP baseline has one branch: leave branches as it is")
+        if self.decoder_only and (self.clip is not None or self.init is None or len(self.branches) < 2):
+            raise ValueError(
+                "decoder_only needs openvision3, both branches as they are, and init, a trained one's folder"
+            )
         outside = [step for step in self.snapshot_steps if not 0 < step < self.num_steps]
         if outside:
             raise ValueError(f"snapshot_steps {outside} must lie over 0 and under num_steps {self.num_steps}")

@@ -73,7 +73,9 @@ def train_step(
             if "reconstruction" not in config.branches:
                 decoded = z_u.detach()
             tau, crop = config.objective.tau, config.pixel_crop
-            terms = understanding_terms(model, understood, pooled, batch, contrast, num_tokens)
+            terms = {}
+            if not config.decoder_only:
+                terms |= understanding_terms(model, understood, pooled, batch, contrast, num_tokens)
             terms |= reconstruction_terms(model, decoded, batch, vae, active, tau, generator, crop)
             if config.objective.pixel_range == "unit":
                 terms["pixel_l1"] = terms["pixel_l1"] / 2
@@ -185,11 +187,11 @@ def backward(
 ) -> dict[str, Tensor]:
     """Add up the gradients of this process's micro-batches, which are `batches`, the first of them number
     `first` of `num_micro_batches`; returns their mean terms."""
-    num_tokens, contrasts = None, [None]
+    num_tokens, contrasts = None, [None] * len(batches)
     if num_micro_batches > 1 and config.openvision3 is not None:
         counts = [(batch.caption_ids[:, 1:] != batch.pad_id).sum() for batch in batches]
         num_tokens = sum_over_processes(torch.stack(counts).sum().float()).clamp_min(1) / num_micro_batches
-    if len(batches) > 1:
+    if len(batches) > 1 and not config.decoder_only:
         contrasts = contrast_by_micro_batches(
             module, batches, step, global_contrast(config.contrastive_chunk)
         )

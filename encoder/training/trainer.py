@@ -87,6 +87,9 @@ def build_model(config: TrainConfig) -> OpenVision3 | Clip:
         except RuntimeError as error:
             reason = " ".join(line.strip() for line in str(error).splitlines()[1:3])
             raise ValueError(f"init {config.init} holds other towers: {reason}") from None
+    if config.decoder_only:
+        model.requires_grad_(False)
+        model.decoder.requires_grad_(True)
     return model
 
 
