@@ -1,0 +1,80 @@
+"""What a DiT's loss is worth: `python bench/linear_denoiser.py TOKENS TRAINING` prints a table and writes
+results/bench/linear_denoiser.json.
+
+TOKENS is a folder by `encoder.tokens`, TRAINING one by `rae_bridge.train` on it. The baseline at each time t
+is the best denoiser that is linear in x_t, of normalised tokens as one vector of all positions: it knows
+their covariance and nothing else; what it samples is a Gaussian. In eigenvalues e of the covariance and
+s = t / (1 - t) its error in the latents is the mean of e s^2 / (e + s^2); the velocity's is that over t^2.
+A model above it has not learnt what two moments say.
+
+Source: Wiener 1949. Deviation: the covariance is of the training's tokens, the DiT's losses of held-out ones.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from _table import Row, make_row, publish
+from torch import Tensor
+
+from encoder.runtime.stage import DONE
+from rae_bridge.class_losses import TIMES
+from rae_bridge.latents import CachedLatents, open_latents
+
+MOST_NUMBERS = 8192  # of a picture's tokens: their covariance is held and decomposed
+CHUNK = 4000  # pictures
+
+
+def eigenvalues(latents: CachedLatents) -> Tensor:
+    """Of the covariance (D h w by D h w) of the normalised latents.
+
+    Raises:
+        ValueError: a picture has more numbers than a covariance is made for.
+    """
+    size = latents.width * latents.side**2
+    if size > MOST_NUMBERS:
+        raise ValueError(f"{size} numbers a picture, {MOST_NUMBERS} at most: their covariance is too large")
+    statistics, num = latents.statistics(), len(latents.labels)
+    second = torch.zeros(size, size)
+    for rows in torch.arange(num).split(CHUNK):
+        flat = statistics.normalise(latents.latents(rows)).flatten(1)
+        second += flat.T @ flat
+    return torch.linalg.eigvalsh(second / num).clamp_min(0)
+
+
+def linear_loss(eigenvalues: Tensor, t: float) -> float:
+    """Mean squared error of the velocity at time t in (0, 1), a number."""
+    noise = (t / (1 - t)) ** 2
+    return float((eigenvalues * noise / (eigenvalues + noise)).mean()) / t**2
+
+
+def rows(tokens: Path, training: Path) -> list[Row]:
+    """The loss told the true class, at each time, beside the linear denoiser's.
+
+    Raises:
+        FileNotFoundError: the training has not ended, or the tokens are not there.
+    """
+    losses = json.loads((training / DONE).read_text())["result"]["class_losses"]
+    of = eigenvalues(open_latents(tokens))
+    note = "told the true class, held-out tokens; baseline: the best denoiser that is linear in x_t"
+    return [
+        make_row(
+            f"t={t:g}",
+            "squared error",
+            losses[f"{t:g}"]["true"],
+            linear_loss(of, t),
+            note,
+            higher_is_better=False,
+        )
+        for t in TIMES
+    ]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("give a folder of tokens and that of a training on them: runs/tokens/... runs/rae_train/...")
+    try:
+        publish("linear_denoiser", rows(Path(sys.argv[1]), Path(sys.argv[2])))
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")
