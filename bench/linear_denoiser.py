@@ -1,7 +1,7 @@
-"""What a DiT's loss is worth: `python bench/linear_denoiser.py TOKENS TRAINING` prints a table and writes
-results/bench/linear_denoiser.json.
+"""What a DiT's loss is worth: `python bench/linear_denoiser.py TOKENS TRAINING...` prints a table and
+writes results/bench/linear_denoiser.json.
 
-TOKENS is a folder by `encoder.tokens`, TRAINING one by `rae_bridge.train` on it. The baseline at each time t
+TOKENS is a folder by `encoder.tokens`, TRAINING each one by `rae_bridge.train` on it. The baseline at each time t
 is the best denoiser that is linear in x_t, of normalised tokens as one vector of all positions: it knows
 their covariance and nothing else; what it samples is a Gaussian. In eigenvalues e of the covariance and
 s = t / (1 - t) its error in the latents is the mean of e s^2 / (e + s^2); the velocity's is that over t^2.
@@ -18,8 +18,10 @@ import torch
 from _table import Row, make_row, publish
 from torch import Tensor
 
-from encoder.runtime.stage import DONE
+from encoder.runtime.config import load
+from encoder.runtime.resume import DONE, STAGE_CONFIG
 from rae_bridge.class_losses import TIMES
+from rae_bridge.config import TrainDiTConfig
 from rae_bridge.latents import CachedLatents, open_latents
 
 MOST_NUMBERS = 8192  # of a picture's tokens: their covariance is held and decomposed
@@ -49,32 +51,43 @@ def linear_loss(eigenvalues: Tensor, t: float) -> float:
     return float((eigenvalues * noise / (eigenvalues + noise)).mean()) / t**2
 
 
-def rows(tokens: Path, training: Path) -> list[Row]:
+def rows(tokens: Path, trainings: list[Path]) -> list[Row]:
     """The loss told the true class, at each time, beside the linear denoiser's.
 
     Raises:
-        FileNotFoundError: the training has not ended, or the tokens are not there.
+        FileNotFoundError: a training has not ended, or the tokens are not there.
     """
-    losses = json.loads((training / DONE).read_text())["result"]["class_losses"]
+    ended = [json.loads((folder / DONE).read_text())["result"]["class_losses"] for folder in trainings]
     of = eigenvalues(open_latents(tokens))
-    note = "told the true class, held-out tokens; baseline: the best denoiser that is linear in x_t"
+    linear = {t: linear_loss(of, t) for t in TIMES}
     return [
         make_row(
-            f"t={t:g}",
+            f"{folder.name}/t={t:g}",
             "squared error",
             losses[f"{t:g}"]["true"],
-            linear_loss(of, t),
-            note,
+            linear[t],
+            described(folder),
             higher_is_better=False,
         )
+        for folder, losses in zip(trainings, ended, strict=True)
         for t in TIMES
     ]
 
 
+def described(training: Path) -> str:
+    """What a training was, in a line."""
+    config = load(TrainDiTConfig, training / STAGE_CONFIG)
+    return (
+        f"{config.num_steps} steps x {config.batch_size}, shift {config.shift}, widths {config.size.hidden_size}, "
+        f"depths {config.size.depth}, seed {config.seed}; held-out tokens told the true class; baseline: the best "
+        "denoiser that is linear in x_t"
+    )
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("give a folder of tokens and that of a training on them: runs/tokens/... runs/rae_train/...")
+    if len(sys.argv) < 3:
+        sys.exit("give a folder of tokens and those of trainings on them: runs/tokens/... runs/rae_train/...")
     try:
-        publish("linear_denoiser", rows(Path(sys.argv[1]), Path(sys.argv[2])))
+        publish("linear_denoiser", rows(Path(sys.argv[1]), [Path(each) for each in sys.argv[2:]]))
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
