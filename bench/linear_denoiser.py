@@ -1,7 +1,7 @@
 """What a DiT's loss is worth: `python bench/linear_denoiser.py TOKENS TRAINING...` prints a table and
 writes results/bench/linear_denoiser.json.
 
-TOKENS is a folder by `encoder.tokens`, TRAINING each one by `rae_bridge.train` on it. The baseline at each time t
+TOKENS is a folder by `encoder.tokens`, a TRAINING one by `rae_bridge.train` on it. The baseline at a time t
 is the best denoiser that is linear in x_t, of normalised tokens as one vector of all positions: it knows
 their covariance and nothing else; what it samples is a Gaussian. In eigenvalues e of the covariance and
 s = t / (1 - t) its error in the latents is the mean of e s^2 / (e + s^2); the velocity's is that over t^2.
@@ -78,9 +78,9 @@ def described(training: Path) -> str:
     """What a training was, in a line."""
     config = load(TrainDiTConfig, training / STAGE_CONFIG)
     return (
-        f"{config.num_steps} steps x {config.batch_size}, shift {config.shift}, widths {config.size.hidden_size}, "
-        f"depths {config.size.depth}, seed {config.seed}; held-out tokens told the true class; baseline: the best "
-        "denoiser that is linear in x_t"
+        f"{config.num_steps} steps x {config.batch_size}, shift {config.shift}, widths "
+        f"{config.size.hidden_size}, depths {config.size.depth}, seed {config.seed}; held-out tokens told "
+        "the true class; baseline: the best denoiser that is linear in x_t"
     )
 
 
