@@ -33,9 +33,6 @@ _UNKNOWN_SECONDS = (
     600.0  # taken for a stage without an estimate, which may be long: it does not wait till last
 )
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-# Of glibc's allocator, in bytes: freed memory stays with the process, up to this much. By default each large
-# tensor is mapped and zeroed page by page anew (`bench/allocator.py`)
-ALLOCATOR = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**31))
 _GRACE_SECONDS = 20.0  # from Ctrl-C to a stage's end before it is killed
 _REASON_LETTERS = 300
 _ATTEMPT = "=== attempt "  # opens each attempt in a stage's log
@@ -137,7 +134,6 @@ class Launcher:
             write_json(stage.folder / DATA_SETS, {**read_data_sets(stage.folder), **there})
         environment = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": _python_path()}
         environment |= dict.fromkeys(_THREAD_VARIABLES, str(self.threads))
-        environment |= {name: size for name, size in ALLOCATOR.items() if name not in os.environ}
         with stage.log.open("a") as log:
             log.write(f"{_ATTEMPT}{time.strftime('%F %T')} python -m {stage.module}\n")
             log.flush()
