@@ -1,9 +1,9 @@
-"""What a DiT's loss is worth: `python bench/linear_denoiser.py TOKENS TRAINING...` prints a table and
-writes results/bench/linear_denoiser.json.
+"""What a DiT's loss is worth: `python bench/linear_denoiser.py TRAINING...` prints a table and writes
+results/bench/linear_denoiser.json; without a folder, as in `make bench`, it says that it is not run.
 
-TOKENS is a folder by `encoder.tokens`, a TRAINING one by `rae_bridge.train` on it. The baseline at a time t
-is the best denoiser that is linear in x_t, of normalised tokens as one vector of all positions: it knows
-their covariance and nothing else; what it samples is a Gaussian. In eigenvalues e of the covariance and
+TRAINING is a folder by `rae_bridge.train`, on kept tokens, the same for all. The baseline at a time t is
+the best denoiser that is linear in x_t, of normalised tokens as one vector of all positions: it knows their
+covariance and nothing else; what it samples is a Gaussian. In eigenvalues e of the covariance and
 s = t / (1 - t) its error in the latents is the mean of e s^2 / (e + s^2); the velocity's is that over t^2.
 A model above it has not learnt what two moments say.
 
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
-from _table import Row, make_row, publish
+from _table import ROOT, Row, make_row, publish
 from torch import Tensor
 
 from encoder.runtime.config import load
@@ -51,14 +51,20 @@ def linear_loss(eigenvalues: Tensor, t: float) -> float:
     return float((eigenvalues * noise / (eigenvalues + noise)).mean()) / t**2
 
 
-def rows(tokens: Path, trainings: list[Path]) -> list[Row]:
+def rows(trainings: list[Path]) -> list[Row]:
     """The loss told the true class, at each time, beside the linear denoiser's.
 
     Raises:
-        FileNotFoundError: a training has not ended, or the tokens are not there.
+        FileNotFoundError: a training has not ended, or its tokens are not there.
+        ValueError: they are not of the same kept tokens, or these are too large.
     """
     ended = [json.loads((folder / DONE).read_text())["result"]["class_losses"] for folder in trainings]
-    of = eigenvalues(open_latents(tokens))
+    tokens = {load(TrainDiTConfig, folder / STAGE_CONFIG).tokens for folder in trainings}
+    if len(tokens) > 1 or None in tokens:
+        raise ValueError(
+            f"all must be trained on the same kept tokens; these are on {sorted(map(str, tokens))}"
+        )
+    of = eigenvalues(open_latents(ROOT / tokens.pop()))
     linear = {t: linear_loss(of, t) for t in TIMES}
     return [
         make_row(
@@ -85,9 +91,9 @@ def described(training: Path) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        sys.exit("give a folder of tokens and those of trainings on them: runs/tokens/... runs/rae_train/...")
+    if not sys.argv[1:]:
+        sys.exit(print("not run: name folders of trainings, such as runs/rae_train/*"))
     try:
-        publish("linear_denoiser", rows(Path(sys.argv[1]), [Path(each) for each in sys.argv[2:]]))
+        publish("linear_denoiser", rows([Path(each) for each in sys.argv[1:]]))
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
