@@ -58,8 +58,8 @@ def rows(trainings: list[Path]) -> list[Row]:
         FileNotFoundError: a training has not ended, or its tokens are not there.
         ValueError: they are not of the same kept tokens, or these are too large.
     """
-    ended = [json.loads((folder / DONE).read_text())["result"]["class_losses"] for folder in trainings]
     tokens = {load(TrainDiTConfig, folder / STAGE_CONFIG).tokens for folder in trainings}
+    ended = [json.loads((folder / DONE).read_text())["result"]["class_losses"] for folder in trainings]
     if len(tokens) > 1 or None in tokens:
         raise ValueError(
             f"all must be trained on the same kept tokens; these are on {sorted(map(str, tokens))}"
