@@ -44,7 +44,7 @@ def config(tmp_path) -> TrainLlmConfig:
         layouts=[str(tmp_path / "layouts.jsonl")],
         phases=[
             LessonPhase(num_steps=250, batch_size=32, topics=["color"]),
-            LessonPhase(num_steps=40, batch_size=16),
+            LessonPhase(num_steps=100, batch_size=16),
         ],
         muon_lr=0.02,
         num_held_out=32,
